@@ -1,7 +1,7 @@
-//! What the pages say: configurations that are shown are accepted, references are what the program
-//! has, links lead somewhere.
+//! Checks of the documentation: configurations are accepted, references match the program, links
+//! lead to existing headings.
 //!
-//! `AUTOPLAY_RELAY_WRITE=1 cargo test --test docs` writes the references anew.
+//! `AUTOPLAY_RELAY_WRITE=1 cargo test --test docs` writes the references.
 #![allow(
     clippy::indexing_slicing,
     clippy::panic,
@@ -23,14 +23,14 @@ use common::{
 };
 
 #[test]
-fn every_configuration_that_is_shown_is_accepted() {
+fn every_configuration_in_the_docs_is_accepted() {
     let authority = Authority::new();
     authority.issue_as("leaf", "DNS:localhost", "-days 2");
     fs::write(authority.path("secret"), "0123456789abcdef0123456789abcdef").unwrap();
     let mut shown = 0;
     for page in pages() {
         for block in blocks(&fs::read_to_string(&page).unwrap(), "toml") {
-            let done = check(&whole(&block), &authority);
+            let done = check(&completed(&block), &authority);
             assert_eq!(done.0, Some(0), "{}: {}\n{block}", page.display(), done.2);
             shown += 1;
         }
@@ -39,12 +39,12 @@ fn every_configuration_that_is_shown_is_accepted() {
 }
 
 #[test]
-fn the_page_on_the_configuration_has_every_key_with_its_default() {
+fn the_configuration_page_has_every_key_with_its_default() {
     let path = root().join("docs/configuration.md");
     let page = fs::read_to_string(&path).unwrap();
     let block = blocks(&page, "toml").into_iter().next().unwrap();
-    let defaults = keys(&check(LEAST, &Authority::new()).1);
-    let given: BTreeSet<String> = keys(LEAST).into_keys().collect();
+    let defaults = keys(&check(MINIMAL, &Authority::new()).1);
+    let given: BTreeSet<String> = keys(MINIMAL).into_keys().collect();
     let mut section = String::new();
     let mut seen = BTreeSet::new();
     let mut lines = Vec::new();
@@ -65,8 +65,7 @@ fn the_page_on_the_configuration_has_every_key_with_its_default() {
             lines.push(line.to_owned());
             continue;
         };
-        let (_, comment) =
-            rest.split_once(" #").unwrap_or_else(|| panic!("{path} is not explained"));
+        let (_, comment) = rest.split_once(" #").unwrap_or_else(|| panic!("{path} has no comment"));
         let column = line.find(" #").unwrap();
         lines.push(format!("{:column$} #{comment}", format!("{key} = {default}")));
         seen.insert(path);
@@ -74,11 +73,11 @@ fn the_page_on_the_configuration_has_every_key_with_its_default() {
     let missing: Vec<&String> =
         defaults.keys().chain(&given).filter(|key| !seen.contains(*key)).collect();
     assert!(missing.is_empty(), "not on the page: {missing:?}");
-    hold(&path, &page, &page.replace(&block, &format!("{}\n", lines.join("\n"))));
+    compare_or_write(&path, &page, &page.replace(&block, &format!("{}\n", lines.join("\n"))));
 }
 
 #[test]
-fn the_page_on_metrics_has_every_metric_with_its_type_labels_and_help() {
+fn the_metrics_page_has_every_metric_with_its_type_labels_and_help() {
     let connector = Connector::new();
     let hook = format!(
         "[[webhooks]]\nid = 'crm'\nproduct_id = '{PRODUCT}'\nurl = 'http://127.0.0.1:1/'\nsecret = 'x'\n"
@@ -107,7 +106,7 @@ fn the_page_on_metrics_has_every_metric_with_its_type_labels_and_help() {
     let page = fs::read_to_string(&path).unwrap();
     let (head, rest) = page.split_once("| name |").unwrap();
     let foot = rest.split_once("\n\n").unwrap().1;
-    hold(&path, &page, &format!("{head}{table}\n{foot}"));
+    compare_or_write(&path, &page, &format!("{head}{table}\n{foot}"));
 }
 
 #[test]
@@ -135,20 +134,20 @@ fn every_link_within_the_repository_leads_to_a_file_and_a_heading() {
     assert!(followed > 30, "the test finds them: {followed}");
 }
 
-/// Holds a page against what it has to be, or writes it.
-fn hold(path: &Path, is: &str, has_to_be: &str) {
+/// Compares a page with its expected text, or writes it.
+fn compare_or_write(path: &Path, actual: &str, expected: &str) {
     if std::env::var_os("AUTOPLAY_RELAY_WRITE").is_some() {
-        fs::write(path, has_to_be).unwrap();
+        fs::write(path, expected).unwrap();
     } else {
-        let differing = is.lines().zip(has_to_be.lines()).find(|(is, has_to_be)| is != has_to_be);
+        let differing = actual.lines().zip(expected.lines()).find(|(is, should)| is != should);
         assert!(
-            is == has_to_be,
+            actual == expected,
             "run AUTOPLAY_RELAY_WRITE=1 cargo test --test docs: {differing:?}"
         );
     }
 }
 
-/// Everything that users read.
+/// Returns the paths of all pages for users.
 fn pages() -> Vec<PathBuf> {
     let mut found = vec![root().join("README.md"), root().join("helm/autoplay-relay/README.md")];
     for folder in ["docs", "docs/runbooks"] {
@@ -160,7 +159,7 @@ fn pages() -> Vec<PathBuf> {
     found
 }
 
-/// The texts of a page's blocks in one language.
+/// Returns the texts of a page's code blocks in one language.
 fn blocks(page: &str, language: &str) -> Vec<String> {
     let fenced = page.split("\n```").skip(1).step_by(2);
     fenced
@@ -170,9 +169,8 @@ fn blocks(page: &str, language: &str) -> Vec<String> {
         .collect()
 }
 
-/// A part that is shown, with the upstream that it is a part beside, and the credential that it is
-/// of no use without.
-fn whole(block: &str) -> String {
+/// Completes a part of a configuration with an upstream, unless it has one.
+fn completed(block: &str) -> String {
     let mut text = block.to_owned();
     if !block.contains("[[upstreams]]") {
         text += "\n[[upstreams]]\nproduct_id = 'prod_abc'\nurl = 'https://connector.example.com/stream/prod_abc'\n";
@@ -180,8 +178,8 @@ fn whole(block: &str) -> String {
     text
 }
 
-/// What `check` says of a configuration whose variables and files are all there: exit code, what it
-/// prints, what it finds.
+/// Runs `check` on a configuration whose variables and files all exist: returns exit code, output
+/// and findings.
 fn check(text: &str, authority: &Authority) -> (Option<i32>, String, String) {
     let mut variables = Vec::new();
     let with_files = text.lines().map(|line| {
@@ -208,7 +206,7 @@ fn check(text: &str, authority: &Authority) -> (Option<i32>, String, String) {
     (done.code, done.stdout, done.stderr)
 }
 
-/// Keys by `section.key`, each with its value as it is written.
+/// Returns the values of all keys by `section.key`.
 fn keys(text: &str) -> BTreeMap<String, String> {
     let mut section = "";
     let mut found = BTreeMap::new();
@@ -221,12 +219,12 @@ fn keys(text: &str) -> BTreeMap<String, String> {
     found
 }
 
-/// The table that a line begins.
+/// Returns the name of the table that a line begins.
 fn header(line: &str) -> Option<&str> {
     Some(line.trim_start_matches('[').split_once(']')?.0).filter(|_| line.starts_with('['))
 }
 
-/// How a heading is linked to.
+/// Returns the anchor of a heading.
 fn slug(heading: &str) -> String {
     let heading = heading.trim_start_matches('#').trim().to_lowercase();
     let kept = heading.chars().filter(|letter| letter.is_alphanumeric() || " -_".contains(*letter));
@@ -237,8 +235,8 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// One table of each kind, with what has no default.
-const LEAST: &str = r#"
+/// A configuration with one table of each kind and the keys without a default.
+const MINIMAL: &str = r#"
 [[upstreams]]
 product_id = "p"
 url = "http://h/stream/p"

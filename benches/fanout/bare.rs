@@ -1,9 +1,9 @@
-//! The reference: the least that could be called a relay, and what it cannot do without.
+//! The reference server: the simplest program that could be called a relay, and its limits.
 //!
-//! One thread, one `epoll`; each event is framed once and written to every subscriber it is for,
-//! with one `write`. It believes its upstream, parses no HTTP beyond the session in a request line,
-//! keeps no history, sends no heartbeat, serves no metrics, and holds whatever a slow reader has
-//! not taken, without bound. So it is the floor that the machine sets, and no server.
+//! One thread, one `epoll`; each event is framed once and written to each of its subscribers with
+//! one `write`. It trusts its upstream, parses no HTTP beyond the session in a request line, keeps
+//! no history, sends no heartbeat, has no metrics, and buffers without bound for slow readers. So
+//! it is the lower bound of the machine, and no server.
 
 use std::{
     collections::HashMap,
@@ -23,13 +23,13 @@ use crate::support::{
     target::kind::Pace,
 };
 
-/// Relays what comes from `upstream` until that ends.
+/// Relays the events of `upstream` until that ends.
 pub(crate) fn run(upstream: SocketAddr, pace: Pace) -> Result<()> {
     let mut poll = Poll::new()?;
     let mut listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0).into())?;
     poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
     let mut source = Source::open(upstream, poll.registry())?;
-    let mut room = Room::default();
+    let mut subscribers = Subscribers::default();
     println!("{}", listener.local_addr()?);
     let mut events = Events::with_capacity(1024);
     let mut buffer = vec![0; READ_BYTES];
@@ -40,16 +40,16 @@ pub(crate) fn run(upstream: SocketAddr, pace: Pace) -> Result<()> {
         }
         for event in &events {
             match event.token() {
-                LISTENER => room.let_in(&listener, poll.registry())?,
-                UPSTREAM if !source.relay(&mut buffer, pace, &mut room)? => return Ok(()),
+                LISTENER => subscribers.accept(&listener, poll.registry())?,
+                UPSTREAM if !source.relay(&mut buffer, pace, &mut subscribers)? => return Ok(()),
                 UPSTREAM => {}
-                Token(number) => room.turn(number, &mut buffer),
+                Token(number) => subscribers.turn(number, &mut buffer),
             }
         }
     }
 }
 
-/// The upstream's end.
+/// The connection to the upstream.
 #[derive(Debug)]
 struct Source {
     stream: TcpStream,
@@ -57,9 +57,9 @@ struct Source {
     /// The unfinished head, then the unfinished frame.
     rest: Vec<u8>,
     has_head: bool,
-    /// Events so far.
+    /// Number of events so far.
     count: u64,
-    /// What goes out next.
+    /// The next bytes to send.
     wire: Vec<u8>,
 }
 
@@ -80,8 +80,13 @@ impl Source {
         })
     }
 
-    /// Passes on what there is. False when there will be no more.
-    fn relay(&mut self, buffer: &mut [u8], pace: Pace, room: &mut Room) -> Result<bool> {
+    /// Forwards all available events, and returns false at the end of the upstream.
+    fn relay(
+        &mut self,
+        buffer: &mut [u8],
+        pace: Pace,
+        subscribers: &mut Subscribers,
+    ) -> Result<bool> {
         loop {
             let length = match self.stream.read(buffer) {
                 Ok(0) => return Ok(false),
@@ -97,12 +102,12 @@ impl Source {
                 self.rest.drain(..end + 4);
                 self.has_head = true;
             }
-            self.pass_on(pace, room);
+            self.forward(pace, subscribers);
         }
     }
 
-    /// Passes on the whole frames.
-    fn pass_on(&mut self, pace: Pace, room: &mut Room) {
+    /// Forwards the complete frames.
+    fn forward(&mut self, pace: Pace, subscribers: &mut Subscribers) {
         let mut used = 0;
         self.wire.clear();
         while let Some(length) = memmem::find(&self.rest[used..], b"\n\n") {
@@ -114,18 +119,19 @@ impl Source {
             self.count += 1;
             encode(self.count, frame, &mut self.wire);
             if pace == Pace::Each {
-                room.deliver(&self.wire, self.template.session(payload));
+                subscribers.deliver(&self.wire, self.template.session(payload));
                 self.wire.clear();
             }
         }
         self.rest.drain(..used);
         if !self.wire.is_empty() {
-            room.deliver_to_all(&self.wire);
+            subscribers.deliver_to_all(&self.wire);
         }
     }
 }
 
-/// The bytes that the relay sends for the same event: one chunk with an id before the frame.
+/// Appends the bytes that the relay sends for the same event: one chunk with an id before the
+/// frame.
 fn encode(count: u64, frame: &[u8], wire: &mut Vec<u8>) {
     let id = format!("id: 1700000000000-{count}\n");
     wire.extend_from_slice(format!("{:X}\r\n", id.len() + frame.len()).as_bytes());
@@ -134,34 +140,34 @@ fn encode(count: u64, frame: &[u8], wire: &mut Vec<u8>) {
     wire.extend_from_slice(b"\r\n");
 }
 
-/// Who is there.
+/// All subscribers.
 #[derive(Debug, Default)]
-struct Room {
-    guests: Vec<Option<Guest>>,
+struct Subscribers {
+    slots: Vec<Option<Subscriber>>,
     free: Vec<usize>,
-    /// Those who asked for one session.
+    /// Subscribers of one session.
     by_session: HashMap<Vec<u8>, Vec<usize>>,
-    /// Those who asked for everything.
+    /// Subscribers of every event.
     everything: Vec<usize>,
 }
 
 #[derive(Debug)]
-struct Guest {
+struct Subscriber {
     stream: TcpStream,
-    /// None before it has asked.
-    wish: Option<Wish>,
-    /// What its socket did not take.
+    /// `None` before its request.
+    filter: Option<Filter>,
+    /// Bytes that its socket did not take.
     backlog: Vec<u8>,
 }
 
 #[derive(Clone, Debug)]
-enum Wish {
+enum Filter {
     Everything,
     Session(Vec<u8>),
 }
 
-impl Room {
-    fn let_in(&mut self, listener: &TcpListener, registry: &Registry) -> Result<()> {
+impl Subscribers {
+    fn accept(&mut self, listener: &TcpListener, registry: &Registry) -> Result<()> {
         loop {
             let mut stream = match listener.accept() {
                 Ok((stream, _)) => stream,
@@ -169,78 +175,78 @@ impl Room {
                 Err(error) => return Err(error.into()),
             };
             stream.set_nodelay(true)?;
-            let number = self.free.pop().unwrap_or(self.guests.len());
+            let number = self.free.pop().unwrap_or(self.slots.len());
             let interest = Interest::READABLE | Interest::WRITABLE;
-            registry.register(&mut stream, Token(FIRST_GUEST + number), interest)?;
-            if number == self.guests.len() {
-                self.guests.push(None);
+            registry.register(&mut stream, Token(FIRST_SUBSCRIBER + number), interest)?;
+            if number == self.slots.len() {
+                self.slots.push(None);
             }
-            self.guests[number] = Some(Guest { stream, wish: None, backlog: Vec::new() });
+            self.slots[number] = Some(Subscriber { stream, filter: None, backlog: Vec::new() });
         }
     }
 
-    /// Something happened on a guest's connection.
+    /// Handles a readiness event of a connection.
     fn turn(&mut self, token: usize, buffer: &mut [u8]) {
-        let number = token - FIRST_GUEST;
-        let Some(guest) = &mut self.guests[number] else { return };
-        guest.flush();
-        match guest.stream.read(buffer) {
-            Ok(0) => self.leave(number),
-            Ok(length) if guest.wish.is_none() => {
-                // A request is small: it comes in one piece.
-                let wish = Wish::read(&buffer[..length]);
-                guest.wish = Some(wish.clone());
-                guest.write(HEAD);
-                match wish {
-                    Wish::Everything => self.everything.push(number),
-                    Wish::Session(session) => {
+        let number = token - FIRST_SUBSCRIBER;
+        let Some(subscriber) = &mut self.slots[number] else { return };
+        subscriber.flush();
+        match subscriber.stream.read(buffer) {
+            Ok(0) => self.remove(number),
+            Ok(length) if subscriber.filter.is_none() => {
+                // A request is small enough to arrive in one piece.
+                let filter = Filter::read(&buffer[..length]);
+                subscriber.filter = Some(filter.clone());
+                subscriber.write(HEAD);
+                match filter {
+                    Filter::Everything => self.everything.push(number),
+                    Filter::Session(session) => {
                         self.by_session.entry(session).or_default().push(number);
                     }
                 }
             }
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(_) => self.leave(number),
+            Err(_) => self.remove(number),
         }
     }
 
-    fn leave(&mut self, number: usize) {
-        let Some(guest) = self.guests[number].take() else {
+    fn remove(&mut self, number: usize) {
+        let Some(subscriber) = self.slots[number].take() else {
             return;
         };
         self.free.push(number);
-        let place = match &guest.wish {
+        let list = match &subscriber.filter {
             None => return,
-            Some(Wish::Everything) => Some(&mut self.everything),
-            Some(Wish::Session(session)) => self.by_session.get_mut(session),
+            Some(Filter::Everything) => Some(&mut self.everything),
+            Some(Filter::Session(session)) => self.by_session.get_mut(session),
         };
-        let Some(place) = place else { return };
-        if let Some(at) = place.iter().position(|other| *other == number) {
-            place.swap_remove(at);
+        let Some(list) = list else { return };
+        if let Some(at) = list.iter().position(|other| *other == number) {
+            list.swap_remove(at);
         }
     }
 
-    /// One event.
+    /// Delivers one event.
     fn deliver(&mut self, wire: &[u8], session: &[u8]) {
         self.deliver_to_all(wire);
         for number in self.by_session.get(session).into_iter().flatten() {
-            if let Some(guest) = &mut self.guests[*number] {
-                guest.write(wire);
+            if let Some(subscriber) = &mut self.slots[*number] {
+                subscriber.write(wire);
             }
         }
     }
 
-    /// One or more events, for all who asked for everything.
+    /// Delivers one or more events to the subscribers of every event.
     fn deliver_to_all(&mut self, wire: &[u8]) {
         for number in &self.everything {
-            if let Some(guest) = &mut self.guests[*number] {
-                guest.write(wire);
+            if let Some(subscriber) = &mut self.slots[*number] {
+                subscriber.write(wire);
             }
         }
     }
 }
 
-impl Wish {
+impl Filter {
     fn read(request: &[u8]) -> Self {
         let line = request.split(|byte| *byte == b'\r').next().unwrap_or_default();
         let Some(at) = memmem::find(line, SESSION) else {
@@ -251,9 +257,9 @@ impl Wish {
     }
 }
 
-impl Guest {
-    /// Writes, or keeps for later what the socket does not take. Those who have gone are noticed
-    /// when they are read.
+impl Subscriber {
+    /// Writes, or buffers the bytes that the socket does not take. A closed connection is noticed
+    /// by the next read.
     fn write(&mut self, bytes: &[u8]) {
         if !self.backlog.is_empty() {
             return self.backlog.extend_from_slice(bytes);
@@ -275,7 +281,7 @@ impl Guest {
 
 const LISTENER: Token = Token(0);
 const UPSTREAM: Token = Token(1);
-const FIRST_GUEST: usize = 2;
+const FIRST_SUBSCRIBER: usize = 2;
 
 const SESSION: &[u8] = b"session_id=";
 

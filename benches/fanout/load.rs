@@ -1,7 +1,7 @@
-//! The subscribers: a few threads with thousands of connections each, one `epoll` a thread, one
-//! `read` a wake-up. Those who speak TLS or HTTP/2 are in `load/streams.rs`.
+//! The load: a few threads with thousands of subscribers each, one `epoll` per thread, one `read`
+//! per wake-up. Subscribers over TLS or HTTP/2 are in `load/streams.rs`.
 
-mod books;
+mod shared;
 mod streams;
 
 use std::{
@@ -13,51 +13,51 @@ use std::{
 
 use mio::{Events, Interest, Poll, Token, net::TcpStream};
 
-use self::books::{Books, MOST_PENDING, Shared};
+use self::shared::{MAX_PENDING, Shared, ThreadResults};
 use crate::{
     request::request,
     response::Response,
     support::{
         Result,
         payload::{Series, now_us, session_name},
-        target::kind::{Door, Way},
+        target::kind::{Endpoint, Protocol},
     },
-    tally::{Ledger, Resume, Tally},
+    tally::{Resume, SubscriberRecord, Tally},
 };
 
-/// Who listens to what.
+/// The subscribers of a run and their events.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Audience {
-    /// How many.
+pub(crate) struct Workload {
+    /// Number of subscribers.
     pub(crate) subscribers: usize,
-    /// Each to the session of its own number; otherwise all to everything.
+    /// Whether each subscribes to the session of its own number, instead of all to every event.
     pub(crate) own_session: bool,
-    /// What they will be sent.
+    /// The events that will be sent.
     pub(crate) series: Series,
     /// Events before this one are checked, but not timed.
     pub(crate) measured_from: u64,
-    /// Whether they may miss events, if they are told so in that place.
+    /// Whether subscribers may miss events if a gap is announced in their place.
     pub(crate) may_miss: bool,
-    /// Where all of them come back to, who listen to everything then. They have caught up when they
-    /// are given what is measured.
+    /// The position from which all subscribers resume, with every event as their filter. They are
+    /// caught up when they receive the first measured event.
     pub(crate) resume: Option<Resume>,
 }
 
-/// Subscribers, connected.
+/// Connected subscribers.
 #[derive(Debug)]
 pub(crate) struct Load {
-    audience: Audience,
+    workload: Workload,
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<std::result::Result<Books, String>>>,
+    threads: Vec<JoinHandle<std::result::Result<ThreadResults, String>>>,
 }
 
-impl Audience {
-    /// Deliveries when nothing is lost.
+impl Workload {
+    /// Returns the number of deliveries without a loss.
     pub(crate) fn deliveries(&self) -> u64 {
         self.deliveries_through(self.series.events)
     }
 
-    /// Deliveries of the events up to this one when nothing is lost.
+    /// Returns the number of deliveries of the events up to this one without a loss.
     pub(crate) fn deliveries_through(&self, last: u64) -> u64 {
         match self.own_session {
             true => last,
@@ -65,43 +65,45 @@ impl Audience {
         }
     }
 
-    /// The event behind which theirs begin.
+    /// Returns the event after which the subscribers begin.
     fn after(&self) -> u64 {
         self.resume.map_or(0, |resume| resume.after)
     }
 
-    fn ledger(&self, number: usize, door: Door) -> Ledger {
+    fn record(&self, number: usize, endpoint: Endpoint) -> SubscriberRecord {
         let behind = self.measured_from - 1 - self.after();
-        let ledger = Ledger::new(
+        let record = SubscriberRecord::new(
             number,
             self.own_session.then(|| session_name(number)),
             self.resume,
             behind,
         );
-        ledger.at(door, self.may_miss)
+        record.at(endpoint, self.may_miss)
     }
 }
 
 impl Load {
-    /// Connects them all; returns when each has its head.
+    /// Connects all subscribers, and returns when each has its response head.
     ///
     /// # Errors
     ///
-    /// When one of them is turned away, or it takes too long.
-    pub(crate) fn connect(target: Door, audience: Audience) -> Result<Self> {
+    /// If a subscriber is refused, or the connects take too long.
+    pub(crate) fn connect(target: Endpoint, workload: Workload) -> Result<Self> {
         let shared = Arc::new(Shared::default());
         let threads = (0..THREADS).map(|nth| {
-            let members = (nth..audience.subscribers).step_by(THREADS);
-            let books = Books {
-                tally: Tally::new(audience.series.events, audience.measured_from),
-                ledgers: members.map(|number| audience.ledger(number, target)).collect(),
+            let subscribers = (nth..workload.subscribers).step_by(THREADS);
+            let results = ThreadResults {
+                tally: Tally::new(workload.series.events, workload.measured_from),
+                records: subscribers.map(|number| workload.record(number, target)).collect(),
             };
             let shared = Arc::clone(&shared);
             thread::spawn(move || {
-                let done = match target.way {
-                    Way::Sse | Way::WebSocket => Crowd::of(books).attend(target, &shared),
-                    Way::Http2 | Way::Tls | Way::TlsHttp2 => {
-                        streams::attend(target, books, &shared)
+                let done = match target.protocol {
+                    Protocol::Sse | Protocol::WebSocket => {
+                        LoadThread::of(results).run(target, &shared)
+                    }
+                    Protocol::Http2 | Protocol::Tls | Protocol::TlsHttp2 => {
+                        streams::run(target, results, &shared)
                     }
                 };
                 done.map_err(|error| {
@@ -112,21 +114,23 @@ impl Load {
                 })
             })
         });
-        let load = Self { threads: threads.collect(), audience, shared };
+        let load = Self { threads: threads.collect(), workload, shared };
         load.wait(|shared| {
             let connected = shared.connected.load(Ordering::Relaxed);
-            (connected as u64, connected == audience.subscribers)
+            (connected as u64, connected == workload.subscribers)
         })?;
         let connected = load.shared.connected.load(Ordering::Relaxed);
-        if connected < audience.subscribers {
-            return Err(
-                format!("only {connected} of {} subscribers got in", audience.subscribers).into()
-            );
+        if connected < workload.subscribers {
+            return Err(format!(
+                "only {connected} of {} subscribers are connected",
+                workload.subscribers
+            )
+            .into());
         }
         Ok(load)
     }
 
-    /// Waits until so many deliveries have been made, or none comes any more.
+    /// Waits until this many deliveries have been received, or no more arrive.
     pub(crate) fn wait_for(&self, deliveries: u64) -> Result<()> {
         self.wait(|shared| {
             let received = shared.received.load(Ordering::Relaxed);
@@ -134,18 +138,18 @@ impl Load {
         })
     }
 
-    /// Waits until all who came back have caught up, or nothing comes any more.
+    /// Waits until all resumed subscribers are caught up, or no more events arrive.
     pub(crate) fn wait_for_caught_up(&self) -> Result<()> {
-        let missed = self.audience.deliveries_through(self.audience.measured_from - 1);
+        let missed = self.workload.deliveries_through(self.workload.measured_from - 1);
         self.wait(|shared| {
             let is_done =
-                shared.caught_up.load(Ordering::Relaxed) == self.audience.subscribers as u64;
-            // What is live does not show that the others still come.
+                shared.caught_up.load(Ordering::Relaxed) == self.workload.subscribers as u64;
+            // Live events do not show that missed events still arrive.
             (shared.received.load(Ordering::Relaxed).min(missed), is_done)
         })
     }
 
-    /// Waits until `look` says that it is done, or its number stands still.
+    /// Waits until `look` returns true, or its number stands still.
     fn wait(&self, look: impl Fn(&Shared) -> (u64, bool)) -> Result<()> {
         let (mut number, mut since) = (0, Instant::now());
         loop {
@@ -165,27 +169,27 @@ impl Load {
         }
     }
 
-    /// Notes that the series has ended with this event, earlier than it could have.
+    /// Sets the last event of a series that ended early.
     pub(crate) fn ended_with(&mut self, event: u64) {
-        self.audience.series.events = event;
+        self.workload.series.events = event;
     }
 
-    /// Lets them all leave and closes the books. Waits a moment for what should not come.
+    /// Disconnects all subscribers and checks their records, after a moment for duplicate events.
     pub(crate) fn finish(self) -> Result<Tally> {
         thread::sleep(AFTERMATH);
         self.shared.stop.store(true, Ordering::Relaxed);
-        let series = self.audience.series;
-        let after = self.audience.after();
-        let per_session = self.audience.own_session.then(|| series.per_session(after));
-        let mut tally = Tally::new(series.events, self.audience.measured_from);
+        let series = self.workload.series;
+        let after = self.workload.after();
+        let per_session = self.workload.own_session.then(|| series.per_session(after));
+        let mut tally = Tally::new(series.events, self.workload.measured_from);
         for thread in self.threads {
-            let books = thread.join().map_err(|_| "a thread of the load panicked")??;
-            tally.merge(&books.tally);
-            for ledger in &books.ledgers {
+            let results = thread.join().map_err(|_| "a thread of the load panicked")??;
+            tally.merge(&results.tally);
+            for record in &results.records {
                 let expected = per_session
                     .as_ref()
-                    .map_or(series.events - after, |counts| counts[ledger.number]);
-                ledger.close(expected, &mut tally.faults);
+                    .map_or(series.events - after, |counts| counts[record.number]);
+                record.close(expected, &mut tally.faults);
             }
         }
         Ok(tally)
@@ -194,38 +198,38 @@ impl Load {
 
 /// The subscribers of one thread.
 #[derive(Debug)]
-struct Crowd {
-    /// Those who have not come yet.
-    waiting: Vec<Ledger>,
-    members: Vec<Member>,
-    /// Those who have come, but have no head yet.
+struct LoadThread {
+    /// Subscribers that are not connected yet.
+    waiting: Vec<SubscriberRecord>,
+    subscribers: Vec<Subscriber>,
+    /// Number of subscribers that are connected, but have no response head yet.
     pending: usize,
     tally: Tally,
 }
 
 /// One subscriber.
 #[derive(Debug)]
-struct Member {
+struct Subscriber {
     stream: TcpStream,
     has_asked: bool,
     is_over: bool,
     response: Response,
-    ledger: Ledger,
+    record: SubscriberRecord,
 }
 
-impl Crowd {
-    fn of(Books { tally, mut ledgers }: Books) -> Self {
-        ledgers.reverse(); // the last of them comes first
-        Self { waiting: ledgers, members: Vec::new(), pending: 0, tally }
+impl LoadThread {
+    fn of(ThreadResults { tally, mut records }: ThreadResults) -> Self {
+        records.reverse(); // `pop` takes the first one first
+        Self { waiting: records, subscribers: Vec::new(), pending: 0, tally }
     }
 
-    /// Connects, reads and checks until told to stop.
-    fn attend(mut self, target: Door, shared: &Shared) -> Result<Books> {
+    /// Connects, reads and checks until `shared.stop` is set.
+    fn run(mut self, target: Endpoint, shared: &Shared) -> Result<ThreadResults> {
         let mut poll = Poll::new()?;
         let mut events = Events::with_capacity(1024);
         let mut buffer = vec![0; READ_BYTES];
         while !shared.stop.load(Ordering::Relaxed) {
-            self.let_in(target, &poll)?;
+            self.connect_some(target, &poll)?;
             match poll.poll(&mut events, Some(Duration::from_millis(50))) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 result => result?,
@@ -241,51 +245,52 @@ impl Crowd {
                 .fetch_add(self.tally.caught_up_us.count() - caught_up, Ordering::Relaxed);
             shared.connected.fetch_add(pending - self.pending, Ordering::Relaxed);
         }
-        Ok(Books {
+        Ok(ThreadResults {
             tally: self.tally,
-            ledgers: self.members.into_iter().map(|member| member.ledger).collect(),
+            records: self.subscribers.into_iter().map(|subscriber| subscriber.record).collect(),
         })
     }
 
-    /// Begins connections, a bounded number at a time.
-    fn let_in(&mut self, target: Door, poll: &Poll) -> Result<()> {
-        while self.pending < MOST_PENDING {
-            let Some(mut ledger) = self.waiting.pop() else { break };
-            ledger.comes();
+    /// Starts connections, a bounded number at a time.
+    fn connect_some(&mut self, target: Endpoint, poll: &Poll) -> Result<()> {
+        while self.pending < MAX_PENDING {
+            let Some(mut record) = self.waiting.pop() else { break };
+            record.start_timing();
             let mut stream = TcpStream::connect(target.address)
                 .map_err(|error| format!("cannot connect: {error}"))?;
-            let token = Token(self.members.len());
+            let token = Token(self.subscribers.len());
             poll.registry().register(
                 &mut stream,
                 token,
                 Interest::READABLE | Interest::WRITABLE,
             )?;
-            self.members.push(Member {
+            self.subscribers.push(Subscriber {
                 stream,
                 has_asked: false,
                 is_over: false,
                 response: Response::new(),
-                ledger,
+                record,
             });
             self.pending += 1;
         }
         Ok(())
     }
 
-    /// Something happened on a connection.
-    fn turn(&mut self, nth: usize, target: Door, buffer: &mut [u8]) -> Result<()> {
-        let member = &mut self.members[nth];
-        if !member.has_asked {
-            let request = request(target, member.ledger.session.as_deref(), member.ledger.resume);
-            // So small that it fits whole into an empty socket.
-            member
+    /// Handles a readiness event of a connection.
+    fn turn(&mut self, nth: usize, target: Endpoint, buffer: &mut [u8]) -> Result<()> {
+        let subscriber = &mut self.subscribers[nth];
+        if !subscriber.has_asked {
+            let request =
+                request(target, subscriber.record.session.as_deref(), subscriber.record.resume);
+            // A request is so small that it fits into an empty socket.
+            subscriber
                 .stream
                 .write_all(request.as_bytes())
                 .map_err(|error| format!("cannot ask: {error}"))?;
-            member.has_asked = true;
+            subscriber.has_asked = true;
         }
         loop {
-            let length = match member.stream.read(buffer) {
+            let length = match subscriber.stream.read(buffer) {
                 Ok(length) => length,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
@@ -295,40 +300,42 @@ impl Crowd {
                 return self.ended(nth);
             }
             let now_us = now_us();
-            let had_begun = member.response.has_begun();
-            let (tally, ledger) = (&mut self.tally, &mut member.ledger);
-            member.response.feed(&buffer[..length], |block| tally.enter(ledger, block, now_us))?;
-            self.pending -= usize::from(!had_begun && member.response.has_begun());
-            if member.response.has_ended() {
+            let had_begun = subscriber.response.has_begun();
+            let (tally, record) = (&mut self.tally, &mut subscriber.record);
+            subscriber
+                .response
+                .feed(&buffer[..length], |block| tally.check(record, block, now_us))?;
+            self.pending -= usize::from(!had_begun && subscriber.response.has_begun());
+            if subscriber.response.has_ended() {
                 return self.ended(nth);
             }
-            // Edge-triggered: a short read has emptied the socket, and what comes later is a new
-            // event.
+            // Edge-triggered: a short read has emptied the socket, and later bytes are a new
+            // readiness event.
             if length < buffer.len() {
                 return Ok(());
             }
         }
     }
 
-    /// Somebody was sent away.
+    /// Handles the end of a stream.
     fn ended(&mut self, nth: usize) -> Result<()> {
-        let member = &mut self.members[nth];
-        if !member.response.has_begun() {
+        let subscriber = &mut self.subscribers[nth];
+        if !subscriber.response.has_begun() {
             return Err("a connection was closed before it was answered".into());
         }
-        self.tally.faults.ended += u64::from(!member.is_over);
-        member.is_over = true;
+        self.tally.faults.ended += u64::from(!subscriber.is_over);
+        subscriber.is_over = true;
         Ok(())
     }
 }
 
-/// Few, so that the load takes little of the machine from what it measures.
+/// Few threads, so that the load takes little of the machine from the target.
 const THREADS: usize = 2;
 
 const READ_BYTES: usize = 256 * 1024;
 
-/// When nothing moves for this long, nothing will.
+/// A count that does not change for this long will not change any more.
 const STANDSTILL: Duration = Duration::from_secs(5);
 
-/// For events that come twice.
+/// Time for duplicate events to arrive.
 const AFTERMATH: Duration = Duration::from_millis(200);

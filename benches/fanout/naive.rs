@@ -1,9 +1,8 @@
-//! The obvious server: axum, one broadcast channel, and each subscriber's filter applied by the
-//! subscriber.
+//! The naive server: axum, one broadcast channel, and a filter that each subscriber applies itself.
 //!
-//! What one would write in an hour, with nothing done badly on purpose. Each subscriber is woken
-//! for each event, looks whether it is of its session, and formats it for itself. Who has not read
-//! an event before 1 024 others came loses it, and is not told.
+//! An obvious implementation with nothing done badly on purpose. Each subscriber is woken for each
+//! event, checks its session, and formats it for itself. A subscriber that has not read an event
+//! before 1 024 others arrived loses it without a notice.
 
 use std::{
     convert::Infallible,
@@ -33,7 +32,7 @@ use tokio_stream::{Stream, StreamExt, wrappers::BroadcastStream};
 
 use crate::support::{Result, payload::PRODUCT, target::kind::Naive, tls};
 
-/// Relays what comes from `upstream` until that ends.
+/// Relays the events of `upstream` until that ends.
 pub(crate) fn run(upstream: SocketAddr, naive: Naive) -> Result<()> {
     tokio::runtime::Runtime::new()?.block_on(async {
         let (sender, _) = broadcast::channel(CAPACITY);
@@ -56,13 +55,13 @@ pub(crate) fn run(upstream: SocketAddr, naive: Naive) -> Result<()> {
     })
 }
 
-/// Speaks HTTP/1.1 or 2, whichever a client begins with or has chosen.
+/// Serves HTTP/1.1 or HTTP/2, by the client's first bytes or by ALPN.
 async fn serve(listener: TcpListener, app: Router, acceptor: Option<TlsAcceptor>) -> Result<()> {
     loop {
         let (socket, _) = listener.accept().await?;
         socket.set_nodelay(true)?;
         let (app, acceptor) = (app.clone(), acceptor.clone());
-        // Who fails has gone, and the load notices.
+        // A failed connection is closed, which the load notices.
         tokio::spawn(async move {
             match acceptor {
                 None => answer(socket, app).await,
@@ -80,7 +79,7 @@ where
     auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await
 }
 
-/// One event, as all share it.
+/// One event, shared by all subscribers.
 #[derive(Debug)]
 struct Message {
     number: u64,
@@ -88,14 +87,14 @@ struct Message {
     payload: String,
 }
 
-/// The one field that it looks at.
+/// The one field that the server reads.
 #[derive(Deserialize)]
 struct Payload {
     session_id: String,
 }
 
 #[derive(Deserialize)]
-struct Wish {
+struct Filter {
     session_id: Option<String>,
 }
 
@@ -110,7 +109,7 @@ async fn read(mut source: TcpStream, sender: &Sender<Arc<Message>>) -> Result<()
         let Some(payload) = line.strip_prefix("data: ") else { continue };
         let Payload { session_id: session } = serde_json::from_str(payload)?;
         number += 1;
-        // Nobody may be listening; then it is for nobody.
+        // Sending fails if there is no subscriber.
         let _ = sender.send(Arc::new(Message { number, session, payload: payload.to_owned() }));
     }
     Ok(())
@@ -118,11 +117,12 @@ async fn read(mut source: TcpStream, sender: &Sender<Arc<Message>>) -> Result<()
 
 async fn subscribe(
     State(sender): State<Sender<Arc<Message>>>,
-    Query(wish): Query<Wish>,
+    Query(filter): Query<Filter>,
 ) -> Sse<impl Stream<Item = std::result::Result<Event, Infallible>>> {
     let events = BroadcastStream::new(sender.subscribe()).filter_map(move |message| {
-        let message = message.ok()?; // too late for it
-        let is_wanted = wish.session_id.as_ref().is_none_or(|session| *session == message.session);
+        let message = message.ok()?; // the subscriber has lagged
+        let is_wanted =
+            filter.session_id.as_ref().is_none_or(|session| *session == message.session);
         let event = || {
             Event::default().id(format!("1700000000000-{}", message.number)).data(&message.payload)
         };

@@ -1,4 +1,4 @@
-//! What the command line asks for.
+//! The command line.
 
 use std::net::SocketAddr;
 
@@ -13,49 +13,49 @@ use crate::{
     },
 };
 
-/// What this process is to do.
+/// The job of this process.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// It was started as a test, or to be listed.
+    /// Nothing: it was started as a test, or to be listed.
     Nothing,
-    /// Be the reference that another process of this executable measures.
+    /// Run the reference server, which another process of this executable measures.
     Bare {
-        /// Where the events come from.
+        /// Address of the upstream.
         upstream: SocketAddr,
-        /// Whether it gathers what is pending.
+        /// Whether it gathers pending events into one write.
         pace: Pace,
     },
-    /// Be the obvious server that another process of this executable measures.
+    /// Run the naive server, which another process of this executable measures.
     Naive {
-        /// Where the events come from.
+        /// Address of the upstream.
         upstream: SocketAddr,
-        /// How it listens.
+        /// Protocols that it serves.
         naive: Naive,
     },
     /// Measure.
     Measure(Options),
 }
 
-/// What is measured, and how often.
+/// The measurements to make.
 #[derive(Debug)]
 pub(crate) struct Options {
-    /// Which scenarios, in this order.
+    /// The scenarios, in this order.
     pub(crate) scenarios: Vec<Scenario>,
-    /// Which targets, in the order of the first pair.
+    /// The targets, in the order of the first pair.
     pub(crate) kinds: Vec<Kind>,
-    /// How often each.
+    /// Number of runs of each.
     pub(crate) pairs: usize,
-    /// How large.
+    /// Size of the scenarios.
     pub(crate) size: Size,
 }
 
 impl Command {
-    /// Reads the arguments behind the program's name. Cargo adds `--bench`, and leaves it out when
-    /// it runs tests.
+    /// Parses the arguments after the program's name. Cargo adds `--bench`, except when it runs
+    /// tests.
     ///
     /// # Errors
     ///
-    /// What cannot be understood, with the usage.
+    /// An invalid argument, with the usage.
     pub(crate) fn read(arguments: impl Iterator<Item = String>) -> Result<Self> {
         let mut arguments = arguments.peekable();
         if arguments.next_if(|first| first == BARE).is_some() {
@@ -82,7 +82,7 @@ impl Command {
                 "--all" => options.kinds = Kind::ALL.to_vec(),
                 "--pairs" => options.pairs = value(&argument, arguments.next())?,
                 "--only" => options.kinds = list(&argument, arguments.next())?,
-                // the test harness' own
+                // arguments of the test harness
                 _ if !is_bench && argument.starts_with('-') => return Ok(Self::Nothing),
                 name => options
                     .scenarios
@@ -111,11 +111,11 @@ fn value<T: std::str::FromStr>(name: &str, text: Option<String>) -> Result<T> {
     text.parse().map_err(|_| format!("{name} cannot be {text:?}\n{USAGE}").into())
 }
 
-/// One or several, with commas between.
+/// Parses one value or several, separated by commas.
 fn list<T: std::str::FromStr>(name: &str, text: Option<String>) -> Result<Vec<T>> {
     let text = text.unwrap_or_default();
     text.split(',').map(|one| value(name, Some(one.to_owned()))).collect()
 }
 
-/// Said after whatever was wrong.
+/// Printed after a parse error.
 pub(crate) const USAGE: &str = "usage: cargo bench --bench fanout -- [--quick] [--pairs N] [--all | --only relay,durable,websocket,bare,naive,nchan,pushpin,h2,naive-h2,tls,naive-tls,tls-h2,naive-tls-h2] [A A5 B C D L E U R S …]";

@@ -1,34 +1,34 @@
-//! What came out of one run.
+//! Results of one run.
 
 use crate::{
     support::histogram::{Histogram, millis},
     tally::{Faults, Tally},
 };
 
-/// The outcome of one run against one target.
+/// Results of one run against one target.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Outcome {
     /// The numbers, in the order of the table's rows.
     pub(crate) measures: Vec<Measure>,
-    /// What should not have happened.
+    /// The faults that were found.
     pub(crate) faults: Faults,
     /// Warnings and errors in the target's log.
     pub(crate) remarks: Vec<String>,
 }
 
-/// One number.
+/// One measured value.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Measure {
     /// What was measured, with its unit.
     pub(crate) name: &'static str,
-    /// How much.
+    /// Its value.
     pub(crate) value: f64,
-    /// Whether the ratio of two targets means something.
+    /// Whether the ratio of two targets is meaningful.
     pub(crate) is_compared: bool,
 }
 
 impl Outcome {
-    /// What the books say, when `deliveries` was what should be.
+    /// Starts with the tally of a run in which `deliveries` were expected.
     pub(crate) fn new(tally: &Tally, deliveries: u64) -> Self {
         let mut outcome = Self { faults: tally.faults.clone(), ..Self::default() };
         outcome.note("deliveries offered", deliveries as f64);
@@ -36,32 +36,30 @@ impl Outcome {
         outcome
     }
 
-    /// Nothing to measure.
+    /// Returns the outcome of a run that failed.
     pub(crate) fn failed(error: &(dyn std::error::Error + Send + Sync)) -> Self {
         Self { remarks: vec![format!("no result: {error}")], ..Self::default() }
     }
 
-    /// Adds a number that is compared.
+    /// Adds a value that is compared.
     pub(crate) fn compare(&mut self, name: &'static str, value: f64) {
         self.add(name, value, true);
     }
 
-    /// Adds a number for information.
+    /// Adds a value for information.
     pub(crate) fn note(&mut self, name: &'static str, value: f64) {
         self.add(name, value, false);
     }
 
-    /// Adds a number for information, and a fault if it is higher than it may be.
-    pub(crate) fn limit(&mut self, name: &'static str, value: f64, most: f64) {
+    /// Adds a value for information, and a fault if it exceeds `max`.
+    pub(crate) fn limit(&mut self, name: &'static str, value: f64, max: f64) {
         self.note(name, value);
-        if value > most {
-            self.faults
-                .words
-                .push(format!("{name}: {value:.1}, and {most} at the most is promised"));
+        if value > max {
+            self.faults.words.push(format!("{name}: {value:.1}, the guarantee is {max}"));
         }
     }
 
-    /// Adds how late deliveries were.
+    /// Adds the latency of deliveries.
     pub(crate) fn latency(&mut self, latency: &Histogram) {
         self.compare("latency p50, ms", millis(latency, 0.5));
         self.compare("latency p99, ms", millis(latency, 0.99));
@@ -71,14 +69,14 @@ impl Outcome {
         self.measures.push(Measure { name, value, is_compared });
     }
 
-    /// The number of this name.
+    /// Returns the value of this name.
     pub(crate) fn value(&self, name: &str) -> Option<f64> {
         let measure = self.measures.iter().find(|measure| measure.name == name)?;
         Some(measure.value)
     }
 }
 
-/// The middle one, or the middle of the middle two; none of none.
+/// Returns the middle value, or the mean of the middle two; `None` for no values.
 pub(crate) fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);

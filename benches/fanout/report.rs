@@ -1,4 +1,4 @@
-//! What came out, as a table in Markdown.
+//! Results as a table in Markdown.
 
 use std::fmt::{self, Display};
 
@@ -13,11 +13,11 @@ use crate::{
 /// One run.
 #[derive(Debug)]
 pub(crate) struct Trial {
-    /// Against what.
+    /// The target.
     pub(crate) kind: Kind,
-    /// Runs of one pair are compared with each other.
+    /// Number of the pair, whose runs are compared with each other.
     pub(crate) pair: usize,
-    /// What came out.
+    /// The results.
     pub(crate) outcome: Outcome,
 }
 
@@ -30,7 +30,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// An empty one.
+    /// Returns an empty report.
     pub(crate) fn new(scenario: Scenario, options: &Options) -> Self {
         Self { scenario, size: options.size, trials: Vec::new() }
     }
@@ -40,23 +40,23 @@ impl Report {
         self.trials.push(trial);
     }
 
-    /// Whether nothing happened that should not.
+    /// Returns true if no target that must be correct has a fault.
     pub(crate) fn is_sound(&self) -> bool {
         self.trials
             .iter()
-            .all(|trial| trial.outcome.faults.is_none() || !trial.kind.is_held_to_account())
+            .all(|trial| trial.outcome.faults.is_none() || !trial.kind.must_be_correct())
     }
 
     fn of(&self, kind: Kind) -> impl Iterator<Item = &Trial> {
         self.trials.iter().filter(move |trial| trial.kind == kind)
     }
 
-    /// The median of one number over all runs against a target.
+    /// Returns the median of one value over all runs against a target.
     fn median(&self, kind: Kind, name: &str) -> Option<f64> {
         median(self.of(kind).filter_map(|trial| trial.outcome.value(name)))
     }
 
-    /// The median of the ratios of two targets within each pair.
+    /// Returns the median of the ratios of two targets within each pair.
     fn ratio(&self, (kind, to): (Kind, Kind), name: &str) -> Option<f64> {
         let pair = |trial: &Trial| {
             let other = self.of(to).find(|other| other.pair == trial.pair)?;
@@ -65,7 +65,7 @@ impl Report {
         median(self.of(kind).filter_map(pair).filter(|ratio| ratio.is_finite()))
     }
 
-    /// What has run.
+    /// Returns the targets that have run.
     fn kinds(&self) -> Vec<Kind> {
         Kind::ALL.into_iter().filter(|kind| self.of(*kind).next().is_some()).collect()
     }
@@ -98,7 +98,7 @@ impl Display for Report {
             writeln!(formatter, "| {name} | {} |", cells.join(" | "))?;
         }
         for kind in kinds {
-            let fault = if kind.is_held_to_account() { "FAULT" } else { "seen" };
+            let fault = if kind.must_be_correct() { "FAULT" } else { "seen" };
             let mut faults = Faults::default();
             self.of(kind).for_each(|trial| faults.merge(&trial.outcome.faults));
             for (name, count) in faults.counts().iter().filter(|(_, count)| *count > 0) {
@@ -115,7 +115,7 @@ impl Display for Report {
     }
 }
 
-/// What is compared with what, where both have run.
+/// The pairs of targets that are compared if both have run.
 const RATIOS: [(Kind, Kind); 8] = [
     (Kind::Relay, Kind::Bare),
     (Kind::Durable, Kind::Relay),
@@ -127,7 +127,7 @@ const RATIOS: [(Kind, Kind); 8] = [
     (Kind::TlsHttp2, Kind::NaiveTlsHttp2),
 ];
 
-/// With about three digits that mean something.
+/// Formats a value with about three significant digits.
 fn shown(value: Option<f64>) -> String {
     match value.filter(|value| value.is_finite()) {
         None => String::new(),
@@ -137,7 +137,7 @@ fn shown(value: Option<f64>) -> String {
     }
 }
 
-/// Thousands apart.
+/// Formats a number with spaces between thousands.
 fn grouped(value: f64) -> String {
     let digits = format!("{:.0}", value.abs());
     let mut text = String::from(if value < 0.0 { "-" } else { "" });

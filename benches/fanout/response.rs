@@ -1,33 +1,34 @@
-//! What a subscriber reads: an HTTP/1.1 head, then the blocks of an event stream, in chunks or not,
-//! or the frames of a WebSocket, which are shown as the same blocks. However it is cut.
+//! Incremental parser of a subscriber's response: an HTTP/1.1 head, then the blocks of an event
+//! stream, with or without chunks, or the frames of a WebSocket as the same blocks. Reads may cut
+//! it anywhere.
 //!
-//! Whole blocks are read where they lie; only what is unfinished at the end of a read is kept.
+//! Whole blocks are parsed in place; only an unfinished rest is buffered.
 
 use memchr::{memchr, memmem};
 
-/// One response, read so far.
+/// The state of one response.
 #[derive(Debug)]
 pub(crate) struct Response {
-    place: Place,
+    position: Position,
     /// The unfinished head, then the unfinished block.
     rest: Vec<u8>,
 }
 
-/// Where in the response the next byte stands.
+/// Position of the next byte.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Place {
+enum Position {
     Head,
-    /// In the line with a chunk's size, which is this so far; none before its first digit.
+    /// In the line with a chunk's size, which is this so far; `None` before its first digit.
     Size(Option<usize>),
-    /// In a chunk's data, this far from its end.
+    /// In a chunk's data, this many bytes from its end.
     Data(usize),
-    /// In the line end behind a chunk's data.
+    /// In the line end after a chunk's data.
     DataEnd,
     /// In a body without chunks, which ends with the connection.
     Plain,
     /// In the frames of a WebSocket.
     Frames,
-    /// Behind the last chunk or frame.
+    /// After the last chunk or frame.
     End,
 }
 
@@ -38,88 +39,93 @@ pub(crate) struct Block<'a> {
     pub(crate) id: Option<&'a [u8]>,
     /// The last `event`.
     pub(crate) name: Option<&'a [u8]>,
-    /// The last `data`; nothing here spans lines.
+    /// The last `data`; no payload here spans lines.
     pub(crate) data: Option<&'a [u8]>,
 }
 
 impl Response {
-    /// At its first byte.
+    /// Starts at the first byte.
     pub(crate) fn new() -> Self {
-        Self { place: Place::Head, rest: Vec::new() }
+        Self { position: Position::Head, rest: Vec::new() }
     }
 
-    /// Behind its head, which somebody else has read, with as many chunks as that one shows.
+    /// Starts after the head and without chunks, which the caller has decoded.
     pub(crate) fn body() -> Self {
-        Self { place: Place::Plain, rest: Vec::new() }
+        Self { position: Position::Plain, rest: Vec::new() }
     }
 
-    /// Whether the head has been read.
+    /// Returns true once the head has been read.
     pub(crate) fn has_begun(&self) -> bool {
-        self.place != Place::Head
+        self.position != Position::Head
     }
 
-    /// Whether it came to its proper end.
+    /// Returns true after a proper end.
     pub(crate) fn has_ended(&self) -> bool {
-        self.place == Place::End
+        self.position == Position::End
     }
 
-    /// Reads on, and shows every block that is whole now.
+    /// Parses more bytes, and calls `visit` with every complete block.
     ///
     /// # Errors
     ///
-    /// When it is neither a 200 nor a 101, or cannot be read.
+    /// If the status is neither 200 nor 101, or the bytes are invalid.
     pub(crate) fn feed(
         &mut self,
         bytes: &[u8],
-        mut see: impl FnMut(Block<'_>),
+        mut visit: impl FnMut(Block<'_>),
     ) -> Result<(), String> {
         let joined;
         let mut bytes = bytes;
-        if self.place == Place::Head {
+        if self.position == Position::Head {
             self.rest.extend_from_slice(bytes);
             let Some(end) = memmem::find(&self.rest, b"\r\n\r\n") else {
                 return Ok(());
             };
             joined = std::mem::take(&mut self.rest);
-            self.place = behind_head(&joined[..end])?;
+            self.position = behind_head(&joined[..end])?;
             bytes = &joined[end + 4..];
         }
         while let Some((&byte, behind)) = bytes.split_first() {
-            match self.place {
-                Place::Data(left) => {
+            match self.position {
+                Position::Data(left) => {
                     let (data, behind) = bytes.split_at(left.min(bytes.len()));
-                    self.keep_unread(data, |data| Ok(read_blocks(data, &mut see)))?;
+                    self.keep_unread(data, |data| Ok(read_blocks(data, &mut visit)))?;
                     bytes = behind;
-                    self.place = match left - data.len() {
-                        0 => Place::DataEnd,
-                        left => Place::Data(left),
+                    self.position = match left - data.len() {
+                        0 => Position::DataEnd,
+                        left => Position::Data(left),
                     };
                     continue;
                 }
-                Place::Plain => {
-                    self.keep_unread(bytes, |bytes| Ok(read_blocks(bytes, &mut see)))?;
+                Position::Plain => {
+                    self.keep_unread(bytes, |bytes| Ok(read_blocks(bytes, &mut visit)))?;
                     return Ok(());
                 }
-                Place::Frames => {
+                Position::Frames => {
                     let mut is_closed = false;
-                    self.keep_unread(bytes, |bytes| read_frames(bytes, &mut see, &mut is_closed))?;
+                    self.keep_unread(bytes, |bytes| {
+                        read_frames(bytes, &mut visit, &mut is_closed)
+                    })?;
                     if is_closed {
-                        self.place = Place::End;
+                        self.position = Position::End;
                     }
                     return Ok(());
                 }
-                Place::Size(size) => self.place = in_size(size, byte)?,
-                Place::DataEnd if byte == b'\n' => self.place = Place::Size(None),
-                Place::DataEnd if byte == b'\r' => {}
-                Place::DataEnd | Place::Head => return Err(format!("byte {byte} behind a chunk")),
-                Place::End => return Ok(()),
+                Position::Size(size) => self.position = in_size(size, byte)?,
+                Position::DataEnd if byte == b'\n' => self.position = Position::Size(None),
+                Position::DataEnd if byte == b'\r' => {}
+                Position::DataEnd | Position::Head => {
+                    return Err(format!("byte {byte} behind a chunk"));
+                }
+                Position::End => return Ok(()),
             }
             bytes = behind;
         }
         Ok(())
     }
 
-    /// Has what was kept read together with `data`, and keeps what `read` does not use of it.
+    /// Calls `read` with the buffered rest and `data`, and buffers the bytes that `read` does not
+    /// use.
     fn keep_unread(
         &mut self,
         data: &[u8],
@@ -137,35 +143,35 @@ impl Response {
     }
 }
 
-/// The place behind one more byte of the line with a chunk's size.
-fn in_size(size: Option<usize>, byte: u8) -> Result<Place, String> {
+/// Returns the position after one more byte of the line with a chunk's size.
+fn in_size(size: Option<usize>, byte: u8) -> Result<Position, String> {
     let so_far = size.unwrap_or(0);
     match (byte, char::from(byte).to_digit(16)) {
         (_, Some(digit)) if so_far < MAX_CHUNK_BYTES => {
-            Ok(Place::Size(Some(so_far * 16 + digit as usize)))
+            Ok(Position::Size(Some(so_far * 16 + digit as usize)))
         }
-        (b'\r', _) if size.is_some() => Ok(Place::Size(size)),
-        (b'\n', _) if size == Some(0) => Ok(Place::End),
-        (b'\n', _) if size.is_some() => Ok(Place::Data(so_far)),
+        (b'\r', _) if size.is_some() => Ok(Position::Size(size)),
+        (b'\n', _) if size == Some(0) => Ok(Position::End),
+        (b'\n', _) if size.is_some() => Ok(Position::Data(so_far)),
         _ => Err(format!("byte {byte} in the size of a chunk")),
     }
 }
 
-fn behind_head(head: &[u8]) -> Result<Place, String> {
+fn behind_head(head: &[u8]) -> Result<Position, String> {
     let is_chunked =
         || memmem::find(&head.to_ascii_lowercase(), b"transfer-encoding: chunked").is_some();
     if head.starts_with(b"HTTP/1.1 200 ") {
-        return Ok(if is_chunked() { Place::Size(None) } else { Place::Plain });
+        return Ok(if is_chunked() { Position::Size(None) } else { Position::Plain });
     }
     if head.starts_with(b"HTTP/1.1 101 ") {
-        return Ok(Place::Frames);
+        return Ok(Position::Frames);
     }
     let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
     Err(format!("answered {:?}, neither 200 nor 101", String::from_utf8_lossy(line)))
 }
 
-/// Shows every whole block and returns where the last one ends.
-fn read_blocks(bytes: &[u8], see: &mut impl FnMut(Block<'_>)) -> usize {
+/// Calls `visit` with every complete block, and returns the end of the last one.
+fn read_blocks(bytes: &[u8], visit: &mut impl FnMut(Block<'_>)) -> usize {
     let (mut at, mut used) = (0, 0);
     let mut block = Block::default();
     while let Some(length) = memchr(b'\n', &bytes[at..]) {
@@ -178,7 +184,7 @@ fn read_blocks(bytes: &[u8], see: &mut impl FnMut(Block<'_>)) -> usize {
         } else if let Some(name) = line.strip_prefix(b"event: ") {
             block.name = Some(name);
         } else if line.is_empty() {
-            see(block);
+            visit(block);
             block = Block::default();
             used = at;
         }
@@ -186,11 +192,11 @@ fn read_blocks(bytes: &[u8], see: &mut impl FnMut(Block<'_>)) -> usize {
     used
 }
 
-/// Shows every whole message and returns where the last frame ends. The relay sends each message in
-/// one frame.
+/// Calls `visit` with every complete message, and returns the end of the last frame. The relay
+/// sends each message in one frame.
 fn read_frames(
     bytes: &[u8],
-    see: &mut impl FnMut(Block<'_>),
+    visit: &mut impl FnMut(Block<'_>),
     is_closed: &mut bool,
 ) -> Result<usize, String> {
     let mut used = 0;
@@ -211,15 +217,15 @@ fn read_frames(
         let Some(message) = frame.get(start..start + length) else { return Ok(used) };
         used += start + length;
         match first {
-            0x81 => see(message_block(message).ok_or("a message that is not as promised")?),
+            0x81 => visit(message_block(message).ok_or("a message with unexpected fields")?),
             0x88 => *is_closed = true,
-            0x89 => {} // a ping: a subscriber that only listens may leave it
+            0x89 => {} // a ping, which the load does not answer
             _ => return Err(format!("byte {first} at the beginning of a frame")),
         }
     }
 }
 
-/// `{"id":"…","event":"…","data":…}`, where `data` may be missing.
+/// Parses `{"id":"…","event":"…","data":…}`, of which `data` may be missing.
 fn message_block(message: &[u8]) -> Option<Block<'_>> {
     let (id, rest) = until_quote(message.strip_prefix(br#"{"id":""#)?)?;
     let (name, rest) = until_quote(rest.strip_prefix(br#","event":""#)?)?;

@@ -1,4 +1,4 @@
-//! One run's set-up: an upstream and a target, and what is read off the target.
+//! Set-up of one run: an upstream, a target, and the measurements of the target.
 
 use std::{
     ops::RangeInclusive,
@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    load::{Audience, Load},
+    load::{Load, Workload},
     outcome::Outcome,
     support::{
         Result,
@@ -18,7 +18,7 @@ use crate::{
         process,
         publisher::Publisher,
         target::{
-            kind::{Door, Kind, Pace},
+            kind::{Endpoint, Kind, Pace},
             running::Target,
             start::Restart,
         },
@@ -26,29 +26,29 @@ use crate::{
     },
 };
 
-/// A target with its events' source connected.
+/// A target that is connected to the source of its events.
 #[derive(Debug)]
 pub(crate) struct Rig {
-    // In this order: the target is killed before its upstream is gone and it has to complain.
+    // Dropped in this order: the target is killed before its upstream ends, which it would log.
     target: Target,
     source: Source,
     kind: Kind,
     disturbance: f64,
 }
 
-/// Where the events come from.
+/// The source of the events.
 #[derive(Debug)]
 enum Source {
     /// A connector that the target reads.
     Stream(Stream),
-    /// Somebody who publishes them.
+    /// A publisher.
     Publisher(Publisher),
 }
 
 impl Source {
     /// # Errors
     ///
-    /// When there is none, because events are published.
+    /// If the events are published.
     fn stream(&mut self) -> Result<&mut Stream> {
         match self {
             Self::Stream(stream) => Ok(stream),
@@ -58,17 +58,17 @@ impl Source {
 }
 
 impl Rig {
-    /// Starts both.
+    /// Starts the target and its upstream.
     pub(crate) fn start(kind: Kind, pace: Pace) -> Result<Self> {
         let upstream = Upstream::listen()?;
         let target = Target::start(kind, upstream.address()?, pace)?;
         Self::connect(kind, target, upstream)
     }
 
-    /// Starts a relay that keeps few events, and its upstream.
-    pub(crate) fn forgetful(kind: Kind, events: usize) -> Result<Self> {
+    /// Starts a relay whose log holds few events, and its upstream.
+    pub(crate) fn with_small_log(kind: Kind, events: usize) -> Result<Self> {
         let upstream = Upstream::listen()?;
-        let target = Target::forgetful(upstream.address()?, events)?;
+        let target = Target::with_small_log(upstream.address()?, events)?;
         Self::connect(kind, target, upstream)
     }
 
@@ -80,22 +80,22 @@ impl Rig {
         Ok(Self { target, source, kind, disturbance: 0.0 })
     }
 
-    /// Where subscribers go.
-    pub(crate) fn door(&self) -> Door {
-        self.kind.door(self.target.address)
+    /// Returns the address and protocol for subscribers.
+    pub(crate) fn endpoint(&self) -> Endpoint {
+        self.kind.endpoint(self.target.address)
     }
 
-    /// The target's process.
+    /// Returns the process id of the target.
     pub(crate) fn pid(&self) -> u32 {
         self.target.pid()
     }
 
-    /// Memory that the target has for itself.
+    /// Returns the private memory of the target.
     pub(crate) fn private_kib(&self) -> Result<f64> {
         process::private_kib(self.target.pid())
     }
 
-    /// The target's CPU time while `work` was done.
+    /// Returns the CPU time of the target during `work`.
     pub(crate) fn cpu_of<T>(
         &mut self,
         work: impl FnOnce(&mut Self) -> Result<T>,
@@ -112,53 +112,54 @@ impl Rig {
         Ok((process::family_cpu(pid)?.saturating_sub(before), done))
     }
 
-    /// Sends the whole series and waits until everybody has it. Returns how late the upstream was
-    /// at the worst.
+    /// Sends the whole series and waits until all subscribers have received it. Returns the maximum
+    /// delay of the upstream.
     pub(crate) fn send_all(
         &mut self,
         load: &Load,
-        audience: Audience,
+        workload: Workload,
         per_second: u64,
     ) -> Result<Duration> {
-        self.send(load, audience, 1..=audience.series.events, per_second)
+        self.send(load, workload, 1..=workload.series.events, per_second)
     }
 
-    /// Sends some of the series and waits until everybody has it.
+    /// Sends a part of the series and waits until all subscribers have received it. Returns the
+    /// maximum delay of the upstream.
     pub(crate) fn send(
         &mut self,
         load: &Load,
-        audience: Audience,
+        workload: Workload,
         events: RangeInclusive<u64>,
         per_second: u64,
     ) -> Result<Duration> {
         let last = *events.end();
-        let (series, per_second) = (audience.series, per_second as f64);
+        let (series, per_second) = (workload.series, per_second as f64);
         let late = match &mut self.source {
             Source::Stream(stream) => stream.send(series, events, per_second)?,
             Source::Publisher(publisher) => {
-                publisher.send(series, audience.own_session, events, per_second)?
+                publisher.send(series, workload.own_session, events, per_second)?
             }
         };
-        load.wait_for(audience.deliveries_through(last))?;
+        load.wait_for(workload.deliveries_through(last))?;
         Ok(late)
     }
 
-    /// Sends events of the series from `first` on while `work` is done. Returns the last of them.
+    /// Sends events of the series from `first` on during `work`. Returns the last of them.
     pub(crate) fn send_while<T>(
         &mut self,
         series: Series,
         first: u64,
         per_second: u64,
-        work: impl FnOnce(Door) -> Result<T>,
+        work: impl FnOnce(Endpoint) -> Result<T>,
     ) -> Result<(u64, T)> {
-        let (door, upstream) = (self.door(), self.source.stream()?);
+        let (endpoint, upstream) = (self.endpoint(), self.source.stream()?);
         let (is_done, mut last) = (AtomicBool::new(false), first - 1);
         let done = thread::scope(|scope| {
             let events = (first..)
                 .take_while(|_| !is_done.load(Ordering::Relaxed))
                 .inspect(|event| last = *event);
             let sender = scope.spawn(|| upstream.send(series, events, per_second as f64));
-            let done = work(door);
+            let done = work(endpoint);
             is_done.store(true, Ordering::Relaxed);
             sender.join().map_err(|_| "the upstream's thread panicked")??;
             done
@@ -166,38 +167,39 @@ impl Rig {
         Ok((last, done))
     }
 
-    /// Sends events of the series as fast as the target's store takes them, so that none leaves
-    /// memory before it is kept. Returns when all are in the store.
-    pub(crate) fn pour(&mut self, series: Series, events: RangeInclusive<u64>) -> Result<()> {
+    /// Sends events of the series at the rate of the target's store, so that no event is evicted
+    /// from memory before it is persisted. Returns once all are stored.
+    pub(crate) fn fill_store(&mut self, series: Series, events: RangeInclusive<u64>) -> Result<()> {
         let (first, last) = events.into_inner();
-        let before = self.kept()?;
+        let before = self.stored()?;
         let (mut sent, mut moved) = (first - 1, (before, Instant::now()));
         loop {
-            let kept = self.kept()?;
-            if kept >= before + (last + 1 - first) {
+            let stored = self.stored()?;
+            if stored >= before + (last + 1 - first) {
                 return Ok(());
             }
-            if kept > moved.0 {
-                moved = (kept, Instant::now());
+            if stored > moved.0 {
+                moved = (stored, Instant::now());
             }
             if moved.1.elapsed() > STANDSTILL {
                 return Err(format!(
-                    "the store has kept {} of {sent} events and takes no more",
-                    kept - before
+                    "the store holds {} of {sent} events and takes no more",
+                    stored - before
                 )
                 .into());
             }
-            let room = last.min(first - 1 + (kept - before) + MOST_UNKEPT);
-            while sent < room {
-                let next = room.min(sent + POURED_AT_ONCE);
-                self.source.stream()?.pour(series, sent + 1..=next)?;
+            let limit = last.min(first - 1 + (stored - before) + MAX_UNSTORED);
+            while sent < limit {
+                let next = limit.min(sent + BATCH);
+                self.source.stream()?.send_batch(series, sent + 1..=next)?;
                 sent = next;
             }
-            thread::sleep(BETWEEN_LOOKS);
+            thread::sleep(POLL_INTERVAL);
         }
     }
 
-    /// Sends events as they come due, without waiting for the target: a connector with its queue.
+    /// Sends events when they are due, without waiting for the target, like a connector with its
+    /// queue.
     pub(crate) fn flood(
         &mut self,
         series: Series,
@@ -207,74 +209,77 @@ impl Rig {
         self.source.stream()?.flood(series, events, per_second)
     }
 
-    /// How many entries the target's store has.
-    pub(crate) fn kept(&self) -> Result<u64> {
+    /// Returns the number of entries in the target's store.
+    pub(crate) fn stored(&self) -> Result<u64> {
         let metrics = self.metrics()?.ok_or("the target has no metrics")?;
         Ok(metrics
             .sum(&format!(r#"autoplay_relay_log_events{{product_id="{PRODUCT}",tier="disk"}}"#))
             as u64)
     }
 
-    /// What the target's metrics say, if it has any.
+    /// Returns the target's metrics, if it has any.
     pub(crate) fn metrics(&self) -> Result<Option<Metrics>> {
         self.target.admin.map(Metrics::read).transpose()
     }
 
-    /// How many subscribers the target says it has, if it says anything.
+    /// Returns the number of subscribers by the target's metrics, if it has any.
     pub(crate) fn subscribers(&self) -> Result<Option<f64>> {
         Ok(self.metrics()?.map(|metrics| metrics.sum("autoplay_relay_subscribers{")))
     }
 
-    /// The files that the target keeps.
+    /// Returns the files of the target's store.
     pub(crate) fn files(&self) -> Result<Vec<PathBuf>> {
         self.target.files()
     }
 
-    /// Ends the target in order and starts it again on what it has kept.
+    /// Shuts the target down gracefully and starts it again with its store.
     pub(crate) fn restart(self, outcome: &mut Outcome) -> Result<(Self, Restart)> {
         let Self { target, source, kind, disturbance } = self;
         let Source::Stream(upstream) = source else {
             return Err("the target reads no stream".into());
         };
         let (target, restart) = target.restart(&mut outcome.remarks)?;
-        let source = Source::Stream(upstream.closed().accept()?);
+        let source = Source::Stream(upstream.reopen().accept()?);
         Ok((Self { target, source, kind, disturbance }, restart))
     }
 
-    /// Ends the target in order, for what has watched it to write down what it saw.
+    /// Shuts the target down gracefully, so that a tool that runs it can write its results.
     pub(crate) fn stop(self, outcome: &mut Outcome) -> Result<()> {
         self.target.stop(&mut outcome.remarks)?;
         Ok(())
     }
 
-    /// Whatever is wrong with the target goes into the books. Then it is killed.
+    /// Adds the target's faults to `outcome`, and kills it.
     pub(crate) fn finish(mut self, outcome: &mut Outcome) {
         if let Some(status) = self.target.has_ended() {
             outcome.faults.words.push(format!("the target ended: {status}"));
         }
         if self.source.stream().is_ok_and(|stream| stream.was_reconnected()) {
-            outcome.faults.words.push("the target came a second time for its events".to_owned());
+            outcome
+                .faults
+                .words
+                .push("the target connected to its upstream a second time".to_owned());
         }
         outcome.remarks.extend(self.target.complaints());
         outcome.note("cores busy with other things", self.disturbance);
     }
 }
 
-/// What the machine has worked for neither this process nor the target, which this process has
-/// started.
+/// Returns the CPU time of all processes other than this one and its descendants, which include the
+/// target.
 fn others_cpu() -> Result<Duration> {
     Ok(process::machine_cpu()?.saturating_sub(process::family_cpu(std::process::id())?))
 }
 
-/// Events on the way into the store: many commits' worth, and a fraction of what the relay holds in
-/// memory.
-const MOST_UNKEPT: u64 = 16_384;
+/// Maximum of events sent and not stored: many commits' worth, and a fraction of what the relay
+/// holds in memory.
+const MAX_UNSTORED: u64 = 16_384;
 
 /// Events in one write of the upstream.
-const POURED_AT_ONCE: u64 = 64;
+const BATCH: u64 = 64;
 
-/// A fraction of the time in which the store takes [`MOST_UNKEPT`] events.
-const BETWEEN_LOOKS: Duration = Duration::from_millis(5);
+/// A fraction of the time in which the store takes [`MAX_UNSTORED`] events.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// When the store takes nothing for this long, it takes nothing any more.
+/// A store that takes no event for this long will not take any more.
 const STANDSTILL: Duration = Duration::from_secs(10);

@@ -1,7 +1,7 @@
-//! The scenarios: who listens, what is sent, what is read off.
+//! The scenarios: subscribers, events, measured values.
 
 mod broadcast;
-mod coming;
+mod churn;
 mod counted;
 mod decode;
 mod idle;
@@ -14,7 +14,7 @@ mod store;
 use std::str::FromStr;
 
 use self::{
-    broadcast::Broadcast, coming::Coming, counted::Counted, decode::Decode, idle::Idle,
+    broadcast::Broadcast, churn::Churn, counted::Counted, decode::Decode, idle::Idle,
     sessions::Sessions, size::Size, stalled::Stalled, steps::Steps, store::Store,
 };
 use crate::{
@@ -25,39 +25,40 @@ use crate::{
 /// One kind of work.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Scenario {
-    /// Everything to everybody, often.
+    /// Every event to all subscribers, at a high rate.
     A,
-    /// Everything to everybody, rarely: each event finds everything asleep.
+    /// Every event to all subscribers, at a low rate: each event finds every thread asleep.
     A5,
-    /// Very many, nearly nothing.
+    /// Very many idle subscribers.
     B,
-    /// Very many, each with a session of its own.
+    /// Very many subscribers of one session each.
     C,
-    /// As much as there is.
+    /// The maximum rate of deliveries.
     D,
-    /// More and more, up to what is too much.
+    /// Increasing rates, up to one that is too high.
     L,
-    /// Coming and going.
+    /// Subscribers that connect and disconnect.
     E,
     /// One upstream at a very high rate.
     U,
-    /// The store: filling it, finding it again, reading it.
+    /// The store: filling it, opening it again, reading it.
     R,
-    /// Those who take nothing.
+    /// Stalled subscribers.
     S,
-    /// Little, to be counted.
+    /// A small load, to count instructions.
     K,
-    /// The same, and some more.
+    /// The same with more events.
     K2,
 }
 
 impl Scenario {
-    /// All that measure, in the order in which they run.
+    /// All scenarios that measure, in the order in which they run.
     pub(crate) const ALL: [Self; 10] =
         [Self::A, Self::A5, Self::B, Self::C, Self::D, Self::L, Self::E, Self::U, Self::R, Self::S];
 
-    /// Which of these targets it runs against. Where the store is what is measured, that is the one
-    /// which has one; TLS and HTTP/2 are measured where everybody listens from beginning to end.
+    /// Returns the targets that the scenario runs against. Scenarios of the store run against the
+    /// target with one; TLS and HTTP/2 are measured where every subscriber stays from beginning to
+    /// end.
     pub(crate) fn kinds(self, wanted: &[Kind]) -> Vec<Kind> {
         match self {
             Self::R | Self::S => vec![Kind::Durable],
@@ -67,7 +68,7 @@ impl Scenario {
         }
     }
 
-    /// What it is, in a line.
+    /// Returns a description of one line.
     pub(crate) fn title(self, size: Size) -> String {
         match self {
             Self::A => Broadcast::often(size).title("A"),
@@ -76,7 +77,7 @@ impl Scenario {
             Self::C => Sessions::new(size).title(),
             Self::D => Broadcast::full(size).title("D"),
             Self::L => Steps::new(size).title(),
-            Self::E => Coming::new(size).title(),
+            Self::E => Churn::new(size).title(),
             Self::U => Decode::new(size).title(),
             Self::R => Store::new(size).title(),
             Self::S => Stalled::new(size).title(),
@@ -85,11 +86,11 @@ impl Scenario {
         }
     }
 
-    /// Runs it once, against a fresh process.
+    /// Runs the scenario once, against a fresh process.
     ///
     /// # Errors
     ///
-    /// When the target fails in a way that leaves nothing to measure.
+    /// If the target fails so that no value can be measured.
     pub(crate) fn run(self, kind: Kind, size: Size) -> Result<Outcome> {
         let outcome = match self {
             Self::A => Broadcast::often(size).run(kind),
@@ -98,7 +99,7 @@ impl Scenario {
             Self::C => Sessions::new(size).run(kind),
             Self::D => Broadcast::full(size).run(kind),
             Self::L => Steps::new(size).run(kind),
-            Self::E => Coming::new(size).run(kind),
+            Self::E => Churn::new(size).run(kind),
             Self::U => Decode::new(size).run(kind),
             Self::R => Store::new(size).run(),
             Self::S => Stalled::new(size).run(),

@@ -1,4 +1,4 @@
-//! The books: what each subscriber got, checked to the byte and in order, and how late it came.
+//! The checks: each subscriber's events, to the byte and in order, and their latency.
 
 use std::{
     fmt::{self, Display},
@@ -10,23 +10,23 @@ use crate::{
     support::{
         histogram::Histogram,
         payload::{Template, now_us, number},
-        target::kind::Door,
+        target::kind::Endpoint,
     },
 };
 
-/// Where somebody comes back to.
+/// Position from which a subscriber resumes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Resume {
-    /// Of the ids.
+    /// Epoch of the ids.
     pub(crate) epoch: u64,
-    /// The last event it has; 0 for none.
+    /// The last event that the subscriber has; 0 for none.
     pub(crate) after: u64,
-    /// The relay was started anew behind this event, and says so with one gap notice.
+    /// The relay was restarted after this event, and announces that with one gap notice.
     pub(crate) gap_behind: u64,
 }
 
 impl Display for Resume {
-    /// As `last_event_id` has it. Up to the gap, the numbers of events and of ids are the same.
+    /// Writes the value of `last_event_id`. Up to the gap, events and ids have the same numbers.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.after {
             0 => formatter.write_str("0"),
@@ -35,43 +35,43 @@ impl Display for Resume {
     }
 }
 
-/// What one subscriber has seen.
+/// What one subscriber has received.
 #[derive(Debug)]
-pub(crate) struct Ledger {
-    /// Which of all subscribers it is.
+pub(crate) struct SubscriberRecord {
+    /// Number of the subscriber.
     pub(crate) number: usize,
-    /// The one session it listens to; none for all.
+    /// Its session filter; `None` for every event.
     pub(crate) session: Option<String>,
-    /// Events it got.
+    /// Number of received events.
     pub(crate) received: u64,
-    /// Where it came back to.
+    /// The position from which it resumed.
     pub(crate) resume: Option<Resume>,
-    /// Events it has to get before it has caught up.
+    /// Events to receive before it is caught up.
     behind: u64,
-    came_us: u64,
+    start_us: u64,
     last_sequence: u64,
     epoch: u64,
     last_id: u64,
-    /// The event behind which a gap is to be announced, until it is.
+    /// The event after which a gap is to be announced, until it is.
     gap_behind: Option<u64>,
-    /// Whether its events have the relay's ids, and nothing comes without data.
+    /// Whether its events have the relay's ids, and every block has data.
     is_strict: bool,
     misses: Misses,
 }
 
-/// Whether somebody may miss events.
+/// Missed events of a subscriber.
 #[derive(Clone, Copy, Debug, Default)]
 struct Misses {
-    may_be: bool,
-    /// A gap was announced behind the last event.
+    is_allowed: bool,
+    /// A gap was announced after the last event.
     is_announced: bool,
     /// Events that were missing where a gap was announced.
     announced: u64,
 }
 
-impl Ledger {
-    /// A subscriber who has seen nothing and comes now, or comes back and is `behind` by so many
-    /// events.
+impl SubscriberRecord {
+    /// Returns the record of a subscriber that starts now without events, or resumes and lags
+    /// `behind` by this many events.
     pub(crate) fn new(
         number: usize,
         session: Option<String>,
@@ -85,7 +85,7 @@ impl Ledger {
             received: 0,
             resume,
             behind,
-            came_us: now_us(),
+            start_us: now_us(),
             last_sequence: after,
             epoch: resume.map_or(0, |resume| resume.epoch),
             last_id: after,
@@ -95,42 +95,42 @@ impl Ledger {
         }
     }
 
-    /// The same, coming in there, and perhaps allowed to miss what it is told that it misses.
-    pub(crate) fn at(self, door: Door, may_miss: bool) -> Self {
+    /// Sets the endpoint, and whether the subscriber may miss announced events.
+    pub(crate) fn at(self, endpoint: Endpoint, may_miss: bool) -> Self {
         Self {
-            is_strict: door.is_strict,
-            misses: Misses { may_be: may_miss, ..self.misses },
+            is_strict: endpoint.is_strict,
+            misses: Misses { is_allowed: may_miss, ..self.misses },
             ..self
         }
     }
 
-    /// Notes a gap notice. False when there should be none.
+    /// Records a gap notice, and returns false if no gap was due.
     fn gap(&mut self) -> bool {
         if self.gap_behind == Some(self.last_sequence) {
             self.gap_behind = None;
             return true;
         }
-        self.misses.is_announced = self.misses.may_be;
-        self.misses.may_be
+        self.misses.is_announced = self.misses.is_allowed;
+        self.misses.is_allowed
     }
 
-    /// What should have happened by the end and did not, when `expected` events should have come.
+    /// Adds the events and notices that are missing at the end, of `expected` events.
     pub(crate) fn close(&self, expected: u64, faults: &mut Faults) {
         faults.lost += expected.saturating_sub(self.received + self.misses.announced);
         faults.unannounced += u64::from(self.gap_behind.is_some());
     }
 
-    /// Begins to take its time.
-    pub(crate) fn comes(&mut self) {
-        self.came_us = now_us();
+    /// Starts the clock of the subscriber.
+    pub(crate) fn start_timing(&mut self) {
+        self.start_us = now_us();
     }
 
-    /// How long it has been there.
-    pub(crate) fn since_it_came(&self) -> Duration {
-        Duration::from_micros(now_us().saturating_sub(self.came_us))
+    /// Returns the time since the clock was started.
+    pub(crate) fn elapsed(&self) -> Duration {
+        Duration::from_micros(now_us().saturating_sub(self.start_us))
     }
 
-    /// The last event it got.
+    /// Returns the last event that it received.
     pub(crate) fn last_sequence(&self) -> u64 {
         self.last_sequence
     }
@@ -156,37 +156,38 @@ pub(crate) struct Tally {
     pub(crate) faults: Faults,
     /// From sent to received, in microseconds.
     pub(crate) latency: Histogram,
-    /// The same of the events before those that are measured.
+    /// Latency of the events before the measured ones, in microseconds.
     pub(crate) latency_before: Histogram,
-    /// How long those who came back took to have caught up, in microseconds.
+    /// Time until resumed subscribers were caught up, in microseconds.
     pub(crate) caught_up_us: Histogram,
-    /// For each event the latest it came to any of them, in microseconds.
+    /// For each event the highest latency of all subscribers, in microseconds.
     pub(crate) last_us: Vec<u32>,
 }
 
-/// What should not have happened, and how often.
+/// Counts of faults.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Faults {
-    /// Events that somebody did not get.
+    /// Events that a subscriber did not receive.
     pub(crate) lost: u64,
-    /// Events whose number or id was not above the one before: out of order, or seen twice.
+    /// Events whose number or id was not above the one before: out of order, or repeated.
     pub(crate) misordered: u64,
-    /// Events of a session that was not asked for.
+    /// Events of a session that was not requested.
     pub(crate) foreign: u64,
-    /// Payloads that were not what was sent.
+    /// Payloads that differ from the sent ones.
     pub(crate) damaged: u64,
-    /// Gap notices where nothing was missing.
+    /// Gap notices without a missing event.
     pub(crate) gaps: u64,
-    /// Gap notices that somebody did not get.
+    /// Gap notices that a subscriber did not receive.
     pub(crate) unannounced: u64,
-    /// Streams that ended before they were left.
+    /// Streams that ended before the subscriber closed them.
     pub(crate) ended: u64,
-    /// Anything else, in words.
+    /// Other faults, in words.
     pub(crate) words: Vec<String>,
 }
 
 impl Tally {
-    /// Empty books on `events` events, timing those from the number `measured_from` on.
+    /// Returns an empty tally of `events` events that times those from the number `measured_from`
+    /// on.
     pub(crate) fn new(events: u64, measured_from: u64) -> Self {
         Self {
             template: Template::new(),
@@ -202,51 +203,51 @@ impl Tally {
         }
     }
 
-    /// Empty books on events that are only checked.
+    /// Returns an empty tally that checks events without timing them.
     pub(crate) fn untimed() -> Self {
         Self::new(0, u64::MAX)
     }
 
-    /// Enters what `ledger`'s subscriber received.
-    pub(crate) fn enter(&mut self, ledger: &mut Ledger, block: Block<'_>, now_us: u64) {
+    /// Checks and counts a block that the subscriber of `record` received.
+    pub(crate) fn check(&mut self, record: &mut SubscriberRecord, block: Block<'_>, now_us: u64) {
         match block.name {
-            // a comment, or the time before reconnecting
-            None if block.data.is_none() && !ledger.is_strict => {}
-            None => self.event(ledger, block, now_us),
-            Some(b"gap") if ledger.gap() => self.gaps += 1,
+            // a comment or a `retry:` line
+            None if block.data.is_none() && !record.is_strict => {}
+            None => self.event(record, block, now_us),
+            Some(b"gap") if record.gap() => self.gaps += 1,
             Some(b"gap") => self.faults.gaps += 1,
             Some(b"heartbeat") => {}
             Some(_) => self.faults.damaged += 1,
         }
     }
 
-    fn event(&mut self, ledger: &mut Ledger, block: Block<'_>, now_us: u64) {
+    fn event(&mut self, record: &mut SubscriberRecord, block: Block<'_>, now_us: u64) {
         let id = block.id.and_then(parts_of_id);
         let event = block.data.and_then(|data| self.template.read(data));
-        // Ids of others are their own affair: theirs are taken to grow with the events.
+        // Ids of other servers are not checked: they count as increasing.
         let id = id
-            .filter(|_| ledger.is_strict)
-            .or_else(|| (!ledger.is_strict).then_some((0, ledger.last_id + 1)));
+            .filter(|_| record.is_strict)
+            .or_else(|| (!record.is_strict).then_some((0, record.last_id + 1)));
         let (Some((epoch, id)), Some(event)) = (id, event) else {
             self.faults.damaged += 1;
             return;
         };
-        if std::mem::take(&mut ledger.misses.is_announced) {
-            let missed = event.sequence.saturating_sub(ledger.last_sequence + 1);
-            ledger.misses.announced += missed;
+        if std::mem::take(&mut record.misses.is_announced) {
+            let missed = event.sequence.saturating_sub(record.last_sequence + 1);
+            record.misses.announced += missed;
             self.missed += missed;
         }
-        let is_foreign = ledger.session.as_ref().is_some_and(|own| own.as_bytes() != event.session);
+        let is_foreign = record.session.as_ref().is_some_and(|own| own.as_bytes() != event.session);
         let is_misordered =
-            event.sequence <= ledger.last_sequence || (epoch, id) <= (ledger.epoch, ledger.last_id);
+            event.sequence <= record.last_sequence || (epoch, id) <= (record.epoch, record.last_id);
         self.faults.foreign += u64::from(is_foreign);
         self.faults.misordered += u64::from(is_misordered);
-        ledger.last_sequence = event.sequence;
-        (ledger.epoch, ledger.last_id) = (epoch, id);
-        ledger.received += 1;
+        record.last_sequence = event.sequence;
+        (record.epoch, record.last_id) = (epoch, id);
+        record.received += 1;
         self.received += 1;
-        if ledger.received == ledger.behind {
-            self.caught_up_us.record(now_us.saturating_sub(ledger.came_us));
+        if record.received == record.behind {
+            self.caught_up_us.record(now_us.saturating_sub(record.start_us));
         }
         let late = now_us.saturating_sub(event.sent_us);
         if event.sequence < self.measured_from {
@@ -259,7 +260,7 @@ impl Tally {
         }
     }
 
-    /// Adds another's entries.
+    /// Adds the counts of another tally.
     pub(crate) fn merge(&mut self, other: &Self) {
         self.received += other.received;
         self.gaps += other.gaps;
@@ -273,7 +274,7 @@ impl Tally {
         self.faults.merge(&other.faults);
     }
 
-    /// How late the last subscriber had each event that was measured.
+    /// Returns the latency of the last subscriber over all measured events.
     pub(crate) fn last(&self) -> Histogram {
         let mut last = Histogram::new();
         for late in self.last_us.iter().skip(self.measured_from as usize) {
@@ -284,12 +285,12 @@ impl Tally {
 }
 
 impl Faults {
-    /// Whether nothing of the kind happened.
+    /// Returns true if there is no fault.
     pub(crate) fn is_none(&self) -> bool {
         self.counts().iter().all(|(_, count)| *count == 0) && self.words.is_empty()
     }
 
-    /// By name.
+    /// Returns the counts by name.
     pub(crate) fn counts(&self) -> [(&'static str, u64); 7] {
         [
             ("lost", self.lost),
@@ -302,7 +303,7 @@ impl Faults {
         ]
     }
 
-    /// Adds another's.
+    /// Adds the faults of another run.
     pub(crate) fn merge(&mut self, other: &Self) {
         self.lost += other.lost;
         self.misordered += other.misordered;
@@ -315,7 +316,7 @@ impl Faults {
     }
 }
 
-/// `<epoch>-<sequence>`.
+/// Parses `<epoch>-<sequence>`.
 fn parts_of_id(id: &[u8]) -> Option<(u64, u64)> {
     let dash = id.iter().position(|byte| *byte == b'-')?;
     Some((number(&id[..dash])?, number(&id[dash + 1..])?))

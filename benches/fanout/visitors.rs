@@ -1,4 +1,4 @@
-//! Subscribers who come, look and leave, at an even rate.
+//! Subscribers that connect, receive an event and disconnect, at an even rate.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -12,50 +12,50 @@ use mio::{Events, Interest, Poll, Token, net::TcpStream};
 use crate::{
     request::request,
     response::Response,
-    support::{Result, histogram::Histogram, payload::now_us, target::kind::Door},
+    support::{Result, histogram::Histogram, payload::now_us, target::kind::Endpoint},
 };
 
-/// How many come.
+/// Rate and duration of the visits.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Visiting {
-    /// In a second.
+    /// Visits per second.
     pub(crate) per_second: u64,
-    /// For how long.
+    /// Duration in seconds.
     pub(crate) seconds: u64,
 }
 
-/// What became of them.
+/// Results of the visits.
 #[derive(Clone, Debug)]
 pub(crate) struct Visits {
-    /// Those who came.
-    pub(crate) come: u64,
-    /// Those who were answered with a stream.
+    /// Visitors that connected.
+    pub(crate) connected: u64,
+    /// Visitors that received a stream.
     pub(crate) answered: u64,
-    /// Those who saw an event before they left.
+    /// Visitors that received an event.
     pub(crate) saw_event: u64,
-    /// Gap notices they saw. None of them missed anything.
+    /// Gap notices received; no visitor missed an event.
     pub(crate) gaps: u64,
-    /// Why the first one who was not answered was not.
+    /// The first failure of a visitor without a stream.
     pub(crate) failure: Option<String>,
-    /// From coming to the head, in microseconds.
+    /// From the connect to the response head, in microseconds.
     pub(crate) head_us: Histogram,
 }
 
 impl Visiting {
-    /// Begins on a thread of its own.
-    pub(crate) fn start(self, target: Door) -> JoinHandle<Result<Visits>> {
-        thread::spawn(move || Street::new(target)?.receive(self))
+    /// Starts the visits on their own thread.
+    pub(crate) fn start(self, target: Endpoint) -> JoinHandle<Result<Visits>> {
+        thread::spawn(move || Visitors::new(target)?.run(self))
     }
 }
 
-/// Where they come from.
+/// All current visitors, and their results.
 #[derive(Debug)]
-struct Street {
-    target: Door,
+struct Visitors {
+    target: Endpoint,
     poll: Poll,
     visitors: HashMap<Token, Visitor>,
-    /// In the order in which their time is up.
-    leaving: VecDeque<(Instant, Token)>,
+    /// In the order of their departure.
+    departures: VecDeque<(Instant, Token)>,
     visits: Visits,
 }
 
@@ -63,26 +63,26 @@ struct Street {
 struct Visitor {
     stream: TcpStream,
     has_asked: bool,
-    came_us: u64,
+    connected_us: u64,
     response: Response,
 }
 
-/// What a visitor does next.
+/// The next step of a visitor.
 #[derive(Debug)]
-enum Next {
+enum Step {
     Stay,
-    Leave,
+    Disconnect,
 }
 
-impl Street {
-    fn new(target: Door) -> Result<Self> {
+impl Visitors {
+    fn new(target: Endpoint) -> Result<Self> {
         Ok(Self {
             target,
             poll: Poll::new()?,
             visitors: HashMap::new(),
-            leaving: VecDeque::new(),
+            departures: VecDeque::new(),
             visits: Visits {
-                come: 0,
+                connected: 0,
                 answered: 0,
                 saw_event: 0,
                 gaps: 0,
@@ -92,19 +92,19 @@ impl Street {
         })
     }
 
-    /// Sends them all in and waits until the last has left.
-    fn receive(mut self, visiting: Visiting) -> Result<Visits> {
+    /// Runs all visits.
+    fn run(mut self, visiting: Visiting) -> Result<Visits> {
         let start = Instant::now();
         let all = visiting.per_second * visiting.seconds;
         let mut events = Events::with_capacity(256);
         let mut buffer = vec![0; 64 * 1024];
         loop {
             let due = start.elapsed().as_secs_f64() * visiting.per_second as f64;
-            while self.visits.come < all.min(due as u64) {
-                self.come()?;
+            while self.visits.connected < all.min(due as u64) {
+                self.connect()?;
             }
-            self.send_home(Instant::now());
-            if self.visits.come == all && self.visitors.is_empty() {
+            self.disconnect_due(Instant::now());
+            if self.visits.connected == all && self.visitors.is_empty() {
                 return Ok(self.visits);
             }
             match self.poll.poll(&mut events, Some(Duration::from_millis(1))) {
@@ -117,9 +117,9 @@ impl Street {
         }
     }
 
-    fn come(&mut self) -> Result<()> {
+    fn connect(&mut self) -> Result<()> {
         let mut stream = TcpStream::connect(self.target.address)?;
-        let token = Token(self.visits.come as usize);
+        let token = Token(self.visits.connected as usize);
         self.poll.registry().register(
             &mut stream,
             token,
@@ -127,27 +127,27 @@ impl Street {
         )?;
         self.visitors.insert(
             token,
-            Visitor { stream, has_asked: false, came_us: now_us(), response: Response::new() },
+            Visitor { stream, has_asked: false, connected_us: now_us(), response: Response::new() },
         );
-        self.leaving.push_back((Instant::now() + STAY, token));
-        self.visits.come += 1;
+        self.departures.push_back((Instant::now() + STAY, token));
+        self.visits.connected += 1;
         Ok(())
     }
 
-    /// Those whose time is up leave, but not before they were answered or it has taken far too
-    /// long.
-    fn send_home(&mut self, now: Instant) {
-        while let Some(&(until, token)) = self.leaving.front() {
+    /// Disconnects visitors whose time is over, but waits for their response up to
+    /// [`RESPONSE_TIMEOUT`].
+    fn disconnect_due(&mut self, now: Instant) {
+        while let Some(&(until, token)) = self.departures.front() {
             let is_waiting = |visitor: &Visitor| !visitor.response.has_begun();
             let is_waiting = self.visitors.get(&token).is_some_and(is_waiting);
-            if now < until || is_waiting && now < until + PATIENCE {
+            if now < until || is_waiting && now < until + RESPONSE_TIMEOUT {
                 return;
             }
             if is_waiting {
                 self.visits.failure.get_or_insert_with(|| "not answered in time".to_owned());
             }
             self.visitors.remove(&token);
-            self.leaving.pop_front();
+            self.departures.pop_front();
         }
     }
 
@@ -156,8 +156,8 @@ impl Street {
             return;
         };
         match visitor.turn(self.target, buffer, &mut self.visits) {
-            Ok(Next::Stay) => {}
-            Ok(Next::Leave) => drop(self.visitors.remove(&token)),
+            Ok(Step::Stay) => {}
+            Ok(Step::Disconnect) => drop(self.visitors.remove(&token)),
             Err(error) => {
                 self.visitors.remove(&token);
                 self.visits.failure.get_or_insert_with(|| error.to_string());
@@ -167,7 +167,7 @@ impl Street {
 }
 
 impl Visitor {
-    fn turn(&mut self, target: Door, buffer: &mut [u8], visits: &mut Visits) -> Result<Next> {
+    fn turn(&mut self, target: Endpoint, buffer: &mut [u8], visits: &mut Visits) -> Result<Step> {
         if !self.has_asked {
             self.stream.write_all(request(target, None, None).as_bytes())?;
             self.has_asked = true;
@@ -176,7 +176,7 @@ impl Visitor {
             let length = match self.stream.read(buffer) {
                 Ok(0) => return Err("the stream ended".into()),
                 Ok(length) => length,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(Next::Stay),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(Step::Stay),
                 Err(error) => return Err(error.into()),
             };
             let had_begun = self.response.has_begun();
@@ -188,19 +188,19 @@ impl Visitor {
             })?;
             if !had_begun && self.response.has_begun() {
                 visits.answered += 1;
-                visits.head_us.record(now_us().saturating_sub(self.came_us));
+                visits.head_us.record(now_us().saturating_sub(self.connected_us));
             }
             visits.gaps += gaps;
             if events > 0 {
                 visits.saw_event += 1;
-                return Ok(Next::Leave);
+                return Ok(Step::Disconnect);
             }
         }
     }
 }
 
-/// How long somebody stays who sees no event.
+/// Duration of a visit without an event.
 const STAY: Duration = Duration::from_millis(100);
 
-/// How long somebody waits for an answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Maximum wait for a response.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);

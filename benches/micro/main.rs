@@ -1,20 +1,19 @@
-//! What single steps on the way of an event cost: decode, append, index, wake and hand-over, each
+//! Benchmark of single steps of an event's way: decode, append, index, wake and delivery, each
 //! alone and on one thread.
 //!
 //! ```text
 //! cargo bench --features micro --bench micro
 //! ```
 //!
-//! Events are those of `benches/fanout`, 1 KiB each, of 1 000 sessions where nothing else is said.
-//! `src/bench_support.rs` has the steps and says what belongs to each. A step is done in batches of
-//! some sixty for a second; the table has the median of the batches and the least of them, for one.
-//! What the least and the median have between them is what the machine did beside; compare medians
-//! of runs on a quiet one.
+//! Events are those of `benches/fanout`, 1 KiB each, of 1 000 sessions unless a row says otherwise.
+//! `src/bench_support.rs` has the steps and documents what belongs to each. A step runs in batches
+//! of some sixty for a second; the table has the median and the minimum of the batches, per step.
+//! The difference between both is other work of the machine; compare medians of runs on a quiet
+//! machine.
 //!
-//! What is left out: the write into a socket. Nearly all of it is the kernel's, and scenario A of
-//! `benches/fanout` measures it whole. And what lies between the steps, above all the caches: here
-//! each step finds them as it has left them. So the sum of the steps is less than what an event
-//! costs.
+//! Not included: the write into a socket, nearly all of which is the kernel's, and which scenario A
+//! of `benches/fanout` includes; and the effects between steps, above all on the caches, which each
+//! step finds as it has left them. So the sum of the steps is less than the cost of an event.
 //!
 //! Runs only under `cargo bench`; as a test it does nothing.
 
@@ -32,44 +31,44 @@ fn main() {
     }
     assert_eq!(payload::PRODUCT, bench_support::PRODUCT);
     let (few, many) = (stream(1_000), stream(10_000));
-    println!("| what | ns, median | ns, least |\n|---|---:|---:|");
+    println!("| what | ns, median | ns, minimum |\n|---|---:|---:|");
     measure("decode: bytes to frames", bench_support::decode(&few, 1_000));
     measure("decode: bytes to frames to drafts", bench_support::decode_and_classify(&few, 1_000));
     measure("append: to a full log, one evicted", bench_support::append_to_full(&few));
     measure("append: to a log that grows", bench_support::append_to_growing(&few));
-    let listeners = [
+    let subscriptions = [
         measure(
-            "index: shown to one of 1 000 by a mark, which wakes it",
+            "index: one subscription of 1 000 is marked and woken",
             bench_support::notify_subscribers(&few),
         ),
         measure("index: the same, one of 10 000", bench_support::notify_subscribers(&many)),
     ];
-    let followers = [
+    let shard_subscribers = [
         measure(
-            "index: shown to a lane, and one of its 1 000 found",
+            "index: pushed to a shard, which finds one of its 1 000 subscribers",
             bench_support::notify_shard_subscribers(&few),
         ),
         measure("index: the same, one of 10 000", bench_support::notify_shard_subscribers(&many)),
     ];
-    measure("wake: a mark, to its waker", bench_support::wake_subscriber());
-    measure("wake: an event left for a lane, to its waker", bench_support::wake_shard(&few));
-    measure("wake: a mark, to another thread and back", bench_support::wake_thread_and_back());
+    measure("wake: from a mark to its waker", bench_support::wake_subscriber());
+    measure("wake: from a push to a shard to its waker", bench_support::wake_shard(&few));
+    measure("wake: from a mark to another thread and back", bench_support::wake_thread_and_back());
     measure(
-        "hand-over: one who was woken takes its frame from the log",
+        "delivery: a woken subscription takes its frame from the log",
         bench_support::take_from_log(&few),
     );
     measure(
-        "hand-over: a follower is given a frame",
+        "delivery: a shard subscriber gets a frame",
         bench_support::deliver_to_shard_subscribers(&few),
     );
     let growth = |[few, many]: [f64; 2]| many / few;
-    let (listeners, followers) = (growth(listeners), growth(followers));
+    let (subscriptions, shard_subscribers) = (growth(subscriptions), growth(shard_subscribers));
     println!(
-        "\nGrowth of the index from 1 000 to 10 000: {listeners:.2} times by marks, {followers:.2} times on a lane."
+        "\nGrowth of the index from 1 000 to 10 000: {subscriptions:.2} times by marks, {shard_subscribers:.2} times on a shard."
     );
 }
 
-/// One event of each session, as the upstream sends them.
+/// Returns one event of each session, as the upstream sends them.
 fn stream(sessions: usize) -> Vec<u8> {
     let (mut template, mut frame, mut stream) = (payload::Template::new(), Vec::new(), Vec::new());
     for (session, sequence) in (0..sessions).zip(1..) {
@@ -79,7 +78,7 @@ fn stream(sessions: usize) -> Vec<u8> {
     stream
 }
 
-/// Prints what one costs, and returns the median.
+/// Prints the cost of one step, and returns the median.
 fn measure(what: &str, mut batch: impl FnMut() -> Batch) -> f64 {
     let mut one = || {
         let Batch { count, took } = batch();
@@ -90,20 +89,20 @@ fn measure(what: &str, mut batch: impl FnMut() -> Batch) -> f64 {
     }
     let began = Instant::now();
     let mut each = Vec::new();
-    while began.elapsed() < LONG {
+    while began.elapsed() < MEASURED {
         each.push(one());
     }
     each.sort_unstable_by(f64::total_cmp);
-    let (least, median) = (
+    let (minimum, median) = (
         each.first().copied().unwrap_or_default(),
         each.get(each.len() / 2).copied().unwrap_or_default(),
     );
-    println!("| {what} | {median:.1} | {least:.1} |");
+    println!("| {what} | {median:.1} | {minimum:.1} |");
     median
 }
 
-/// How long each step is done.
-const LONG: Duration = Duration::from_secs(1);
+/// Duration of the measurement of each step.
+const MEASURED: Duration = Duration::from_secs(1);
 
-/// Batches before that.
+/// Batches before the measurement.
 const WARM_UP: usize = 20;

@@ -1,4 +1,4 @@
-//! Many durations in little room, exact to 1.6 %.
+//! A compact histogram of durations, exact to 1.6 %.
 
 /// Counts of values in buckets whose width grows with the value: 64 for each doubling.
 #[derive(Clone, Debug)]
@@ -8,7 +8,7 @@ pub(crate) struct Histogram {
 }
 
 impl Histogram {
-    /// An empty one.
+    /// Returns an empty histogram.
     pub(crate) fn new() -> Self {
         Self { buckets: vec![0; BUCKETS], count: 0 }
     }
@@ -20,7 +20,7 @@ impl Histogram {
         self.count += 1;
     }
 
-    /// Adds all of another's.
+    /// Adds all values of another histogram.
     pub(crate) fn merge(&mut self, other: &Self) {
         for (mine, theirs) in self.buckets.iter_mut().zip(&other.buckets) {
             *mine += theirs;
@@ -28,12 +28,12 @@ impl Histogram {
         self.count += other.count;
     }
 
-    /// How many values there are.
+    /// Returns the number of values.
     pub(crate) fn count(&self) -> u64 {
         self.count
     }
 
-    /// The value that this part of all values does not exceed, 0 when there are none.
+    /// Returns the value that this part of all values does not exceed; 0 for an empty histogram.
     pub(crate) fn quantile(&self, part: f64) -> u64 {
         let rank = (part * self.count as f64).ceil().max(1.0) as u64;
         let mut below = 0;
@@ -45,13 +45,14 @@ impl Histogram {
     }
 }
 
-/// Values below 128 have a bucket each; above, the seven leading bits choose it.
+/// Returns the bucket of a value: values below 128 have their own; above, the seven leading bits
+/// choose it.
 fn bucket(value: u64) -> usize {
     let shift = value.max(1).ilog2().saturating_sub(6) as usize;
     shift * PER_DOUBLING + (value >> shift) as usize
 }
 
-/// The middle of a bucket's values.
+/// Returns the middle of a bucket's values.
 fn middle(bucket: usize) -> u64 {
     let shift = (bucket / PER_DOUBLING).saturating_sub(1);
     let lowest = ((bucket - shift * PER_DOUBLING) as u64) << shift;
@@ -63,7 +64,7 @@ const PER_DOUBLING: usize = 64;
 /// Enough for every `u32`.
 const BUCKETS: usize = (u32::BITS as usize - 5) * PER_DOUBLING;
 
-/// A part of a histogram of microseconds, in milliseconds.
+/// Returns a quantile of a histogram of microseconds in milliseconds.
 pub(crate) fn millis(histogram: &Histogram, part: f64) -> f64 {
     histogram.quantile(part) as f64 / 1000.0
 }

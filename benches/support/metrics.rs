@@ -1,4 +1,4 @@
-//! What the target says about itself: its metrics, in Prometheus' text format.
+//! The target's metrics, in Prometheus' text format.
 
 use std::{
     io::{Read, Write},
@@ -8,12 +8,12 @@ use std::{
 
 use crate::support::Result;
 
-/// All samples of one moment.
+/// All samples of one scrape.
 #[derive(Debug)]
 pub(crate) struct Metrics(String);
 
 impl Metrics {
-    /// Asks for them.
+    /// Scrapes the metrics.
     pub(crate) fn read(admin: SocketAddr) -> Result<Self> {
         let mut stream = TcpStream::connect(admin)?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
@@ -23,18 +23,18 @@ impl Metrics {
         Ok(Self(answer))
     }
 
-    /// The sum of all samples whose name and labels begin like this.
+    /// Returns the sum of all samples whose name and labels begin with this text.
     pub(crate) fn sum(&self, beginning: &str) -> f64 {
         self.samples(beginning).map(|(_, value)| value).sum()
     }
 
-    /// The mean of a histogram without labels, NaN when it is empty.
+    /// Returns the mean of a histogram without labels; NaN if it is empty.
     pub(crate) fn mean(&self, histogram: &str) -> f64 {
         self.sum(&format!("{histogram}_sum")) / self.sum(&format!("{histogram}_count"))
     }
 
-    /// The value that this part of a histogram without labels does not exceed, as if values were
-    /// spread evenly within a bucket; infinite when it lies beyond the last.
+    /// Returns the value that this part of a histogram without labels does not exceed, as if values
+    /// were spread evenly within a bucket; infinite beyond the last bucket.
     pub(crate) fn quantile(&self, histogram: &str, part: f64) -> f64 {
         let rank = part * self.sum(&format!("{histogram}_count"));
         let (mut from, mut below) = (0.0, 0.0);
@@ -54,7 +54,7 @@ impl Metrics {
 
     fn samples(&self, beginning: &str) -> impl Iterator<Item = (&str, f64)> {
         let samples = self.0.lines().filter_map(|line| line.rsplit_once(' '));
-        let begin_so = move |(name, _): &(&str, &str)| name.starts_with(beginning);
-        samples.filter(begin_so).filter_map(|(name, value)| Some((name, value.parse().ok()?)))
+        let is_wanted = move |(name, _): &(&str, &str)| name.starts_with(beginning);
+        samples.filter(is_wanted).filter_map(|(name, value)| Some((name, value.parse().ok()?)))
     }
 }

@@ -1,6 +1,6 @@
-//! What the benches share: the upstream they play, what they measure, and how they read it off.
+//! Code shared by the benches: the upstream, the events, the targets, the measurements.
 //!
-//! Imports point one way, and no module of a bench is known in here.
+//! Imports point one way: nothing here uses a module of a bench.
 #![allow(dead_code, reason = "each bench uses its own part")]
 #![allow(
     clippy::indexing_slicing,
@@ -16,5 +16,5 @@ pub(crate) mod target;
 pub(crate) mod tls;
 pub(crate) mod upstream;
 
-/// Whatever goes wrong ends the run with a sentence.
+/// Any error ends the run with its message.
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;

@@ -1,5 +1,5 @@
 //! The events: batches of actions as the connector sends them, 1 KiB each, with a number and a time
-//! at fixed places.
+//! at fixed offsets.
 
 use std::{
     ops::Range,
@@ -7,39 +7,39 @@ use std::{
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
-/// The product everything belongs to.
+/// The product of all events.
 pub(crate) const PRODUCT: &str = "bench";
 
-/// Bytes of every payload.
+/// Size of every payload in bytes.
 pub(crate) const PAYLOAD_BYTES: usize = 1024;
 
-/// Microseconds on the one clock of this process.
+/// Returns the microseconds since the first call, on the monotonic clock.
 pub(crate) fn now_us() -> u64 {
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);
     u64::try_from(START.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
-/// The id of a session, always of the same length.
+/// Returns the id of a session, always of the same length.
 pub(crate) fn session_name(session: usize) -> String {
     format!("s{session:05}")
 }
 
-/// The events of one run: numbers from 1 on, each of a session that its number decides.
+/// The events of one run: numbers from 1 on, each of a session that its number determines.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Series {
-    /// How many sessions there are.
+    /// Number of sessions.
     pub(crate) sessions: usize,
-    /// How many events.
+    /// Number of events.
     pub(crate) events: u64,
 }
 
 impl Series {
-    /// The session of an event: as good as random, the same in every run.
+    /// Returns the session of an event: pseudo-random, the same in every run.
     pub(crate) fn session(&self, sequence: u64) -> usize {
         (mix(sequence) % self.sessions as u64) as usize
     }
 
-    /// How many of the events behind this one each session has.
+    /// Returns the number of events after this one for each session.
     pub(crate) fn per_session(&self, after: u64) -> Vec<u64> {
         let mut counts = vec![0; self.sessions];
         for sequence in after + 1..=self.events {
@@ -58,7 +58,7 @@ fn mix(value: u64) -> u64 {
     value ^ (value >> 31)
 }
 
-/// A payload whose variable places can be written and read without parsing.
+/// A payload whose variable fields can be written and read without parsing.
 #[derive(Clone, Debug)]
 pub(crate) struct Template {
     bytes: Vec<u8>,
@@ -69,21 +69,21 @@ pub(crate) struct Template {
 }
 
 impl Template {
-    /// The only one there is.
+    /// Returns the template.
     pub(crate) fn new() -> Self {
         let mut text =
             format!(r#"{{"type": "actions", "product_id": "{PRODUCT}", "session_id": ""#);
-        let place = |text: &mut String, filling: &str, then: &str| {
+        let field = |text: &mut String, filling: &str, then: &str| {
             let start = text.len();
             text.push_str(filling);
-            let place = start..text.len();
+            let range = start..text.len();
             text.push_str(then);
-            place
+            range
         };
-        let session = place(&mut text, "s00000", r#"", "forwarded_at": "#);
-        let forwarded_at = place(&mut text, "1700000000.000000", r#", "sequence": ""#);
-        let sequence = place(&mut text, "000000000000", r#"", "sent_us": ""#);
-        let sent = place(
+        let session = field(&mut text, "s00000", r#"", "forwarded_at": "#);
+        let forwarded_at = field(&mut text, "1700000000.000000", r#", "sequence": ""#);
+        let sequence = field(&mut text, "000000000000", r#"", "sent_us": ""#);
+        let sent = field(
             &mut text,
             "000000000000",
             r#"", "user_id": "user_2481", "count": 2, "actions": ["#,
@@ -92,8 +92,8 @@ impl Template {
         text.push_str(", ");
         text.push_str(ACTION);
         text.push_str(r#"], "note": ""#);
-        let room = PAYLOAD_BYTES - text.len() - 2;
-        text.push_str(&"x".repeat(room));
+        let filling = PAYLOAD_BYTES - text.len() - 2;
+        text.push_str(&"x".repeat(filling));
         text.push_str(r#""}"#);
         Self { bytes: text.into_bytes(), session, forwarded_at, sequence, sent }
     }
@@ -113,7 +113,7 @@ impl Template {
         frame.extend_from_slice(b"\n\n");
     }
 
-    /// Reads an event, if that is what it is, to the byte.
+    /// Reads an event; `None` if any fixed byte differs.
     pub(crate) fn read<'a>(&self, payload: &'a [u8]) -> Option<Event<'a>> {
         let is_intact = payload.len() == PAYLOAD_BYTES
             && payload[..self.session.start] == self.bytes[..self.session.start]
@@ -128,24 +128,24 @@ impl Template {
         })
     }
 
-    /// The session of a payload that is known to be an event.
+    /// Returns the session of a payload that is known to be an event.
     pub(crate) fn session<'a>(&self, payload: &'a [u8]) -> &'a [u8] {
         &payload[self.session.clone()]
     }
 }
 
-/// What an event says about itself.
+/// The variable fields of an event.
 #[derive(Debug)]
 pub(crate) struct Event<'a> {
-    /// The id of its session.
+    /// Id of its session.
     pub(crate) session: &'a [u8],
-    /// Its place in the series.
+    /// Its number in the series.
     pub(crate) sequence: u64,
-    /// When it was sent.
+    /// Time of sending in microseconds.
     pub(crate) sent_us: u64,
 }
 
-/// Decimal digits and nothing else.
+/// Parses decimal digits and nothing else.
 pub(crate) fn number(digits: &[u8]) -> Option<u64> {
     digits.iter().try_fold(0_u64, |value, digit| {
         let digit = digit.is_ascii_digit().then(|| u64::from(digit - b'0'))?;

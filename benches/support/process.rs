@@ -1,4 +1,4 @@
-//! What the kernel says about a process and the machine.
+//! The kernel's figures of a process and of the machine.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use std::{
 
 use crate::support::Result;
 
-/// A process and all that it has started and that those have, itself first.
+/// Returns a process and all its descendants, itself first.
 pub(crate) fn family(pid: u32) -> Vec<u32> {
     let mut family = vec![pid];
     let mut at = 0;
@@ -27,15 +27,16 @@ pub(crate) fn family(pid: u32) -> Vec<u32> {
     family
 }
 
-/// User and system time of all threads of a process and its family since they began.
+/// Returns the user and system time of all threads of a process and its descendants since they
+/// started.
 pub(crate) fn family_cpu(pid: u32) -> Result<Duration> {
     family(pid).into_iter().map(cpu).sum()
 }
 
-/// User and system time of all threads of a process since it began.
+/// Returns the user and system time of all threads of a process since it started.
 pub(crate) fn cpu(pid: u32) -> Result<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The second field is the name, in parentheses, and may hold anything.
+    // The second field is the name, in parentheses, and may contain any byte.
     let (_, fields) = stat.rsplit_once(')').ok_or("no name in /proc/PID/stat")?;
     let ticks = |nth: usize| -> Result<u64> {
         let field = fields.split_whitespace().nth(nth - 3).ok_or("/proc/PID/stat is short")?;
@@ -44,12 +45,11 @@ pub(crate) fn cpu(pid: u32) -> Result<Duration> {
     Ok(of_ticks(ticks(14)? + ticks(15)?))
 }
 
-/// The time that all cores of the machine have worked since it began.
+/// Returns the time that all cores of the machine have worked since boot.
 pub(crate) fn machine_cpu() -> Result<Duration> {
     let stat = fs::read_to_string("/proc/stat")?;
     let mut fields = stat.split_whitespace().skip(1).map_while(|field| field.parse::<u64>().ok());
-    // user, nice, system; then idle and waiting for disks, which are no work; then interrupts, hard
-    // and soft.
+    // user, nice, system; then idle and iowait, which are no work; then hard and soft interrupts.
     let tasks: u64 = fields.by_ref().take(3).sum();
     let interrupts: u64 = fields.skip(2).take(2).sum();
     Ok(of_ticks(tasks + interrupts))
@@ -59,8 +59,8 @@ fn of_ticks(ticks: u64) -> Duration {
     Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND)
 }
 
-/// Memory that a process and its family have for themselves, in KiB. What they share among them is
-/// not in it.
+/// Returns the private memory of a process and its descendants in KiB, without memory that they
+/// share.
 pub(crate) fn private_kib(pid: u32) -> Result<f64> {
     family(pid).into_iter().map(own_private_kib).sum()
 }
@@ -72,7 +72,7 @@ fn own_private_kib(pid: u32) -> Result<f64> {
     Ok(kib.sum())
 }
 
-/// The most memory that a process has for itself while it is watched.
+/// The maximum of a process's private memory while it is watched.
 #[derive(Debug)]
 pub(crate) struct Peak {
     stop: Sender<()>,
@@ -80,16 +80,16 @@ pub(crate) struct Peak {
 }
 
 impl Peak {
-    /// Begins to watch.
+    /// Starts to watch.
     pub(crate) fn watch(pid: u32) -> Self {
         let (stop, is_over) = mpsc::channel();
         let thread = thread::spawn(move || {
             let mut highest = 0.0;
             loop {
-                // who measures the rest will find it gone
+                // The other measurements report a process that has ended.
                 let now = private_kib(pid).unwrap_or(0.0);
                 highest = f64::max(highest, now);
-                if is_over.recv_timeout(BETWEEN_LOOKS) != Err(RecvTimeoutError::Timeout) {
+                if is_over.recv_timeout(POLL_INTERVAL) != Err(RecvTimeoutError::Timeout) {
                     return highest;
                 }
             }
@@ -97,22 +97,21 @@ impl Peak {
         Self { stop, thread }
     }
 
-    /// What it was, in KiB.
+    /// Stops, and returns the maximum in KiB.
     pub(crate) fn kib(self) -> Result<f64> {
         drop(self.stop);
         Ok(self.thread.join().map_err(|_| "the thread that watches memory panicked")?)
     }
 }
 
-/// Bytes of files that a process has caused to be written to disks.
+/// Returns the bytes that a process has caused to be written to disks.
 pub(crate) fn written_bytes(pid: u32) -> Result<f64> {
     let io = fs::read_to_string(format!("/proc/{pid}/io"))?;
     let written = io.lines().find_map(|line| line.strip_prefix("write_bytes: "));
     Ok(written.ok_or("no write_bytes in /proc/PID/io")?.parse()?)
 }
 
-/// Has the kernel forget what it holds of a file, so that the next who reads it waits for the disk.
-/// What is not written back yet stays.
+/// Drops a file from the page cache, so that its next reader waits for the disk. Dirty pages stay.
 pub(crate) fn drop_from_cache(file: &Path) -> Result<()> {
     let mut argument = std::ffi::OsString::from("if=");
     argument.push(file);
@@ -127,7 +126,7 @@ pub(crate) fn drop_from_cache(file: &Path) -> Result<()> {
     }
 }
 
-/// Memory of what all TCP sockets of the machine hold in their buffers, in KiB.
+/// Returns the memory of all TCP socket buffers of the machine in KiB.
 pub(crate) fn kernel_buffer_kib() -> Result<f64> {
     let sockstat = fs::read_to_string("/proc/net/sockstat")?;
     let tcp = sockstat.lines().find(|line| line.starts_with("TCP:"));
@@ -136,8 +135,8 @@ pub(crate) fn kernel_buffer_kib() -> Result<f64> {
     Ok(pages * PAGE_KIB)
 }
 
-/// Memory of all kernel objects of the machine (sockets, files, `epoll` entries among them), in
-/// KiB.
+/// Returns the memory of all kernel objects of the machine (sockets, files, `epoll` entries among
+/// them) in KiB.
 pub(crate) fn kernel_object_kib() -> Result<f64> {
     let meminfo = fs::read_to_string("/proc/meminfo")?;
     let slab = meminfo.lines().find(|line| line.starts_with("SUnreclaim:"));
@@ -145,7 +144,7 @@ pub(crate) fn kernel_object_kib() -> Result<f64> {
     Ok(kib.ok_or("no SUnreclaim in /proc/meminfo")?.parse()?)
 }
 
-/// The machine, and whether it has other things to do.
+/// Returns a description of the machine and its load.
 pub(crate) fn machine() -> String {
     let read = |path| fs::read_to_string(path).unwrap_or_default();
     let field = |text: &str, name: &str| {
@@ -169,5 +168,6 @@ const TICKS_PER_SECOND: u64 = 100;
 
 const PAGE_KIB: f64 = 4.0;
 
-/// Short against what is watched, long against a look, which takes a millisecond of the machine.
-const BETWEEN_LOOKS: Duration = Duration::from_millis(25);
+/// Short compared to the watched work, long compared to one measurement, which takes a millisecond
+/// of the machine.
+const POLL_INTERVAL: Duration = Duration::from_millis(25);

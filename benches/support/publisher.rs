@@ -1,4 +1,4 @@
-//! The publishing side of those who do not read an upstream: one request for each event, in order.
+//! The publisher for targets that do not read an upstream: one request for each event, in order.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -14,34 +14,34 @@ use crate::support::{
     payload::{Series, Template, session_name},
 };
 
-/// How one is published to.
+/// How events are published to a target.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Publishing {
-    /// Where.
+    /// Address for requests.
     pub(crate) address: SocketAddr,
-    /// Appends the request for a payload, of a session or for all.
+    /// Appends the request for a payload, of one session or for all.
     pub(crate) request: fn(SocketAddr, Option<&str>, &[u8], &mut Vec<u8>),
-    /// Whether a connection takes more than one request; then answers are not waited for.
+    /// Whether a connection takes more than one request; if so, responses are not waited for.
     pub(crate) is_kept_alive: bool,
 }
 
-/// Who publishes.
+/// A publisher.
 #[derive(Debug)]
 pub(crate) struct Publisher {
     publishing: Publishing,
-    /// Of one that keeps connections.
+    /// The connection, if it is kept alive.
     stream: Option<TcpStream>,
     template: Template,
 }
 
 impl Publisher {
-    /// Connects, where connections are kept.
+    /// Connects, if the connection is kept alive.
     pub(crate) fn open(publishing: Publishing) -> Result<Self> {
         let stream =
             publishing.is_kept_alive.then(|| TcpStream::connect(publishing.address)).transpose()?;
         if let Some(stream) = &stream {
             stream.set_nodelay(true)?;
-            stream.set_write_timeout(Some(PATIENCE))?;
+            stream.set_write_timeout(Some(TIMEOUT))?;
             let answers = stream.try_clone()?;
             thread::spawn(move || drain(answers));
         }
@@ -49,11 +49,11 @@ impl Publisher {
     }
 
     /// Publishes these events of the series, `per_second` of them, each to its session or to all.
-    /// Returns by how much the one that was most behind its time was late.
+    /// Returns the maximum delay of an event.
     ///
     /// # Errors
     ///
-    /// When the target takes no more.
+    /// If the target takes no more.
     pub(crate) fn send(
         &mut self,
         series: Series,
@@ -68,7 +68,7 @@ impl Publisher {
             let due = start + Duration::from_secs_f64(nth as f64 / per_second);
             thread::sleep(due.saturating_duration_since(Instant::now()));
             latest = latest.max(due.elapsed());
-            if latest > PATIENCE {
+            if latest > TIMEOUT {
                 return Err(format!("event {sequence} could not be published in time").into());
             }
             let session = series.session(sequence);
@@ -93,7 +93,7 @@ impl Publisher {
             return Ok(stream.write_all(request)?);
         }
         let mut stream = TcpStream::connect(self.publishing.address)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
         stream.write_all(request)?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer)?;
@@ -104,7 +104,7 @@ impl Publisher {
     }
 }
 
-/// Reads answers, so that the target can write them. What they say shows at the subscribers.
+/// Reads responses, so that the target can write them. Failures show at the subscribers.
 fn drain(mut stream: TcpStream) {
     let mut buffer = vec![0; 64 * 1024];
     loop {
@@ -118,5 +118,5 @@ fn drain(mut stream: TcpStream) {
     }
 }
 
-/// Further behind nobody is worth measuring.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// A run with a longer delay is not worth measuring.
+const TIMEOUT: Duration = Duration::from_secs(10);

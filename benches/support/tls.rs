@@ -1,7 +1,7 @@
-//! The certificate of those targets that speak TLS, and who trusts it.
+//! The certificate of the targets with TLS, and the configuration of its clients.
 //!
-//! It lies beside the build, made anew by `openssl` for each target, so that load and target find
-//! it without being told where.
+//! The certificate is beside the build, made by `openssl` for each target, so that load and target
+//! find it without configuration.
 
 use std::{
     fs,
@@ -18,11 +18,11 @@ use rustls::{
 
 use crate::support::Result;
 
-/// Makes the certificate, and its key.
+/// Issues the certificate and its key.
 ///
 /// # Errors
 ///
-/// When there is no `openssl`, or it fails.
+/// If there is no `openssl`, or it fails.
 pub(crate) fn issue() -> Result<()> {
     fs::create_dir_all(folder())?;
     let config = folder().join("openssl.cnf");
@@ -43,17 +43,17 @@ pub(crate) fn issue() -> Result<()> {
     }
 }
 
-/// The certificate's file.
+/// Returns the path of the certificate.
 pub(crate) fn certificate() -> PathBuf {
     folder().join("certificate.pem")
 }
 
-/// The key's file.
+/// Returns the path of the key.
 pub(crate) fn key() -> PathBuf {
     folder().join("key.pem")
 }
 
-/// What the obvious server is configured with.
+/// Returns the configuration of the naive server.
 pub(crate) fn server() -> Result<Arc<ServerConfig>> {
     let builder = ServerConfig::builder_with_provider(Arc::new(default_provider()))
         .with_safe_default_protocol_versions()?;
@@ -65,7 +65,7 @@ pub(crate) fn server() -> Result<Arc<ServerConfig>> {
     Ok(Arc::new(config))
 }
 
-/// What a client that speaks only this is configured with.
+/// Returns the configuration of a client with this protocol only.
 pub(crate) fn client(protocol: &[u8]) -> Result<Arc<ClientConfig>> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(certificate())?)?;
@@ -73,7 +73,7 @@ pub(crate) fn client(protocol: &[u8]) -> Result<Arc<ClientConfig>> {
         .with_safe_default_protocol_versions()?;
     let mut config = builder.with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = vec![protocol.to_vec()];
-    // Everybody is somebody else: each shakes hands in full.
+    // Each subscriber stands for another client, so each makes a full handshake.
     config.resumption = rustls::client::Resumption::disabled();
     Ok(Arc::new(config))
 }

@@ -1,4 +1,4 @@
-//! The scripted connector: one stream, as many events as asked for, at an even rate.
+//! The simulated connector: one stream, as many events as requested, at an even rate.
 
 use std::{
     collections::VecDeque,
@@ -35,14 +35,14 @@ impl Upstream {
         Ok(Self { listener })
     }
 
-    /// Where.
+    /// Returns the address.
     pub(crate) fn address(&self) -> Result<SocketAddr> {
         Ok(self.listener.local_addr()?)
     }
 
-    /// Answers the client, who must come within a few seconds.
+    /// Accepts and answers the client, which must connect within [`TIMEOUT`].
     pub(crate) fn accept(self) -> Result<Stream> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut client = loop {
             match self.listener.accept() {
                 Ok((client, _)) => break client,
@@ -52,14 +52,16 @@ impl Upstream {
                     thread::sleep(Duration::from_millis(2));
                 }
                 Err(error) => {
-                    return Err(format!("the target did not come for its events: {error}").into());
+                    return Err(
+                        format!("the target did not connect to its upstream: {error}").into()
+                    );
                 }
             }
         };
         client.set_nonblocking(false)?;
         client.set_nodelay(true)?;
-        client.set_read_timeout(Some(PATIENCE))?;
-        client.set_write_timeout(Some(PATIENCE))?;
+        client.set_read_timeout(Some(TIMEOUT))?;
+        client.set_write_timeout(Some(TIMEOUT))?;
         read_request(&mut client)?;
         client.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncache-control: no-store\r\n\r\n")?;
         Ok(Stream { listener: self.listener, client, template: Template::new() })
@@ -67,12 +69,12 @@ impl Upstream {
 }
 
 impl Stream {
-    /// Sends these events of the series, `per_second` of them, each in a write of its own. Returns
-    /// by how much the one that was most behind its time was late.
+    /// Sends these events of the series, `per_second` of them, each in its own write. Returns the
+    /// maximum delay of an event.
     ///
     /// # Errors
     ///
-    /// When the target is gone or takes nothing.
+    /// If the target has closed or takes no more.
     pub(crate) fn send(
         &mut self,
         series: Series,
@@ -94,12 +96,12 @@ impl Stream {
         Ok(latest)
     }
 
-    /// Sends these events of the series at once, in one write.
+    /// Sends these events of the series in one write.
     ///
     /// # Errors
     ///
-    /// When the target is gone or takes nothing.
-    pub(crate) fn pour(
+    /// If the target has closed or takes no more.
+    pub(crate) fn send_batch(
         &mut self,
         series: Series,
         events: impl IntoIterator<Item = u64>,
@@ -115,14 +117,14 @@ impl Stream {
             .map_err(|error| format!("the target does not take events: {error}"))?)
     }
 
-    /// Sends these events as they come due, `per_second` of them, as the connector does: what the
-    /// target does not take waits in a queue of 256 events, and what finds that full is dropped.
-    /// The events of a millisecond come due together, a millisecond behind those before them or
-    /// later.
+    /// Sends these events when they are due, `per_second` of them, as the connector does: a queue
+    /// of 256 events holds what the target does not take, and an event that finds the queue full is
+    /// dropped. The events of a millisecond are due together, a millisecond after those before them
+    /// or later.
     ///
     /// # Errors
     ///
-    /// When the target is gone.
+    /// If the target has closed.
     pub(crate) fn flood(
         &mut self,
         series: Series,
@@ -140,8 +142,8 @@ impl Stream {
                 let due = start + Duration::from_secs_f64(nth as f64 / per_second);
                 queue.write_to(&mut self.client)?;
                 thread::sleep(due.saturating_duration_since(Instant::now()));
-                // Who was not woken in time goes on later: making up for it would be a burst that
-                // no connector has sent.
+                // If the machine wakes this thread late, all later events are delayed: catching up
+                // would be a burst that no connector sends.
                 start += due.elapsed();
                 flood.late += due.elapsed();
                 queue.write_to(&mut self.client)?;
@@ -159,7 +161,7 @@ impl Stream {
             (flood.sent, flood.last) = (flood.sent + 1, sequence);
         }
         flood.seconds = start.elapsed().as_secs_f64();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while !queue.bytes.is_empty() && Instant::now() < deadline {
             queue.write_to(&mut self.client)?;
             thread::sleep(Duration::from_millis(1));
@@ -168,42 +170,42 @@ impl Stream {
         Ok(flood)
     }
 
-    /// A connector at the same address that waits for its client to come again.
-    pub(crate) fn closed(self) -> Upstream {
+    /// Drops the connection, and waits at the same address for the client's next one.
+    pub(crate) fn reopen(self) -> Upstream {
         Upstream { listener: self.listener }
     }
 
-    /// Whether the target has come a second time.
+    /// Returns true if the target has connected a second time.
     pub(crate) fn was_reconnected(&self) -> bool {
         self.listener.accept().is_ok()
     }
 }
 
-/// What became of events that were not waited for.
+/// Results of [`Stream::flood`].
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Flood {
-    /// Events that the target was sent.
+    /// Events sent to the target.
     pub(crate) sent: u64,
-    /// The last of them.
+    /// The last sent event.
     pub(crate) last: u64,
-    /// Events that the queue had no room for.
+    /// Events dropped because the queue was full.
     pub(crate) dropped: u64,
-    /// How long it took.
+    /// Duration in seconds.
     pub(crate) seconds: f64,
-    /// By how much all of it went on later than it should have.
+    /// Total delay of the schedule.
     pub(crate) late: Duration,
 }
 
-/// What waits for the target.
+/// Events that wait for the target.
 #[derive(Debug, Default)]
 struct Queue {
     bytes: VecDeque<u8>,
-    /// How long each is whose last byte is in there.
+    /// Lengths of the queued events.
     events: VecDeque<usize>,
 }
 
 impl Queue {
-    /// Writes what the target takes.
+    /// Writes as much as the target takes.
     fn write_to(&mut self, client: &mut TcpStream) -> Result<()> {
         while !self.bytes.is_empty() {
             match client.write(self.bytes.as_slices().0) {
@@ -212,7 +214,7 @@ impl Queue {
                 Err(error) => return Err(format!("the target takes no events: {error}").into()),
             }
         }
-        // All frames are of one length.
+        // All frames have the same length.
         let length = self.events.front().copied().unwrap_or(1);
         self.events.truncate(self.bytes.len().div_ceil(length));
         Ok(())
@@ -239,11 +241,11 @@ fn read_request(client: &mut TcpStream) -> Result<()> {
     Ok(())
 }
 
-/// Events that a connector keeps for a slow reader.
+/// Events that a connector queues for a slow reader.
 const QUEUE: usize = 256;
 
-/// So that the kernel's buffers do not do the queue's work.
+/// Small, so that the kernel's buffers do not act as the queue.
 const SMALL_BUFFER_BYTES: usize = 256 * 1024;
 
-/// Longer than anything takes that is not stuck.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Longer than any step takes that is not stuck.
+const TIMEOUT: Duration = Duration::from_secs(30);

@@ -1,5 +1,5 @@
-//! What webhooks cost: the real relay with a store, pushing to the least that can accept a
-//! delivery, in the same run.
+//! Benchmark of webhooks: the real relay with a store, delivering to the simplest receiver, in the
+//! same run.
 //!
 //! ```text
 //! upstream (this process) ──frames──► relay (a process of its own, with a store) ──POST──► sink (this process)
@@ -14,17 +14,17 @@
 //! |---|---|
 //! | A | deliveries per second, each committed to the store before it is sent, and the CPU of one |
 //! | B | from the upstream's write to the first byte at the receiver, at 1 000 events/s |
-//! | C | memory with 100 000 events queued for a receiver that is down (`--million`: a million), and how fast they come when it is back |
-//! | D | B again, beside a receiver that refuses every connection, and beside one that takes them and never answers |
+//! | C | memory with 100 000 events queued for a receiver that is down (`--million`: a million), and the rate of deliveries once it is up again |
+//! | D | B again, beside a receiver that refuses every connection, and beside one that accepts them and never answers |
 //!
-//! Payloads are of 1 KiB, of 1 000 sessions; webhooks have `max_in_flight = 64`. Everything shares
-//! the machine and its loopback, so the numbers are for comparing, not for promising.
-//! `benches/support` does the same work here as there; the head of `benches/fanout` says how to
-//! read CPU, latency and memory.
+//! Payloads have 1 KiB, of 1 000 sessions; webhooks have `max_in_flight = 64`. All processes share
+//! the machine and its loopback, so the numbers are for comparison only. `benches/support` does the
+//! same work as in the fan-out bench; the head of `benches/fanout` says how to read CPU, latency
+//! and memory.
 //!
-//! Exits with 1 when a delivery was lost, damaged, out of order or came twice, or the relay
-//! complained of anything but the receivers that were meant to fail; never because something was
-//! slow. Needs Linux (`/proc`). As a test it does nothing.
+//! Exits with 1 if a delivery was lost, damaged, out of order or repeated, or if the relay logged
+//! warnings other than those about the failing receivers; never because a target was slow. Needs
+//! Linux (`/proc`). As a test it does nothing.
 #![allow(
     clippy::indexing_slicing,
     reason = "a bench reads what it has written itself; a wrong index is a bug to see at once"
@@ -64,14 +64,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// How much of everything.
+/// Size of the scenarios.
 #[derive(Clone, Copy, Debug)]
 struct Size {
     /// Deliveries in A.
     deliveries: u64,
     /// Seconds of B, and of each part of D.
     seconds: u64,
-    /// Events that wait in C.
+    /// Events queued in C.
     queued: u64,
 }
 
@@ -100,7 +100,7 @@ impl Size {
     }
 }
 
-/// Runs what was asked for and prints it; whether nothing happened that should not.
+/// Runs the requested scenarios and prints their results. Returns true if there was no fault.
 fn measure(size: Size, scenarios: &[char]) -> Result<bool> {
     println!("{}\n\n| | |\n|---|---:|", process::machine());
     let mut faults = Vec::new();
@@ -109,7 +109,7 @@ fn measure(size: Size, scenarios: &[char]) -> Result<bool> {
             'A' => throughput(size)?,
             'B' => latency(size, "B", &[])?,
             'C' => queue(size)?,
-            _ => beside_dead_ones(size)?,
+            _ => beside_failing_receivers(size)?,
         };
         faults.extend(found);
     }
@@ -119,21 +119,21 @@ fn measure(size: Size, scenarios: &[char]) -> Result<bool> {
     Ok(faults.is_empty())
 }
 
-/// A: as much as comes through.
+/// A: the maximum rate of deliveries.
 fn throughput(size: Size) -> Result<Vec<String>> {
     let sink = Sink::open()?;
     let mut rig = Rig::start(&[sink.address])?;
     let warm_up = size.deliveries / 10;
-    rig.pour_to(&sink, series(), warm_up)?;
+    rig.send_to_sink(&sink, series(), warm_up)?;
     let (cpu, start) = (rig.cpu()?, Instant::now());
-    rig.pour_to(&sink, series(), size.deliveries)?;
+    rig.send_to_sink(&sink, series(), size.deliveries)?;
     let (seconds, cpu) = (start.elapsed().as_secs_f64(), rig.cpu()?.saturating_sub(cpu));
     row("A: deliveries per second", size.deliveries as f64 / seconds);
     row("A: CPU per delivery, µs", cpu.as_secs_f64() * 1e6 / size.deliveries as f64);
     Ok(faults(rig, &sink, "A"))
 }
 
-/// B and D: how late deliveries come at a rate that is no effort.
+/// B and D: the latency of deliveries at a moderate rate.
 fn latency(size: Size, what: &str, others: &[SocketAddr]) -> Result<Vec<String>> {
     let sink = Sink::open()?;
     let hooks: Vec<SocketAddr> =
@@ -159,23 +159,23 @@ fn latency(size: Size, what: &str, others: &[SocketAddr]) -> Result<Vec<String>>
     );
     let mut faults = faults(rig, &sink, what);
     if !others.is_empty() {
-        faults.retain(|fault| !is_of_dead_one(fault));
+        faults.retain(|fault| !is_of_failing_receiver(fault));
     }
     Ok(faults)
 }
 
-/// C: what waits, and how it comes in the end.
+/// C: the memory of queued deliveries, and their rate at the end.
 fn queue(size: Size) -> Result<Vec<String>> {
     let mut sink = Sink::closed()?;
     let mut rig = Rig::start(&[sink.address])?;
-    rig.pour_into_store(series(), WARM_UP)?;
+    rig.fill_store(series(), WARM_UP)?;
     let before = rig.private_mib()?;
     let peak = rig.watch();
-    rig.pour_into_store(series(), size.queued)?;
-    // What is committed is taken a moment later.
-    let patience = Instant::now() + Duration::from_secs(10);
+    rig.fill_store(series(), size.queued)?;
+    // Webhooks read committed events a moment later.
+    let deadline = Instant::now() + Duration::from_secs(10);
     let mut pending = rig.pending(0)?;
-    while pending < rig.sent() && Instant::now() < patience {
+    while pending < rig.sent() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(50));
         pending = rig.pending(0)?;
     }
@@ -194,24 +194,25 @@ fn queue(size: Size) -> Result<Vec<String>> {
     row("C: highest while they went, MiB", peak.kib()? / 1024.0);
     let mut found = Vec::new();
     if pending != rig.sent() {
-        found.push(format!("C: {pending} of {} were owed", rig.sent()));
+        found.push(format!("C: {pending} of {} were pending", rig.sent()));
     }
-    found.extend(faults(rig, &sink, "C").into_iter().filter(|fault| !is_of_dead_one(fault)));
+    found
+        .extend(faults(rig, &sink, "C").into_iter().filter(|fault| !is_of_failing_receiver(fault)));
     Ok(found)
 }
 
-/// D: whether those who receive notice those who do not.
-fn beside_dead_ones(size: Size) -> Result<Vec<String>> {
+/// D: the effect of failing receivers on the others.
+fn beside_failing_receivers(size: Size) -> Result<Vec<String>> {
     let mut faults = latency(size, "D, alone", &[])?;
     let refusing = Sink::closed()?;
     faults.extend(latency(size, "D, beside one that refuses", &[refusing.address])?);
-    // The kernel takes connections for it; nobody reads.
+    // The kernel accepts connections for it; no process reads them.
     let hanging = TcpListener::bind("127.0.0.1:0")?;
     faults.extend(latency(size, "D, beside one that hangs", &[hanging.local_addr()?])?);
     Ok(faults)
 }
 
-/// What should not have happened.
+/// Returns the faults of a run.
 fn faults(rig: Rig, sink: &Sink, what: &str) -> Vec<String> {
     let (tally, sent, received) = (sink.tally(), rig.sent(), sink.received());
     let mut found = rig.finish();
@@ -227,8 +228,8 @@ fn faults(rig: Rig, sink: &Sink, what: &str) -> Vec<String> {
     found
 }
 
-/// A line of the relay's log that tells of a receiver which was meant to fail.
-fn is_of_dead_one(line: &str) -> bool {
+/// Returns true for a log line about a receiver that is meant to fail.
+fn is_of_failing_receiver(line: &str) -> bool {
     line.contains(r#""level":"WARN""#) && line.contains("webhook")
 }
 
@@ -242,5 +243,5 @@ fn row(name: &str, value: f64) {
 
 const PER_SECOND: u64 = 1000;
 
-/// So that what is made once, at the first event, is there before memory is looked at.
+/// Events before memory is measured, so that one-time allocations are included.
 const WARM_UP: u64 = 1000;

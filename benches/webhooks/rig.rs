@@ -1,4 +1,4 @@
-//! One run's set-up: an upstream, and a relay with a store that pushes to webhooks.
+//! Set-up of one run: an upstream, and a relay with a store and webhooks.
 
 use std::{
     net::SocketAddr,
@@ -18,17 +18,17 @@ use crate::{
     },
 };
 
-/// A relay with its upstream connected.
+/// A relay that is connected to its upstream.
 #[derive(Debug)]
 pub(crate) struct Rig {
-    // In this order: the relay is killed before its upstream is gone and it has to complain.
+    // Dropped in this order: the relay is killed before its upstream ends, which it would log.
     target: Target,
     upstream: Stream,
     sent: u64,
 }
 
 impl Rig {
-    /// Starts both; `hooks` are where the relay pushes to.
+    /// Starts both; `hooks` are the addresses of the receivers.
     pub(crate) fn start(hooks: &[SocketAddr]) -> Result<Self> {
         let tables: String =
             hooks.iter().enumerate().map(|(nth, address)| table(nth, *address)).collect();
@@ -38,22 +38,22 @@ impl Rig {
         Ok(Self { target, upstream, sent: 0 })
     }
 
-    /// Memory that the relay has for itself.
+    /// Returns the private memory of the relay.
     pub(crate) fn private_mib(&self) -> Result<f64> {
         Ok(process::private_kib(self.target.pid())? / 1024.0)
     }
 
-    /// Watches its memory.
+    /// Watches the private memory of the relay.
     pub(crate) fn watch(&self) -> process::Peak {
         process::Peak::watch(self.target.pid())
     }
 
-    /// CPU time it has used so far.
+    /// Returns the CPU time that the relay has used.
     pub(crate) fn cpu(&self) -> Result<Duration> {
         process::cpu(self.target.pid())
     }
 
-    /// How many events were sent.
+    /// Returns the number of sent events.
     pub(crate) fn sent(&self) -> u64 {
         self.sent
     }
@@ -66,47 +66,47 @@ impl Rig {
         Ok(())
     }
 
-    /// Sends events as fast as this receiver gets them, with some on the way.
-    pub(crate) fn pour_to(&mut self, sink: &Sink, series: Series, count: u64) -> Result<()> {
+    /// Sends events at the rate of this receiver, with a bounded number on the way.
+    pub(crate) fn send_to_sink(&mut self, sink: &Sink, series: Series, count: u64) -> Result<()> {
         let base = self.sent - sink.received();
         let end = self.sent + count;
         while self.sent < end {
-            let room = end.min(base + sink.received() + ON_THE_WAY);
-            self.pour(series, room)?;
-            thread::sleep(BETWEEN_LOOKS);
+            let limit = end.min(base + sink.received() + MAX_UNSETTLED);
+            self.send_up_to(series, limit)?;
+            thread::sleep(POLL_INTERVAL);
         }
         sink.wait_for(end - base)
     }
 
-    /// Sends events as fast as the store takes them, and waits until all are in it.
-    pub(crate) fn pour_into_store(&mut self, series: Series, count: u64) -> Result<()> {
-        let (before, base, end) = (self.kept()?, self.sent, self.sent + count);
+    /// Sends events at the rate of the store, and waits until all are stored.
+    pub(crate) fn fill_store(&mut self, series: Series, count: u64) -> Result<()> {
+        let (before, base, end) = (self.stored()?, self.sent, self.sent + count);
         let mut moved = (before, Instant::now());
         loop {
-            let kept = self.kept()?;
-            if kept - before >= count {
+            let stored = self.stored()?;
+            if stored - before >= count {
                 return Ok(());
             }
-            if kept > moved.0 {
-                moved = (kept, Instant::now());
+            if stored > moved.0 {
+                moved = (stored, Instant::now());
             }
             if moved.1.elapsed() > STANDSTILL {
                 return Err(format!(
-                    "the store has kept {} of {count} events and takes no more",
-                    kept - before
+                    "the store holds {} of {count} events and takes no more",
+                    stored - before
                 )
                 .into());
             }
-            self.pour(series, end.min(base + (kept - before) + ON_THE_WAY))?;
-            thread::sleep(BETWEEN_LOOKS);
+            self.send_up_to(series, end.min(base + (stored - before) + MAX_UNSETTLED))?;
+            thread::sleep(POLL_INTERVAL);
         }
     }
 
     /// Sends up to the event `last`, many in one write.
-    fn pour(&mut self, series: Series, last: u64) -> Result<()> {
+    fn send_up_to(&mut self, series: Series, last: u64) -> Result<()> {
         while self.sent < last {
-            let next = last.min(self.sent + AT_ONCE);
-            self.upstream.pour(series, self.sent + 1..=next)?;
+            let next = last.min(self.sent + BATCH);
+            self.upstream.send_batch(series, self.sent + 1..=next)?;
             self.sent = next;
         }
         Ok(())
@@ -116,23 +116,23 @@ impl Rig {
         Metrics::read(self.target.admin.ok_or("a relay has metrics")?)
     }
 
-    fn kept(&self) -> Result<u64> {
+    fn stored(&self) -> Result<u64> {
         let events = format!(r#"autoplay_relay_log_events{{product_id="{PRODUCT}",tier="disk"}}"#);
         Ok(self.metrics()?.sum(&events) as u64)
     }
 
-    /// Deliveries that the webhook of this number is owed.
+    /// Returns the pending deliveries of the webhook of this number.
     pub(crate) fn pending(&self, nth: usize) -> Result<u64> {
         Ok(self.metrics()?.sum(&format!(r#"autoplay_relay_webhook_pending{{webhook="hook-{nth}""#))
             as u64)
     }
 
-    /// What is wrong with the relay, if anything is.
+    /// Returns the faults of the relay.
     pub(crate) fn finish(mut self) -> Vec<String> {
         let mut faults = self.target.complaints();
         faults.extend(self.target.has_ended().map(|status| format!("the relay ended: {status}")));
         if self.upstream.was_reconnected() {
-            faults.push("the relay came a second time for its events".to_owned());
+            faults.push("the relay connected to its upstream a second time".to_owned());
         }
         faults
     }
@@ -156,13 +156,13 @@ max_backoff = "1s"
 
 const EGRESS: &str = "\n[egress]\nallow_networks = [\"127.0.0.0/8\"]\n";
 
-/// Events that have been sent and not been taken: many commits' worth, and a fraction of what the
-/// relay holds in memory.
-const ON_THE_WAY: u64 = 8192;
+/// Events sent and not stored or delivered: many commits' worth, and a fraction of what the relay
+/// holds in memory.
+const MAX_UNSETTLED: u64 = 8192;
 
 /// Events in one write.
-const AT_ONCE: u64 = 64;
+const BATCH: u64 = 64;
 
-const BETWEEN_LOOKS: Duration = Duration::from_millis(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 const STANDSTILL: Duration = Duration::from_secs(10);

@@ -1,5 +1,4 @@
-//! The receiver: the least that can accept a delivery. One thread, `epoll`, HTTP/1.1 with
-//! keep-alive, always 200.
+//! The simplest receiver of deliveries. One thread, `epoll`, HTTP/1.1 with keep-alive, always 200.
 
 use std::{
     collections::HashMap,
@@ -22,25 +21,25 @@ use crate::support::{
     payload::{Template, now_us},
 };
 
-/// A receiver with a port of its own. While nobody listens there, connections are refused.
+/// A receiver with a port of its own. Until it listens, connections are refused.
 #[derive(Debug)]
 pub(crate) struct Sink {
     pub(crate) address: SocketAddr,
-    books: Arc<Books>,
+    shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
-    /// Never listens: keeps the port.
-    _place: Socket,
+    /// Never listens; keeps the port bound.
+    _port_holder: Socket,
 }
 
-/// What came.
+/// State shared with the receiver's thread.
 #[derive(Debug)]
-struct Books {
+struct Shared {
     received: AtomicU64,
     is_over: AtomicBool,
     tally: Mutex<Tally>,
 }
 
-/// What came, as it should be and as it should not.
+/// Counts of deliveries and faults.
 #[derive(Clone, Debug)]
 pub(crate) struct Tally {
     /// From the moment before the upstream wrote the event to the moment its first byte could be
@@ -48,58 +47,58 @@ pub(crate) struct Tally {
     pub(crate) latency: Histogram,
     /// The newest event of each session.
     newest: HashMap<Vec<u8>, u64>,
-    /// Bodies that are not what the upstream sent.
+    /// Bodies that differ from the sent payloads.
     pub(crate) damaged: u64,
-    /// Events that came after a later one of their session, or again.
+    /// Events that arrived after a later one of their session, or again.
     pub(crate) out_of_order: u64,
 }
 
 impl Sink {
-    /// A port that refuses connections.
+    /// Returns a receiver whose port refuses connections.
     pub(crate) fn closed() -> Result<Self> {
-        let place = bound(SocketAddr::from(([127, 0, 0, 1], 0)))?;
-        let address = place.local_addr()?.as_socket().ok_or("no address of a socket")?;
+        let port_holder = bound(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+        let address = port_holder.local_addr()?.as_socket().ok_or("no address of a socket")?;
         let tally = Tally {
             latency: Histogram::new(),
             newest: HashMap::new(),
             damaged: 0,
             out_of_order: 0,
         };
-        let books = Books {
+        let shared = Shared {
             received: AtomicU64::new(0),
             is_over: AtomicBool::new(false),
             tally: Mutex::new(tally),
         };
-        Ok(Self { address, books: Arc::new(books), thread: None, _place: place })
+        Ok(Self { address, shared: Arc::new(shared), thread: None, _port_holder: port_holder })
     }
 
-    /// One that accepts everything.
+    /// Returns a receiver that accepts every delivery.
     pub(crate) fn open() -> Result<Self> {
         let mut sink = Self::closed()?;
         sink.listen()?;
         Ok(sink)
     }
 
-    /// Begins to accept.
+    /// Starts to accept connections.
     pub(crate) fn listen(&mut self) -> Result<()> {
         let socket = bound(self.address)?;
         socket.set_nonblocking(true)?;
         socket.listen(1024)?;
-        let server = Server::new(TcpListener::from_std(socket.into()), Arc::clone(&self.books))?;
+        let server = Server::new(TcpListener::from_std(socket.into()), Arc::clone(&self.shared))?;
         self.thread = Some(thread::spawn(move || server.run()));
         Ok(())
     }
 
-    /// How many deliveries were accepted.
+    /// Returns the number of accepted deliveries.
     pub(crate) fn received(&self) -> u64 {
-        self.books.received.load(Ordering::Relaxed)
+        self.shared.received.load(Ordering::Relaxed)
     }
 
-    /// Waits until so many were accepted.
+    /// Waits until this many deliveries have been accepted.
     ///
     /// # Errors
     ///
-    /// When nothing comes for a while.
+    /// If no delivery arrives for a while.
     pub(crate) fn wait_for(&self, count: u64) -> Result<()> {
         let mut moved = (self.received(), Instant::now());
         while moved.0 < count {
@@ -109,36 +108,38 @@ impl Sink {
                 moved = (now, Instant::now());
             }
             if moved.1.elapsed() > STANDSTILL {
-                return Err(format!("{now} of {count} deliveries have come, and no more do").into());
+                return Err(
+                    format!("{now} of {count} deliveries have arrived, and no more do").into()
+                );
             }
         }
         Ok(())
     }
 
-    /// What came so far.
+    /// Returns the counts so far.
     pub(crate) fn tally(&self) -> Tally {
-        lock(&self.books).clone()
+        lock(&self.shared).clone()
     }
 
-    /// Takes latencies anew.
+    /// Clears the latencies.
     pub(crate) fn forget_latency(&self) {
-        lock(&self.books).latency = Histogram::new();
+        lock(&self.shared).latency = Histogram::new();
     }
 }
 
 impl Drop for Sink {
     fn drop(&mut self) {
-        self.books.is_over.store(true, Ordering::Relaxed);
-        // A panic in it has been printed; there is nothing more to say.
+        self.shared.is_over.store(true, Ordering::Relaxed);
+        // A panic of the thread has been printed already.
         let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 
-fn lock(books: &Books) -> MutexGuard<'_, Tally> {
-    books.tally.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(shared: &Shared) -> MutexGuard<'_, Tally> {
+    shared.tally.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A socket at this address, which may share it with one that does not listen.
+/// Returns a socket bound to this address, which it may share with a socket that does not listen.
 fn bound(address: SocketAddr) -> Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
@@ -152,20 +153,20 @@ struct Server {
     connections: HashMap<usize, Connection>,
     next: usize,
     template: Template,
-    books: Arc<Books>,
+    shared: Arc<Shared>,
 }
 
 struct Connection {
     socket: TcpStream,
     buffer: Vec<u8>,
-    /// When the first byte of what is in the buffer could be read.
+    /// Time at which the first byte of the buffer could be read.
     arrived_us: u64,
 }
 
 const LISTENER: Token = Token(0);
 
 impl Server {
-    fn new(mut listener: TcpListener, books: Arc<Books>) -> Result<Self> {
+    fn new(mut listener: TcpListener, shared: Arc<Shared>) -> Result<Self> {
         let poll = Poll::new()?;
         poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
         Ok(Self {
@@ -174,13 +175,13 @@ impl Server {
             connections: HashMap::new(),
             next: 1,
             template: Template::new(),
-            books,
+            shared,
         })
     }
 
     fn run(mut self) {
         let mut events = Events::with_capacity(256);
-        while !self.books.is_over.load(Ordering::Relaxed) {
+        while !self.shared.is_over.load(Ordering::Relaxed) {
             if self.poll.poll(&mut events, Some(Duration::from_millis(50))).is_err() {
                 continue; // interrupted
             }
@@ -199,7 +200,7 @@ impl Server {
 
     fn accept(&mut self) {
         while let Ok((mut socket, _)) = self.listener.accept() {
-            let _ = socket.set_nodelay(true); // slower without
+            let _ = socket.set_nodelay(true); // only slower without
             if self
                 .poll
                 .registry()
@@ -213,7 +214,7 @@ impl Server {
         }
     }
 
-    /// Reads and answers what there is; false when the connection is at its end.
+    /// Reads and answers all requests so far, and returns false at the end of the connection.
     fn serve(&mut self, number: usize) -> bool {
         let Some(connection) = self.connections.get_mut(&number) else { return true };
         let now = now_us();
@@ -233,24 +234,24 @@ impl Server {
             }
         }
         while let Some((body, end)) = whole_request(&connection.buffer) {
-            enter(
-                &self.books,
+            check(
+                &self.shared,
                 &self.template,
                 &connection.buffer[body..end],
                 connection.arrived_us,
             );
             connection.buffer.drain(..end);
-            // The peer waits for it, so there is room for it.
+            // The peer waits for the response, so the socket has space for it.
             if connection.socket.write_all(ANSWER).is_err() {
                 return false;
             }
-            self.books.received.fetch_add(1, Ordering::Relaxed);
+            self.shared.received.fetch_add(1, Ordering::Relaxed);
         }
         true
     }
 }
 
-/// Where the body of the first request begins and ends, if it is whole.
+/// Returns begin and end of the first request's body, if the request is complete.
 fn whole_request(buffer: &[u8]) -> Option<(usize, usize)> {
     let body = buffer.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
     let mut lines = buffer[..body].split(|byte| *byte == b'\n');
@@ -263,8 +264,8 @@ fn whole_request(buffer: &[u8]) -> Option<(usize, usize)> {
     (buffer.len() >= end).then_some((body, end))
 }
 
-fn enter(books: &Books, template: &Template, body: &[u8], arrived_us: u64) {
-    let mut tally = lock(books);
+fn check(shared: &Shared, template: &Template, body: &[u8], arrived_us: u64) {
+    let mut tally = lock(shared);
     let Some(event) = template.read(body) else {
         tally.damaged += 1;
         return;
@@ -280,5 +281,5 @@ const CONTENT_LENGTH: &[u8] = b"content-length:";
 
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
 
-/// Longer than a probe of a closed endpoint takes to come.
+/// Longer than the interval between probes of an open circuit.
 const STANDSTILL: Duration = Duration::from_secs(30);

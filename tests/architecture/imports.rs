@@ -39,8 +39,8 @@ const ORDER: [&str; 28] = [
     "bench_support",
 ];
 
-/// Pairs of which the first must not know the second although the order would allow it.
-const STRANGERS: [(&str, &str); 8] = [
+/// Pairs of modules of which the first must not use the second although the order would allow it.
+const FORBIDDEN_PAIRS: [(&str, &str); 8] = [
     ("webhook", "auth"),
     ("upstream", "webhook"),
     ("upstream", "http"),
@@ -64,8 +64,9 @@ const PURE: [&str; 9] = [
     "event/scope.rs",
 ];
 
-/// Circles of files that the layout alone does not open, each with the file to open it at.
-const KNOWN_CIRCLES: [&[&str]; 4] = [
+/// Known circles of files that the layout alone does not open, each with the file at which to open
+/// it.
+const KNOWN_CIRCLES: [&[&str]; 3] = [
     &["app", "app::apply_config"],
     &["http::public::sse", "http::public::sse::hyper_body", "http::public::sse::subscriber"],
     &["http::public::ws::socket", "http::public::ws::socket::close"],
@@ -78,7 +79,7 @@ fn imports_point_one_way() {
     for (path, module) in source.modules() {
         let Some(own) = path.first() else { continue };
         for used in top_level_uses(path, module) {
-            if rank(used) > rank(own) || STRANGERS.contains(&(own, used)) {
+            if rank(used) > rank(own) || FORBIDDEN_PAIRS.contains(&(own, used)) {
                 wrong.push(format!("{}: {own} uses {used}", module.file));
             }
         }
@@ -87,7 +88,7 @@ fn imports_point_one_way() {
 }
 
 #[test]
-fn pure_modules_touch_no_runtime_and_no_disk() {
+fn pure_modules_use_no_runtime_and_no_disk() {
     let source = Crate::read();
     let forbidden =
         ["tokio::sync", "tokio::task", "tokio::net", "std::fs", "std::net", "hyper", "axum"];
@@ -100,7 +101,7 @@ fn pure_modules_touch_no_runtime_and_no_disk() {
     assert_eq!(seen, PURE.len(), "each of PURE is a file of the crate");
 }
 
-/// With `AUTOPLAY_RELAY_WRITE=1` the lines are written instead.
+/// With `AUTOPLAY_RELAY_WRITE=1` the test writes the lines instead.
 #[test]
 fn the_may_use_line_of_each_header_is_true() {
     let source = Crate::read();
@@ -194,7 +195,7 @@ fn may_use_line(uses: &BTreeSet<&str>) -> String {
     lines.join("\n") + "\n"
 }
 
-/// Splits a file behind its header, the lines that begin with `//!`.
+/// Splits a file after its header, the lines that begin with `//!`.
 fn split_header(text: &str) -> (&str, &str) {
     let header = text.split_inclusive('\n').take_while(|line| line.starts_with("//!"));
     text.split_at(header.map(str::len).sum())

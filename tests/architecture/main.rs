@@ -1,4 +1,4 @@
-//! What holds for the whole source: the direction of imports, names, and the width of lines.
+//! Rules for the whole source: the direction of imports, names, and the width of lines.
 #![allow(
     clippy::indexing_slicing,
     clippy::panic,
@@ -14,7 +14,7 @@ use std::{fs, path::Path};
 
 use crate::source::Crate;
 
-/// Columns of a line. rustfmt sees to code; comments are seen to here.
+/// Columns of a line. rustfmt checks code; this test checks comments.
 const MAX_COLUMNS: usize = 100;
 
 #[test]
@@ -34,9 +34,9 @@ fn comments_have_at_most_100_columns() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// A threat whose test has gone, or has another name, is not watched any more.
+/// A threat whose test was removed or renamed is no longer covered.
 #[test]
-fn every_test_that_the_page_on_security_names_is_there() {
+fn every_test_named_in_docs_security_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let page = fs::read_to_string(root.join("docs/security.md")).expect("the page can be read");
     let (mut file, mut text, mut named) = (String::new(), String::new(), 0);

@@ -1,4 +1,4 @@
-//! Names that say what they are: questions, types, constants.
+//! Rules for names: questions, types, constants.
 
 use std::collections::BTreeMap;
 
@@ -6,10 +6,10 @@ use syn::{FnArg, ImplItem, Item, ReturnType, Signature, TraitItem, Type, visit::
 
 use crate::source::Crate;
 
-/// Beginnings of names that ask a question.
+/// Prefixes of names that ask a question.
 const QUESTIONS: [&str; 6] = ["is_", "has_", "are_", "was_", "can_", "must_"];
 
-/// Type names that stand more than once, each with its reason.
+/// Type names that occur more than once, each with its reason.
 const SHARED_TYPE_NAMES: [(&str, &str); 0] = [];
 
 #[test]
@@ -25,7 +25,7 @@ fn a_function_named_as_a_question_answers_it_and_changes_nothing() {
 }
 
 #[test]
-fn a_type_name_stands_once_in_the_crate() {
+fn a_type_name_is_unique_in_the_crate() {
     let source = Crate::read();
     let mut files: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for (_, module) in source.modules() {
@@ -56,7 +56,7 @@ fn constants_say_what_they_bound() {
         for item in &module.code.items {
             if let Item::Const(item) = item {
                 let name = item.ident.to_string();
-                // `MAX_` is the field's prefix, and patience says neither whose nor for what.
+                // `MAX_` is the usual prefix; `PATIENCE` names neither waiter nor event.
                 if name.starts_with("MOST")
                     || name.starts_with("LONGEST")
                     || name.contains("PATIENCE")
@@ -69,7 +69,7 @@ fn constants_say_what_they_bound() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// Checks signatures wherever they stand.
+/// Checks the signatures of free functions, methods and trait methods.
 #[derive(Default)]
 struct Functions {
     file: String,
@@ -84,7 +84,7 @@ impl Functions {
             return;
         }
         self.questions += 1;
-        // `self` by value is as good for a type that is copied.
+        // `self` by value is fine for a `Copy` type.
         let only_looks = signature.inputs.first().is_some_and(|first| match first {
             FnArg::Receiver(receiver) => receiver.mutability.is_none(),
             FnArg::Typed(_) => false,

@@ -8,7 +8,7 @@ use std::{
 
 use syn::{Attribute, Item, ItemMod, ItemUse, UseTree, Visibility, visit::Visit};
 
-/// The module `src/lib.rs` and each below it that stands in a file of its own, by its path in the
+/// The module `src/lib.rs` and each module below it with a file of its own, by its path in the
 /// crate.
 pub(crate) struct Crate(BTreeMap<Vec<String>, Module>);
 
@@ -22,7 +22,7 @@ pub(crate) struct Module {
     pub(crate) code: syn::File,
     /// True if the module is compiled for tests only, or is test support behind a feature.
     pub(crate) is_for_tests: bool,
-    /// Names that this file hands on from elsewhere (`pub use`), with the paths they come from.
+    /// Names that this file re-exports (`pub use`), with the paths of their origins.
     pub(crate) reexports: Vec<(String, Vec<String>)>,
     /// Paths below the crate that the file's code names, without re-exports.
     pub(crate) paths: BTreeSet<Vec<String>>,
@@ -214,12 +214,12 @@ fn attributes_of(item: &Item) -> &[Attribute] {
 ///
 /// # Panics
 ///
-/// If it stands beside a folder of its name: a module with children is a `mod.rs`.
+/// If the file is beside a folder of its name: a module with children is a `mod.rs`.
 fn file_of(module: &[String]) -> PathBuf {
     let folder = module.iter().fold(source_dir(), |folder, name| folder.join(name));
     let file = folder.with_extension("rs");
     match (file.exists(), folder.is_dir()) {
-        (true, true) => panic!("{} stands beside its folder: it is to be a mod.rs", file.display()),
+        (true, true) => panic!("{} is beside its folder: rename it to mod.rs", file.display()),
         (true, false) => file,
         (false, _) => folder.join("mod.rs"),
     }

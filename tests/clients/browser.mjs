@@ -1,11 +1,12 @@
-// One headless Chromium. A line on stdin asks for something and is answered by a line with its number; lines without a number
-// tell what happens in the pages. What it means is judged in test_browser.py. run.py copies this file beside its node_modules.
+// One headless Chromium. A line on stdin is a command, answered by a line with its number; lines
+// without a number report events of the pages. test_browser.py checks them. run.py copies this file
+// beside its node_modules.
 import { createInterface } from 'node:readline'
 import { chromium } from 'playwright-core'
 
-const tell = (happening) => process.stdout.write(JSON.stringify(happening) + '\n')
+const tell = (report) => process.stdout.write(JSON.stringify(report) + '\n')
 
-// What pages use: each of these runs in the page, and `tell` is known there.
+// Functions for pages: each runs in the page, where `tell` is defined.
 const forPages = () => {
   window.follow = (name, url, init) => {
     const source = new EventSource(url, init)
@@ -33,7 +34,7 @@ const forPages = () => {
   }
 }
 
-// The network is closed around the tests: without these, Chromium keeps trying to reach its maker.
+// The tests have no network: without these options, Chromium keeps trying to reach its vendor.
 const args = ['--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking']
 args.push('--disable-component-update', '--disable-sync')
 const [executablePath, profile, ...more] = process.argv.slice(2)
@@ -43,7 +44,7 @@ await context.exposeFunction('tell', tell)
 await context.addInitScript(forPages)
 const pages = {}
 
-const obey = async ({ page, go, run, cookie }) => {
+const execute = async ({ page, go, run, cookie }) => {
   if (cookie) return context.addCookies([cookie])
   if (run) return pages[page].evaluate(run)
   pages[page] = await context.newPage()
@@ -55,10 +56,10 @@ const lines = createInterface({ input: process.stdin })
 lines.on('line', async (line) => {
   const { number, ...command } = JSON.parse(line)
   try {
-    tell({ number, value: (await obey(command)) ?? null })
+    tell({ number, value: (await execute(command)) ?? null })
   } catch (error) {
     tell({ number, failure: String(error) })
   }
 })
-// The end of stdin is the request to leave. It also comes when the test that started this dies.
+// The end of stdin requests the exit. It also comes when the test that started this process dies.
 lines.on('close', () => context.close())

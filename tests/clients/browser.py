@@ -14,12 +14,13 @@ from waiting import wait_for
 
 driver = None  # browser.mjs beside its node_modules, set by run.py
 
-# Cookies go to other sites if their setter wants that. Not every browser does it any more; the relay must not rely on that.
+# Chromium sends cookies to other sites if they are set so. Other browsers may not; the relay must
+# not rely on that.
 PREFERENCES = {"profile": {"cookie_controls_mode": 0, "block_third_party_cookies": False}}
 
 
 class Browser:
-    """A Node process with one Chromium, which knows nothing at the beginning, and what happened in its pages."""
+    """A Node process with one Chromium with a new profile, and the events of its pages."""
 
     def __init__(self, *options, script=None):
         chromium = shutil.which("chromium")
@@ -29,7 +30,7 @@ class Browser:
         (profile / "Default" / "Preferences").write_text(json.dumps(PREFERENCES))
         command = ["node", str(script or driver), chromium, str(profile), *options]
         self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.told = []
+        self.reports = []
         self._answers = {}
         self._asked = 0
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -38,11 +39,11 @@ class Browser:
     def _read(self):
         with self._child.stdout as lines:
             for line in lines:
-                happening = json.loads(line)
-                if "number" in happening:
-                    self._answers[happening["number"]] = happening
+                report = json.loads(line)
+                if "number" in report:
+                    self._answers[report["number"]] = report
                 else:
-                    self.told.append(happening)
+                    self.reports.append(report)
 
     def ask(self, **command):
         self._asked += 1
@@ -54,7 +55,7 @@ class Browser:
             assert self._child.poll() is None, f"the browser's driver ended with {self._child.returncode}"
             return number in self._answers
 
-        wait_for(answered, f"the browser does {command}", seconds=60)  # its start is in the first one
+        wait_for(answered, f"the browser does {command}", seconds=60)  # the first command includes the start
         answer = self._answers.pop(number)
         assert "failure" not in answer, f"{command}: {answer['failure']}"
         return answer["value"]
@@ -85,7 +86,7 @@ class Browser:
 
 
 class Page:
-    """A page that has been loaded. What is begun in it has a name, under which its happenings are told."""
+    """A loaded page. Each EventSource and WebSocket in it has a name, under which its events are reported."""
 
     def __init__(self, browser, url):
         self._browser = browser
@@ -98,49 +99,49 @@ class Page:
         return self._browser.ask(page=self._name, run=script)
 
     def fetch(self, url, **init):
-        """Status and body, or why the page gets neither."""
+        """Returns status and body, or the error of the page's fetch."""
         return self.run("ask", url, init)
 
     def follow(self, name, url, **init):
         self.run("void follow", name, url, init)
-        return Told(self._browser, name)
+        return Reports(self._browser, name)
 
     def talk(self, name, url):
         self.run("void talk", name, url)
-        return Told(self._browser, name)
+        return Reports(self._browser, name)
 
     def say(self, name, message):
         self.run(f"sockets[{json.dumps(name)}].send", json.dumps(message))
 
 
-class Told:
-    """What is told of one EventSource or WebSocket."""
+class Reports:
+    """The reported events of one EventSource or WebSocket."""
 
     def __init__(self, browser, name):
         self._browser = browser
         self._name = name
 
     def all(self):
-        return [happening for happening in list(self._browser.told) if happening["name"] == self._name]
+        return [report for report in list(self._browser.reports) if report["name"] == self._name]
 
     def of(self, kind):
-        return [happening for happening in self.all() if happening["kind"] == kind]
+        return [report for report in self.all() if report["kind"] == kind]
 
     def entries(self):
-        """Id and payload of each event of an EventSource, comparable with those of the witness."""
-        return [(happening["id"], happening["data"].encode()) for happening in self.of("message")]
+        """Returns id and payload of each event of an EventSource, comparable with those of the witness."""
+        return [(report["id"], report["data"].encode()) for report in self.of("message")]
 
     def texts(self, *events):
-        """The messages of a WebSocket, of these kinds."""
-        parsed = [json.loads(happening["data"]) for happening in self.of("text")]
+        """Returns the messages of a WebSocket of these kinds."""
+        parsed = [json.loads(report["data"]) for report in self.of("text")]
         return [message for message in parsed if message["event"] in events]
 
     def wait_for(self, condition, what, seconds=15):
         wait_for(condition, lambda: f"{what}; {self}", seconds)
 
     def __str__(self):
-        others = [happening for happening in self.all() if happening["kind"] != "message"]
-        return f"told {len(self.of('message'))} events and {others[-10:]}"
+        others = [report for report in self.all() if report["kind"] != "message"]
+        return f"reported {len(self.of('message'))} events and {others[-10:]}"
 
 
 class Pages:

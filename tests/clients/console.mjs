@@ -1,15 +1,16 @@
-// The console in one headless Chromium, a context of its own for each page. The lines are those of browser.mjs; what the pages do
-// that they must not do is told without being asked for. What it means is judged in test_console*.py.
+// The console in one headless Chromium, with its own context for each page. The lines are those of
+// browser.mjs; errors and policy violations of the pages are reported without a command.
+// test_console*.py check them.
 import { readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { createInterface } from 'node:readline'
 import { chromium } from 'playwright-core'
 
-const tell = (happening) => process.stdout.write(JSON.stringify(happening) + '\n')
+const tell = (report) => process.stdout.write(JSON.stringify(report) + '\n')
 const axe = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8')
 const RULES = ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice']
 
-// The network is closed around the tests: without these, Chromium keeps trying to reach its maker.
+// The tests have no network: without these options, Chromium keeps trying to reach its vendor.
 const args = ['--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking']
 args.push('--disable-component-update', '--disable-sync')
 const [executablePath, , ...more] = process.argv.slice(2)
@@ -33,14 +34,14 @@ const open = async (name, url, options) => {
   await page.goto(url)
 }
 
-// The rules that a state of the page breaks, and where.
+// Returns the accessibility rules that the page violates, and where.
 const check = async (page) => {
   await page.evaluate(axe)
   const { violations } = await page.evaluate((values) => window.axe.run({ runOnly: { type: 'tag', values } }), RULES)
   return violations.map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html.slice(0, 200)).join(' | ')}`)
 }
 
-// Roles and names as Chromium tells them to a screen reader.
+// Returns roles and names as Chromium reports them to a screen reader.
 const tree = async (page) => {
   const session = await page.context().newCDPSession(page)
   const { nodes } = await session.send('Accessibility.getFullAXTree')
@@ -48,7 +49,7 @@ const tree = async (page) => {
   return nodes.filter(({ ignored }) => !ignored).map(({ role, name }) => [role?.value ?? '', name?.value ?? ''])
 }
 
-// Requests for these paths wait, or fail with a status, until they are let through again.
+// Requests for these paths wait, or fail with a status, until they are released.
 const held = {}
 const hold = async (page, path, status) => {
   let release
@@ -56,7 +57,7 @@ const hold = async (page, path, status) => {
   const handler = async (route) => {
     if (status) return route.fulfill({ status, contentType: 'application/problem+json', body: '{"title":"made to fail"}' })
     await released
-    return route.continue().catch(() => {}) // the page may have given it up meanwhile
+    return route.continue().catch(() => {}) // the page may have cancelled the request meanwhile
   }
   await page.route(path, handler)
   held[path] = async () => {
@@ -65,7 +66,7 @@ const hold = async (page, path, status) => {
   }
 }
 
-const obey = async ({ page: name, ...wanted }) => {
+const execute = async ({ page: name, ...wanted }) => {
   if (wanted.open) return open(name, wanted.open, wanted.options)
   const page = pages[name]
   if (wanted.run) return page.evaluate(wanted.run)
@@ -82,10 +83,10 @@ const lines = createInterface({ input: process.stdin })
 lines.on('line', async (line) => {
   const { number, ...command } = JSON.parse(line)
   try {
-    tell({ number, value: (await obey(command)) ?? null })
+    tell({ number, value: (await execute(command)) ?? null })
   } catch (error) {
     tell({ number, failure: String(error) })
   }
 })
-// The end of stdin is the request to leave. It also comes when the test that started this dies.
+// The end of stdin requests the exit. It also comes when the test that started this process dies.
 lines.on('close', () => browser.close())

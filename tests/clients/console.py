@@ -1,4 +1,4 @@
-"""The console's page in Chromium, and an upstream that sends it what a test wants to see there."""
+"""The console's page in Chromium, and an upstream whose events the tests choose."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ PHONE = {"viewport": {"width": 375, "height": 812}, "isMobile": True, "hasTouch"
 
 
 class Upstream(ThreadingHTTPServer):
-    """A connector that sends what it is told to, to whoever is connected."""
+    """A connector that sends given payloads to the relay that is connected."""
 
     daemon_threads = True
     token = "connector-token-of-the-console-tests"
@@ -33,12 +33,12 @@ class Upstream(ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
     def send(self, *payloads, product=PRODUCT):
-        """Each as a frame: a dict as JSON, a text as it is."""
+        """Sends each payload as a frame: a dict as JSON, a text unchanged."""
         texts = [payload if isinstance(payload, str) else json.dumps(payload) for payload in payloads]
         self.feeds[product].put("".join(f"data: {text}\n\n" for text in texts).encode())
 
-    def leave(self):
-        """Ends its streams, and takes no more of them."""
+    def close(self):
+        """Ends all streams, and accepts no more."""
         self.shutdown()
         self.server_close()
         for frames in self.feeds.values():
@@ -48,7 +48,7 @@ class Upstream(ThreadingHTTPServer):
         return self
 
     def __exit__(self, *_):
-        self.leave()
+        self.close()
 
 
 class Feed(BaseHTTPRequestHandler):
@@ -57,7 +57,7 @@ class Feed(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
-        with contextlib.suppress(OSError):  # the relay has gone
+        with contextlib.suppress(OSError):  # the relay has closed
             while (frame := next_of(frames)) is not None:
                 self.wfile.write(frame)
 
@@ -66,15 +66,15 @@ class Feed(BaseHTTPRequestHandler):
 
 
 def next_of(frames):
-    """A heartbeat where there is nothing else to send for a second."""
+    """Returns the next frame, or a heartbeat after a second without one."""
     try:
         return frames.get(timeout=1)
     except queue.Empty:
         return b"event: heartbeat\ndata: {}\n\n"
 
 
-class World:
-    """An upstream of two products, their relay, and a browser that looks at its console."""
+class Fixture:
+    """An upstream of two products, their relay, and a browser for its console."""
 
     def __init__(self, upstream, folder, browser, more, admin_key):
         self.upstream = upstream
@@ -83,14 +83,14 @@ class World:
         self._options = {"data_dir": folder, "admin_key": admin_key, "more": f"{second}token = 'other'\n{more}"}
         self.relay = Relay(upstream, **self._options)
 
-    def begin_anew(self):
+    def restart(self):
         self.relay = Relay(self.upstream, port=self.relay.port, admin_port=self.relay.admin_port, **self._options)
 
     def open(self, name="console", **options):
         return Console(self._browser, name, f"http://127.0.0.1:{self.relay.admin_port}/", options)
 
     def ids(self, query="", product=PRODUCT):
-        """Of everything the relay keeps that fits the query, as a client gets it that polls."""
+        """Returns the ids of all kept events that match the query, read page by page."""
         ids, last = [], "0"
         while True:
             url = f"http://127.0.0.1:{self.relay.port}/events/{product}?last_event_id={last}{query}"
@@ -103,7 +103,7 @@ class World:
             last = page["next"]
 
     def arrived(self, count, query="", product=PRODUCT):
-        """Those ids, once there are so many."""
+        """Waits until there are `count` such ids, and returns them."""
         there = lambda: (ids := self.ids(query, product)) and len(ids) == count and ids
         return wait_for(there, lambda: f"the relay has {count} events; it has {self.ids(query, product)}")
 
@@ -112,23 +112,23 @@ class World:
 def world(more="", admin_key=""):
     with tempfile.TemporaryDirectory(dir=processes.log_dir) as folder, Upstream() as upstream:
         with Browser(script=driver) as browser:
-            here = World(upstream, folder, browser, more, admin_key)
+            here = Fixture(upstream, folder, browser, more, admin_key)
             try:
                 yield here
             except BaseException:
-                here.relay.kill()  # the test's own failure is the one to show
+                here.relay.kill()  # the failure of the test is reported, not that of the stop
                 raise
             here.relay.stop(within=here.relay.patience)
 
 
 class Console:
-    """The page of one operator. Leaving it judges how it has behaved."""
+    """The page of one operator. Leaving the context checks that the page caused no errors."""
 
     def __init__(self, browser, name, url, options):
         self._browser = browser
         self._name = name
         self._host = urlsplit(url).netloc
-        self.expected = []  # beginnings of what Chromium itself writes to its log about requests, in tests that cause it
+        self.expected = []  # beginnings of the lines that Chromium logs about failed requests, in tests that cause them
         browser.ask(page=name, open=url, options={"viewport": {"width": 1280, "height": 900}, **options})
 
     def ask(self, **command):
@@ -138,7 +138,7 @@ class Console:
         return self.ask(run=script)
 
     def text(self, selector):
-        """What is to be read there; None where nothing is."""
+        """Returns the visible text there, or None."""
         find = f"document.querySelector({json.dumps(selector)})"
         return self.run(f"(() => {{ const it = {find}; return it?.checkVisibility() ? it.innerText : null }})()")
 
@@ -147,7 +147,7 @@ class Console:
         wait_for(there, lambda: f"{selector} shows {text!r}; it shows {self.text(selector)!r}", seconds)
 
     def holds(self, text):
-        """Whether it is anywhere in the document: text, attributes, fields."""
+        """Returns true if the text is anywhere in the document: text, attributes, fields."""
         fields = "[...document.querySelectorAll('input')].map(({ value }) => value).join()"
         return text in self.run(f"document.documentElement.outerHTML + {fields}")
 
@@ -159,7 +159,7 @@ class Console:
             self.ask(press=key)
 
     def focus(self):
-        """What the keyboard is at: its id, or its text."""
+        """Returns the id of the focused element, or its text."""
         return self.run("document.activeElement.id || document.activeElement.innerText")
 
     def tab_to(self, name):
@@ -176,29 +176,29 @@ class Console:
             self.ask(write=text)
 
     def follows(self):
-        """Waits until the live tail is connected: what is sent from now on shows."""
+        """Waits until the live tail is connected: events sent from now on are shown."""
         wait_for(lambda: self.run("document.getElementById('tail-state').dataset.state") == "live", "the tail is live")
 
     def ids(self):
-        """The ids in the live tail, oldest first."""
+        """Returns the ids in the live tail, oldest first."""
         return self.run("[...document.querySelectorAll('.event:not(.gap) .id')].map((id) => id.textContent).reverse()")
 
     def shows_ids(self, ids, seconds=15):
         wait_for(lambda: self.ids() == ids, lambda: f"the tail shows {ids}; it shows {self.ids()}", seconds)
 
-    def told(self, kind):
-        return [it for it in list(self._browser.told) if it["name"] == self._name and it["kind"] == kind]
+    def reports(self, kind):
+        return [it for it in list(self._browser.reports) if it["name"] == self._name and it["kind"] == kind]
 
     def requests(self, path):
-        return [request for request in self.told("request") if urlsplit(request["url"]).path.startswith(path)]
+        return [request for request in self.reports("request") if urlsplit(request["url"]).path.startswith(path)]
 
     def assert_behaved(self):
-        """No error, no breach of its policy, and nothing asked of anybody but the relay."""
-        said = [it["text"] for it in self.told("console")]
+        """Checks that there was no error, no violation of the policy, and no request to another host than the relay."""
+        said = [it["text"] for it in self.reports("console")]
         unexpected = [text for text in said if not any(text.startswith(start) for start in self.expected)]
         assert not unexpected, f"in the console of Chromium: {unexpected}"
-        assert not self.told("error") and not self.told("violation"), self.told("error") + self.told("violation")
-        hosts = {urlsplit(it["url"]).netloc for it in self.told("request") if not it["url"].startswith("data:")}
+        assert not self.reports("error") and not self.reports("violation"), self.reports("error") + self.reports("violation")
+        hosts = {urlsplit(it["url"]).netloc for it in self.reports("request") if not it["url"].startswith("data:")}
         assert hosts == {self._host}, hosts
 
     def __enter__(self):

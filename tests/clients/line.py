@@ -1,4 +1,4 @@
-"""A TCP line to the relay: it remembers what was said on it, and its connections can be cut."""
+"""A TCP proxy in front of the relay that records all bytes and can cut its connections."""
 
 import re
 import socket
@@ -10,7 +10,7 @@ from processes import free_port
 
 @dataclass
 class Call:
-    """One connection over the line."""
+    """One connection through the proxy."""
 
     near: socket.socket
     far: socket.socket
@@ -19,7 +19,7 @@ class Call:
 
 
 class Line:
-    """A port of its own that leads to the relay's, also after that has begun anew."""
+    """Forwards a port of its own to the relay's, also after a restart of the relay."""
 
     def __init__(self, to_port):
         self.port = free_port()
@@ -29,7 +29,7 @@ class Line:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def requests(self, method, path=""):
-        """The heads of the requests so far, in lower case, of those that begin with `path`."""
+        """Returns the heads of the requests so far whose target begins with `path`, in lower case."""
         found = []
         for call in list(self._calls):
             heads = re.findall(rb"(?<![A-Z])([A-Z]+) (\S+) HTTP/1\.1\r\n(.*?)\r\n\r\n", bytes(call.asked), re.DOTALL)
@@ -37,14 +37,14 @@ class Line:
         return [head.decode().lower() for head in found]
 
     def answers(self, status):
-        """The heads of the answers with this status so far, in lower case."""
+        """Returns the heads of the responses with this status so far, in lower case."""
         found = []
         for call in list(self._calls):
             found += re.findall(rb"HTTP/1\.1 %d [^\r]*\r\n(.*?)\r\n\r\n" % status, bytes(call.answered), re.DOTALL)
         return [head.decode().lower() for head in found]
 
     def said(self, pattern):
-        """Whether the relay has said something like this."""
+        """Returns true if the relay has sent bytes that match this pattern."""
         return any(re.search(pattern, bytes(call.answered)) for call in list(self._calls))
 
     def _accept(self):
@@ -55,7 +55,7 @@ class Line:
                 return
             try:
                 far = socket.create_connection(("127.0.0.1", self._to_port), timeout=10)
-            except OSError:  # the relay is away
+            except OSError:  # the relay is down
                 near.close()
                 continue
             far.settimeout(None)
@@ -79,7 +79,7 @@ class Line:
                 try:
                     end.shutdown(socket.SHUT_RDWR)
                 except OSError:
-                    pass  # was gone already
+                    pass  # closed already
                 end.close()
 
     def __enter__(self):

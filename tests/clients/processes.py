@@ -17,8 +17,8 @@ from waiting import wait_for
 
 PRODUCT = "prod_demo"
 UPSTREAM_TOKEN = "connector-token-of-the-client-tests"
-READER = "key-that-reads-every-product-0123456789"  # may see every product, so an unknown one is 404 for it
-TENANT = "key-that-reads-prod-demo-only-0123456789"  # any other product is 403 for it
+READER = "key-that-reads-every-product-0123456789"  # grants every product, so an unknown one is 404
+TENANT = "key-that-reads-prod-demo-only-0123456789"  # any other product is 403
 
 binary = None  # path of the relay, set by run.py
 log_dir = Path(tempfile.mkdtemp(prefix="relay-clients-"))
@@ -27,12 +27,12 @@ _ports_given = set()
 
 
 class Process:
-    """One command of the binary. Its log goes to a file that the runner shows when a test fails."""
+    """One command of the binary. Its log goes to a file that the runner prints when a test fails."""
 
     def __init__(self, name, arguments):
         self.name = name
         self.log = log_dir / f"{name}-{time.monotonic_ns()}.log"
-        # No AUTOPLAY_* variable of the caller's may change what is tested.
+        # No AUTOPLAY_* variable of the caller may affect the tests.
         environment = {k: v for k, v in os.environ.items() if not k.startswith("AUTOPLAY")}
         with self.log.open("wb") as log:
             self.child = subprocess.Popen(
@@ -45,23 +45,23 @@ class Process:
         assert code is None, f"{self.name} ended by itself with {code}: {self.log.read_text(errors='replace')[-2000:]}"
 
     def stop(self, within):
-        """SIGTERM; it must leave with 0, `within` seconds at most."""
-        self.begin_to_leave()
-        return self.leave(within)
+        """Sends SIGTERM, and checks that the process exits with 0 within `within` seconds."""
+        self.request_shutdown()
+        return self.wait_for_exit(within)
 
-    def begin_to_leave(self):
+    def request_shutdown(self):
         self.assert_running()
         self.child.send_signal(signal.SIGTERM)
 
-    def leave(self, within):
+    def wait_for_exit(self, within):
         began = time.monotonic()
         try:
             code = self.child.wait(timeout=within)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise AssertionError(f"{self.name} was still there {within} s after SIGTERM") from None
+            raise AssertionError(f"{self.name} was still running {within} s after SIGTERM") from None
         _alive.remove(self)
-        assert code == 0, f"{self.name} left with {code} on SIGTERM: {self.log.read_text(errors='replace')[-2000:]}"
+        assert code == 0, f"{self.name} exited with {code} on SIGTERM: {self.log.read_text(errors='replace')[-2000:]}"
         return time.monotonic() - began
 
     def kill(self):
@@ -77,13 +77,13 @@ class Process:
         if self not in _alive:
             return
         if failure:
-            self.kill()  # the test's own failure is the one to show
+            self.kill()  # the failure of the test is reported, not that of the stop
         else:
             self.stop(within=self.patience)
 
 
 class Simulator(Process):
-    """The stand-in connector: ten sessions, and `rate` events a second."""
+    """The simulated connector: ten sessions, and `rate` events a second."""
 
     patience = 5
     token = UPSTREAM_TOKEN
@@ -106,9 +106,9 @@ class Simulator(Process):
 
 
 class Relay(Process):
-    """A relay of the simulator's product, or of another relay's, ready: its upstream is connected."""
+    """A relay behind the simulator or another relay, with its upstream connected."""
 
-    patience = 6  # drain window of one second, and room for a busy machine
+    patience = 6  # a drain window of one second, and time for a busy machine
     token = READER
 
     # fmt: off
@@ -140,9 +140,9 @@ class Relay(Process):
 
 @contextmanager
 def scene(heartbeat="1s", rate=50):
-    """A simulator, a witness that has everything it sends, and a relay of it.
+    """A simulator, a witness that reads everything from it, and a relay behind it.
 
-    The witness is there first, so what the relay has is a run of what the witness has.
+    The witness connects first, so the events of the relay are a run of those of the witness.
     """
     with Simulator(rate) as simulator:
         with sse.Stream(f"http://127.0.0.1:{simulator.port}/stream/{PRODUCT}", UPSTREAM_TOKEN) as direct:
@@ -186,9 +186,9 @@ permissions = ["subscribe"]
 
 
 def free_port():
-    """A port below the range that outgoing connections take theirs from.
+    """Returns a port below the range of ephemeral ports.
 
-    A client that tries again while the relay is down could otherwise be given the relay's own port and talk to itself.
+    A client that retries while the relay is down could otherwise be given the relay's port and connect to itself.
     """
     while True:
         port = random.randrange(15000, 32000)

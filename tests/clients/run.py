@@ -1,4 +1,4 @@
-"""Entry of the client tests: prepares the clients under target/clients, then runs the tests with them."""
+"""Entry point of the client tests: prepares the clients under target/clients, then runs the tests with them."""
 
 import fcntl
 import hashlib
@@ -12,7 +12,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CACHE = HERE.parents[1] / "target" / "clients"
-WHOLE_RUN = 900  # seconds; every wait inside is bounded too, this is for what nobody thought of
+WHOLE_RUN = 900  # seconds; every wait inside is bounded too, this covers what those miss
 
 
 def main():
@@ -26,11 +26,11 @@ def main():
     if Path(sys.prefix) != python.parents[1]:
         os.execv(python, [str(python), "-B", __file__, *sys.argv[1:]])  # again, now with the SDK
 
-    # Both leave through the tests' own clean-up, so that no process stays behind.
+    # Both exit through the tests' own clean-up, so that no process stays behind.
     signal.signal(signal.SIGALRM, lambda *_: sys.exit(f"not done within {WHOLE_RUN} s"))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped from outside"))
     signal.alarm(WHOLE_RUN)
-    # Loopback only: no proxy of the caller's, no token of the caller's for the SDK to pick up.
+    # Loopback only: no proxy of the caller's, and no token of the caller's that the SDK could use.
     for name in [n for n in os.environ if n.lower().endswith("_proxy") or n.startswith("AUTOPLAY")]:
         del os.environ[name]
 
@@ -42,7 +42,7 @@ def main():
     import test_websocket
 
     processes.binary = binary
-    # Node finds packages beside the script, and the packages are in the cache.
+    # Node looks for packages beside the script, and the packages are in the cache.
     browser.driver = Path(shutil.copy(HERE / "browser.mjs", node))
     console.driver = Path(shutil.copy(HERE / "console.mjs", node))
     test_eventsource.driver = Path(shutil.copy(HERE / "eventsource.mjs", node))
@@ -56,13 +56,13 @@ def main():
 
 
 def prepare(name, pins, make):
-    """The folder that `make` fills, made anew only when a pinned file or the interpreter has changed."""
+    """Returns the folder that `make` fills, which is rebuilt only when a pinned file or the interpreter has changed."""
     key = hashlib.sha256(sys.version.encode())
     for pin in pins:
         key.update((HERE / pin).read_bytes())
     folder = CACHE / f"{name}-{key.hexdigest()[:16]}"
     CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / ".lock").open("w") as lock:  # two runs at once: one makes it, the other waits
+    with (CACHE / ".lock").open("w") as lock:  # of two runs at a time, one builds and the other waits
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / ".complete").exists():
             shutil.rmtree(folder, ignore_errors=True)
@@ -73,7 +73,7 @@ def prepare(name, pins, make):
 
 def make_venv(folder, pins):
     venv.create(folder, symlinks=True, with_pip=True)
-    # The list is complete, so nothing unpinned can come in; pip check says if it ever is not.
+    # The list is complete, so no unpinned package can be installed; pip check fails if it is not.
     pip = [folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check"]
     quietly([*pip, "install", "--no-deps", "-r", HERE / pins[0]])
     quietly([*pip, "check"])

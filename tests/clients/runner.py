@@ -1,4 +1,4 @@
-"""Finds the functions named test_*, runs them one after the other, counts."""
+"""Finds the functions named test_*, runs them one after the other, and counts the results."""
 
 import importlib
 import time
@@ -9,7 +9,7 @@ import processes
 
 
 def cases(*values):
-    """Runs the test once for each value, handed to it as its argument."""
+    """Runs the test once for each value, passed as its argument."""
 
     def mark(test):
         test.cases = values
@@ -33,7 +33,7 @@ def run(wanted):
                 else:
                     failed += 1
     if passed + failed == 0:
-        failed = 1  # a run of no test must not look like a good one
+        failed = 1  # a run without tests must fail
         print(f"no test is called like {wanted}")
     print(f"{passed} passed, {failed} failed", flush=True)
     return failed == 0

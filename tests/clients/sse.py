@@ -1,4 +1,4 @@
-"""The witness: a raw reader of Server-Sent Events that shares no code with the clients it judges."""
+"""The witness: a raw reader of Server-Sent Events that shares no code with the clients under test."""
 
 import http.client
 import json
@@ -29,7 +29,7 @@ class Stream:
         self.status = self.response.status
         self.headers = self.response.headers
         self.frames = []
-        self.faults = []  # what breaks a promise of the stream, found while reading
+        self.faults = []  # violations of the stream's guarantees
         self._closed = False
         self._thread = threading.Thread(target=self._read, daemon=True)
         if self.status == 200:
@@ -51,7 +51,7 @@ class Stream:
         try:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:
-            pass  # the other side was first
+            pass  # the other side closed first
         self._socket.close()
         if self._thread.ident:
             self._thread.join(5)
@@ -77,7 +77,7 @@ class Stream:
             if not self._closed and fields:
                 self.faults.append(f"ended in the middle of a block: {fields!r}")
         except (OSError, ValueError, http.client.HTTPException) as failure:
-            # Closing the socket from outside is how this thread is ended; anything else is a finding.
+            # Closing the socket is how this thread is ended; any other error is a fault.
             if not self._closed:
                 self.faults.append(f"broke: {failure!r}")
 
@@ -91,7 +91,7 @@ class Stream:
 
 
 def run_length(part, whole, same=lambda a, b: a == b):
-    """How many items of `part`, from its first on, stand in `whole` one right after the other; best start counts."""
+    """Returns the length of the longest prefix of `part` that is a run of `whole`."""
     best = 0
     for start in range(len(whole)):
         length = 0
@@ -102,7 +102,7 @@ def run_length(part, whole, same=lambda a, b: a == b):
 
 
 def assert_contiguous_run(part, whole, what, same=lambda a, b: a == b):
-    """Nothing lost, added, changed or moved inside `part`, as seen from `whole`."""
+    """Checks that `part` is a run of `whole`: no item is lost, added, changed or moved."""
     assert part, f"{what}: nothing to compare"
     length = run_length(part, whole, same)
     if length < len(part):

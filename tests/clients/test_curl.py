@@ -1,4 +1,4 @@
-"""curl -N: what a person sees, byte for byte."""
+"""curl -N: the output, byte for byte."""
 
 import re
 import subprocess
@@ -9,9 +9,9 @@ from processes import READER, scene
 from runner import cases
 from waiting import wait_for
 
-RETRY = rb"retry: \d+\n"  # stands before the first block, without a blank line of its own
+RETRY = rb"retry: \d+\n"  # precedes the first block, without a blank line
 EVENT = re.compile(rb"id: (\S+)\ndata: ([^\r\n]+)")
-HEARTBEAT = re.compile(rb"(id: \S+\n)?event: heartbeat\ndata:")  # possible when this machine stands still for a second
+HEARTBEAT = re.compile(rb"(id: \S+\n)?event: heartbeat\ndata:")  # possible when the machine is busy for a second
 
 
 class Curl:
@@ -22,7 +22,7 @@ class Curl:
         self._child = subprocess.Popen(
             ["curl", "-N", "-sS", "-i", "--noproxy", "*", "--max-time", "60", *options,
              "-H", f"Authorization: Bearer {READER}", url],
-            stdout=subprocess.PIPE,  # its complaints go to our stderr
+            stdout=subprocess.PIPE,  # its errors go to our stderr
         )
         # fmt: on
         self.printed = b""
@@ -53,7 +53,7 @@ class Curl:
 
 
 @cases("--http1.1", "--http2-prior-knowledge")
-def test_curl_has_the_head_before_there_is_anything_to_send(version):
+def test_curl_gets_the_head_before_any_event(version):
     # No event passes the filter and no heartbeat is due for thirty seconds: only a head sent at once comes in time.
     with scene(heartbeat="30s") as (_, _, relay), Curl(relay.url("?session_id=nobody"), version) as curl:
         has_both = lambda: re.fullmatch(RETRY, curl.body())
@@ -84,7 +84,7 @@ def test_curl_prints_the_frames_with_the_connectors_bytes(version):
 
 
 def blocks(body):
-    """The whole blocks, heartbeats left out."""
+    """Returns the complete blocks without heartbeats."""
     found = []
     for block in body.split(b"\n\n")[:-1]:
         if HEARTBEAT.fullmatch(block):

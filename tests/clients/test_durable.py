@@ -1,4 +1,4 @@
-"""Restarts that lose nothing: a relay with a data_dir, and a relay behind a relay."""
+"""Restarts without a loss: a relay with a data_dir, and a leaf behind an edge."""
 
 import json
 import subprocess
@@ -13,26 +13,26 @@ from waiting import wait_for
 
 
 class Tail:
-    """`autoplay-relay tail --json`, and what it printed."""
+    """`autoplay-relay tail --json`, and its output."""
 
     def __init__(self, url):
         command = [str(processes.binary), "tail", "--json", "--token", READER, "--last-event-id", "0", url]
         self._child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        self.told = []
+        self.reports = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self):
         with self._child.stdout as lines:
             for line in lines:
-                told = json.loads(line)
-                self.told.append({"kind": told["event"], "id": told["id"], "data": json.dumps(told["data"])})
+                reports = json.loads(line)
+                self.reports.append({"kind": reports["event"], "id": reports["id"], "data": json.dumps(reports["data"])})
 
     def of(self, kind):
-        return [happening for happening in list(self.told) if happening["kind"] == kind]
+        return [report for report in list(self.reports) if report["kind"] == kind]
 
     def wait_for_events(self, number):
-        wait_for(lambda: len(self.of("message")) >= number, lambda: f"{number} events; {len(self.told)} lines")
+        wait_for(lambda: len(self.of("message")) >= number, lambda: f"{number} events; {len(self.reports)} lines")
 
     def __enter__(self):
         return self
@@ -44,7 +44,7 @@ class Tail:
 
 
 def same_value(entries):
-    """Entries with their payloads as values: `tail` prints them in a form of its own."""
+    """Returns entries with parsed payloads: `tail` formats them in its own way."""
     return [(event_id, json.loads(payload)) for event_id, payload in entries]
 
 
@@ -54,7 +54,7 @@ def data_dir():
         yield directory
 
 
-def test_eventsource_and_tail_miss_nothing_across_a_restart_of_a_durable_relay():
+def test_eventsource_and_tail_miss_no_event_across_a_restart_of_a_durable_relay():
     with Simulator() as simulator, data_dir() as directory:
         relay = Relay(simulator, data_dir=directory)
         with EventSource(relay.url("?last_event_id=0")) as client, Tail(relay.url()) as tail:
@@ -63,21 +63,22 @@ def test_eventsource_and_tail_miss_nothing_across_a_restart_of_a_durable_relay()
             relay.stop(within=relay.patience)
             with Relay(simulator, port=relay.port, data_dir=directory) as restarted:
                 for each in (client, tail):
-                    # The relay says that the connector's own stream was cut, and that is all that is missing.
+                    # The relay announces the outage of its connection to the connector, the only
+                    # gap.
                     wait_for(lambda: each.of("gap"), lambda: f"a gap notice; {client}")
                     each.wait_for_events(len(each.of("message")) + 50)
                     before, notice, after = around_the_gap(each)
                     gap = json.loads(notice["data"])
                     assert (gap["reason"], gap["after"]) == ("upstream_reconnect", before[-1]["id"]), gap
                     assert gap["before"] in (None, after[0]["id"]), gap
-                    assert_increasing([happening["id"] for happening in [*before, notice, *after]])
-                    got = [(happening["id"], happening["data"].encode()) for happening in before + after]
+                    assert_increasing([report["id"] for report in [*before, notice, *after]])
+                    got = [(report["id"], report["data"].encode()) for report in before + after]
                     log = log_of(restarted, until=(got[-1][0], dict(client.entries())[got[-1][0]]))
                     got, log = same_value(got), same_value(log)
                     assert got == log[: len(got)], f"across the restart: {first_difference(got, log)}"
 
 
-def test_eventsource_misses_nothing_when_a_relay_behind_a_relay_is_restarted():
+def test_eventsource_misses_no_event_when_a_leaf_restarts():
     with Simulator() as simulator, Relay(simulator) as edge:
         leaf = Relay(edge)
         with EventSource(leaf.url("?last_event_id=0")) as client:
@@ -91,7 +92,7 @@ def test_eventsource_misses_nothing_when_a_relay_behind_a_relay_is_restarted():
                 assert not client.of("gap"), str(client)
 
 
-def test_eventsource_moves_between_relays_behind_one_relay():
+def test_eventsource_moves_between_leaves_of_one_edge():
     with Simulator() as simulator, Relay(simulator) as edge, Relay(edge) as one, Relay(edge) as other:
         with EventSource(one.url("?last_event_id=0")) as client:
             client.wait_for_events(30)

@@ -1,4 +1,4 @@
-"""The npm client `eventsource`: what a browser's EventSource does, in Node."""
+"""The npm client `eventsource`, which implements the browser's EventSource in Node."""
 
 import json
 import subprocess
@@ -13,28 +13,28 @@ driver = None  # eventsource.mjs beside its node_modules, set by run.py
 
 
 class EventSource:
-    """A Node process with one EventSource, and what it told."""
+    """A Node process with one EventSource, and the events that it reported."""
 
     def __init__(self, url, token=READER):
-        # Its stderr is ours: node prints nothing there unless something is wrong.
+        # Its stderr is ours: node prints errors only.
         self._child = subprocess.Popen(
             ["node", str(driver), url, token], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
-        self.told = []
+        self.reports = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self):
         with self._child.stdout as lines:
             for line in lines:
-                self.told.append(json.loads(line))
+                self.reports.append(json.loads(line))
 
     def of(self, kind):
-        return [happening for happening in list(self.told) if happening["kind"] == kind]
+        return [report for report in list(self.reports) if report["kind"] == kind]
 
     def entries(self):
-        """Id and payload of each event, comparable with those of the witness."""
-        return [(happening["id"], happening["data"].encode()) for happening in self.of("message")]
+        """Returns id and payload of each event, comparable with those of the witness."""
+        return [(report["id"], report["data"].encode()) for report in self.of("message")]
 
     def wait_for_events(self, number):
         wait_for(lambda: len(self.of("message")) >= number, lambda: f"{number} events; {self}")
@@ -62,8 +62,8 @@ class EventSource:
             self.close()
 
     def __str__(self):
-        others = [happening for happening in list(self.told) if happening["kind"] != "message"]
-        return f"told {len(self.of('message'))} events and {others[-10:]}"
+        others = [report for report in list(self.reports) if report["kind"] != "message"]
+        return f"reports {len(self.of('message'))} events and {others[-10:]}"
 
 
 def test_eventsource_receives_every_event_in_order_with_increasing_ids():
@@ -79,7 +79,7 @@ def test_eventsource_receives_every_event_in_order_with_increasing_ids():
         payloads = [payload for _, payload in got]
         direct.wait_for_payload(payloads[-1])
         sse.assert_contiguous_run(payloads, direct.payloads(), "the client's bytes against the connector's")
-        assert [h["kind"] for h in client.told if h["kind"] != "message"] == ["open"], str(client)
+        assert [h["kind"] for h in client.reports if h["kind"] != "message"] == ["open"], str(client)
 
 
 def test_heartbeats_reach_eventsource_and_carry_its_position_past_hidden_events():
@@ -87,14 +87,14 @@ def test_heartbeats_reach_eventsource_and_carry_its_position_past_hidden_events(
         with EventSource(relay.url("?session_id=nobody")) as client:
             wait_for(lambda: len(client.of("heartbeat")) >= 3, lambda: f"three heartbeats; {client}")
         beats = client.of("heartbeat")
-        assert [h["kind"] for h in client.told] == ["open"] + ["heartbeat"] * len(beats), client.told
+        assert [h["kind"] for h in client.reports] == ["open"] + ["heartbeat"] * len(beats), client.reports
         assert {beat["data"] for beat in beats} == {""}
-        # Should the simulator stand still for a moment, the log does not move, and the id stays.
+        # If the simulator pauses for a moment, the log does not grow, and the id stays.
         positions = list(dict.fromkeys(beat["id"] for beat in beats))
         assert len(positions) >= 2, beats
         assert_increasing(positions)
         position = beats[-1]["id"]
-        # Such a position is as good as an event's id: what follows is everything later, without a gap.
+        # Such an id can be resumed from like an event's: every later event follows, without a gap.
         with EventSource(relay.url(f"?last_event_id={position}")) as client:
             client.wait_for_events(20)
         got = client.entries()
@@ -111,7 +111,7 @@ def test_eventsource_resumes_where_it_was_closed():
         with sse.Stream(relay.url(f"?last_event_id={first[-1][0]}"), READER) as meanwhile:
             wait_for(lambda: len(meanwhile.payloads()) >= 50, "50 events while the client is away")
         with EventSource(relay.url(f"?last_event_id={first[-1][0]}")) as client:
-            client.wait_for_events(100)  # what was missed, and live ones: the seam is in between
+            client.wait_for_events(100)  # missed events, then live ones
         both = first + client.entries()
         log = log_of(relay, until=both[-1])
         assert both == log[: len(both)], f"the two parts are not the log: {first_difference(both, log)}"
@@ -126,19 +126,21 @@ def test_eventsource_resumes_by_itself_after_a_cut_connection():
             before = len(client.of("message"))
             wait_for(lambda: len(client.of("open")) == 2, lambda: f"it connects again; {client}")
             client.wait_for_events(before + 50)
-        # The URL still says last_event_id=0; the header of the reconnect says where it was, and must win.
+        # The URL still has last_event_id=0; the header of the reconnect has the current id, and
+        # must override it.
         got = client.entries()
         log = log_of(relay, until=got[-1])
         assert got == log[: len(got)], f"around the cut: {first_difference(got, log)}"
         assert not client.of("gap"), str(client)
 
 
-def test_eventsource_survives_a_restart_of_the_relay_and_is_told_of_the_gap_once():
+def test_eventsource_survives_a_restart_of_the_relay_and_gets_the_gap_once():
     with scene() as (simulator, _, relay), EventSource(relay.url()) as client:
         client.wait_for_events(30)
         relay.stop(within=relay.patience)
         with Relay(simulator, port=relay.port) as restarted:
-            # The log was in memory only, so the new relay knows nothing of the client's id, and says so.
+            # The log was in memory only, so the new relay does not know the client's id, and
+            # announces that.
             wait_for(lambda: client.of("gap"), lambda: f"a gap notice; {client}")
             client.wait_for_events(len(client.of("message")) + 100)
             client.close()
@@ -147,15 +149,15 @@ def test_eventsource_survives_a_restart_of_the_relay_and_is_told_of_the_gap_once
             assert (gap["type"], gap["product_id"], gap["reason"]) == ("gap", PRODUCT, "unknown_id"), gap
             assert gap["after"] == before[-1]["id"], f"{gap} does not name the client's id {before[-1]['id']}"
             assert gap["before"] in (None, after[0]["id"]), f"{gap}, but the next event is {after[0]['id']}"
-            # After the notice comes everything that the new relay has.
-            got = [(happening["id"], happening["data"].encode()) for happening in after]
+            # After the notice, every event of the new relay follows.
+            got = [(report["id"], report["data"].encode()) for report in after]
             log = log_of(restarted, until=got[-1])
             assert got == log[: len(got)], f"after the gap: {first_difference(got, log)}"
-            assert_increasing([happening["id"] for happening in before + after])
+            assert_increasing([report["id"] for report in before + after])
             assert not any(error["closed"] for error in client.of("error")), f"it gave up: {client}"
 
 
-def test_eventsource_is_told_of_an_outage_of_the_connector_once_and_in_its_place():
+def test_eventsource_gets_the_gap_of_a_connector_outage_once_and_in_order():
     with Simulator() as simulator, Relay(simulator) as relay:
         with EventSource(relay.url("?last_event_id=0")) as client:
             client.wait_for_events(30)
@@ -169,9 +171,9 @@ def test_eventsource_is_told_of_an_outage_of_the_connector_once_and_in_its_place
         assert (gap["type"], gap["product_id"], gap["reason"]) == ("gap", PRODUCT, "upstream_reconnect"), gap
         assert gap["after"] == last["id"], f"{gap} stands after {last['id']}"
         assert gap["before"] in (None, following["id"]), f"{gap} stands before {following['id']}"
-        assert_increasing([happening["id"] for happening in [*before, notice, *after]])
+        assert_increasing([report["id"] for report in [*before, notice, *after]])
         assert len(client.of("open")) == 1, str(client)
-        # The notice is an entry of the log: seen again from before it, and not from itself on.
+        # The notice is an entry of the log: replayed when resuming before it, and not after it.
         with sse.Stream(relay.url(f"?last_event_id={last['id']}"), READER) as again:
             wait_for(lambda: len(again.frames) >= 2, "the notice and what follows")
         assert [frame.event for frame in again.frames[:2]] == ["gap", "message"], again.frames[:2]
@@ -181,19 +183,19 @@ def test_eventsource_is_told_of_an_outage_of_the_connector_once_and_in_its_place
         assert (later.frames[0].event, later.frames[0].id) == ("message", following["id"]), later.frames[0]
 
 
-def test_eventsource_gives_up_for_good_without_a_valid_token():
+def test_eventsource_gives_up_without_a_valid_token():
     with scene() as (_, _, relay), EventSource(relay.url(), token="not-a-key-of-this-relay") as client:
-        wait_for(lambda: client.told, "an error event")
-        client.close()  # it must end by itself; had it a reconnect pending, the happenings would show it
-        assert client.told == [{"kind": "error", "code": 401, "closed": True}], client.told
+        wait_for(lambda: client.reports, "an error event")
+        client.close()  # the process must end by itself; a pending reconnect would show in the events
+        assert client.reports == [{"kind": "error", "code": 401, "closed": True}], client.reports
 
 
 def around_the_gap(client):
-    """The events before the one gap notice, the notice, and the events after it."""
+    """Returns the events before the only gap notice, the notice, and the events after it."""
     assert len(client.of("gap")) == 1, client.of("gap")
-    told = [happening for happening in client.told if happening["kind"] in ("message", "gap")]
-    place = [happening["kind"] for happening in told].index("gap")
-    before, notice, after = told[:place], told[place], told[place + 1 :]
+    reports = [report for report in client.reports if report["kind"] in ("message", "gap")]
+    place = [report["kind"] for report in reports].index("gap")
+    before, notice, after = reports[:place], reports[place], reports[place + 1 :]
     assert before and after, f"{len(before)} events before the notice and {len(after)} after it"
     return before, notice, after
 
@@ -203,7 +205,7 @@ def types(client):
 
 
 def log_of(relay, until):
-    """Id and payload of all that the relay keeps, read raw, at least to the entry `until`."""
+    """Returns id and payload of all entries of the relay, read raw, at least up to the entry `until`."""
     with sse.Stream(relay.url("?last_event_id=0"), READER) as stream:
         entries = lambda: [(frame.id, frame.data) for frame in stream.frames if frame.event == "message"]
         wait_for(lambda: until in entries(), lambda: f"the relay's log has {until}")

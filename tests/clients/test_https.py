@@ -1,4 +1,4 @@
-"""HTTPS: clients that each speak TLS and HTTP/2 in a way of their own."""
+"""HTTPS: several implementations of TLS and HTTP/2."""
 
 import base64
 import hashlib
@@ -24,7 +24,7 @@ from waiting import wait_for
 
 
 class Certificate:
-    """A certificate that is its own root, its key, and what Chromium is told to trust it by."""
+    """A self-signed certificate, its key, and the hash by which Chromium trusts it."""
 
     def __init__(self, folder, name):
         self.cert, self.key = Path(folder, f"{name}.pem"), Path(folder, f"{name}.key")
@@ -38,7 +38,7 @@ class Certificate:
         self.spki = base64.b64encode(hashlib.sha256(spki).digest()).decode()
 
     def become(self, other):
-        """Both files in turn, as most tools do it."""
+        """Replaces both files one after the other, as most tools do."""
         shutil.copy(other.cert, self.cert)
         shutil.copy(other.key, self.key)
 
@@ -102,10 +102,10 @@ def test_httpx_streams_over_http2():
     ("-tls1_2", "http/1.1", True),
     ("-tls1_3", "spdy/3", False),
 )
-def test_openssl_gets_tls_of_today_and_nothing_older(wanted):
+def test_openssl_negotiates_tls_1_2_and_newer_only(wanted):
     version, alpn, good = wanted
     with secure_scene() as (_, relay):
-        # Debian's openssl offers 1.1 only where its own security level is lowered.
+        # Debian's openssl offers TLS 1.1 only at a lower security level.
         command = ["openssl", "s_client", "-connect", f"127.0.0.1:{relay.port}", version, "-CAfile", relay.certificate.cert]
         command += ["-cipher", "DEFAULT@SECLEVEL=0", "-verify_return_error"] + (["-alpn", alpn] if alpn else [])
         done = subprocess.run(list(map(str, command)), stdin=subprocess.DEVNULL, capture_output=True, timeout=20)
@@ -118,11 +118,11 @@ def test_openssl_gets_tls_of_today_and_nothing_older(wanted):
 
 
 @cases("https", "http")
-def test_h2load_gets_every_answer(scheme):
+def test_h2load_gets_every_response(scheme):
     with tempfile.TemporaryDirectory(dir=processes.log_dir) as folder, Simulator(rate=50) as simulator:
         relay = SecureRelay(simulator, Certificate(folder, "relay")) if scheme == "https" else Relay(simulator)
         with relay:
-            # The answer is a whole one, and small: what is loaded are connections and streams.
+            # The response is complete and small: the load is connections and streams.
             url = f"{scheme}://127.0.0.1:{relay.port}/stream/nothing"
             command = ["h2load", "-n", "20000", "-c", "50", "-m", "100", "-H", f"Authorization: Bearer {READER}", url]
             done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -133,7 +133,7 @@ def test_h2load_gets_every_answer(scheme):
             assert f"Application protocol: {'h2' if scheme == 'https' else 'h2c'}" in told, told
 
 
-def test_a_page_holds_fifty_streams_on_one_connection_and_a_new_certificate_ends_none():
+def test_fifty_streams_of_a_page_share_a_connection_and_survive_a_new_certificate():
     with Pages() as pages:
         listed = pages.origin("localhost")
         auth = f'cors_allowed_origins = ["{listed}"]\n'
@@ -160,7 +160,7 @@ def test_a_page_holds_fifty_streams_on_one_connection_and_a_new_certificate_ends
 
 
 def peers(relay):
-    """Connections that others have to the relay's port."""
+    """Returns the connections to the relay's port."""
     rows = Path("/proc/net/tcp").read_text().splitlines()[1:]
     local = f"{int.from_bytes(bytes([127, 0, 0, 1]), 'little'):08X}:{relay.port:04X}"
     return sum(1 for row in rows if row.split()[1] == local and row.split()[3] == "01")

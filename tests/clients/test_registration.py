@@ -25,7 +25,7 @@ def admin_url(relay):
 
 
 def register(relay, forward_url="", force=False, product=PRODUCT):
-    """As the SDK's command does it: a webhook where there is a URL, else the stream."""
+    """Registers as the SDK's command does: a webhook if there is a URL, otherwise the stream."""
     return asyncio.run(
         post_register_product_cli(
             connector_url=admin_url(relay),
@@ -65,7 +65,7 @@ def test_the_sdk_registers_push_once_and_again_if_forced():
         assert webhooks(it) == {PRODUCT: "http://127.0.0.1:1/two"}
 
 
-def test_the_sdk_registers_streaming_once_and_in_place_of_push_if_forced():
+def test_the_sdk_registers_streaming_once_and_replaces_push_only_if_forced():
     with relay() as it:
         assert register(it)["mode"] == "sse"
         assert isinstance(refusal(it), ProductAlreadyRegisteredError)
@@ -75,7 +75,7 @@ def test_the_sdk_registers_streaming_once_and_in_place_of_push_if_forced():
         assert webhooks(it) == {}
 
 
-def test_the_newer_form_registers_push_and_an_unknown_product_is_told():
+def test_the_newer_form_registers_push_and_an_unknown_product_is_refused():
     payload = {
         "product_id": PRODUCT,
         "contact_email": "someone@example.com",

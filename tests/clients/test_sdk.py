@@ -18,13 +18,13 @@ from waiting import wait_for
 
 
 class Client:
-    """An SDK client on a thread of its own, and what it got and said."""
+    """An SDK client on its own thread, its events and its log."""
 
     def __init__(self, url, token, **options):
         self.received = []
         self.connects = 0
         self.failure = None
-        # Short, so that a restart is quick; the doubling and the cap are the SDK's own business.
+        # Short, so that a restart is quick; doubling and maximum are the SDK's own.
         options = {"initial_backoff_s": 0.2, "max_backoff_s": 1.0, **options}
         self.client = self.make(url=url, token=token, on_connect=self._connected, **options)
         self.client.on_actions(self.received.append).on_summary(self.received.append)
@@ -46,7 +46,7 @@ class Client:
         return self
 
     def __exit__(self, failure, *_):
-        self.client.stop()  # seen at the next event or heartbeat
+        self.client.stop()  # takes effect at the next event or heartbeat
         self._thread.join(10)
         logging.getLogger().removeHandler(self.log)
         if not failure:
@@ -71,7 +71,7 @@ class Async(Client):
 
 
 class LogOfTheSdk(logging.Handler):
-    """Warnings and errors of every library in this process: the SDK's, and those of what it reads with."""
+    """Collects warnings and errors of every library in this process: of the SDK and of its HTTP libraries."""
 
     def __init__(self):
         super().__init__(logging.WARNING)
@@ -106,30 +106,32 @@ def test_the_sdk_receives_every_event_typed_and_complete(kind):
 
 
 @cases(Threaded, Async)
-def test_the_sdk_takes_heartbeats_between_events_in_silence(kind):
-    # Two events a second and room for heartbeats between them.
+def test_the_sdk_ignores_heartbeats_between_events(kind):
+    # Two events a second, with time for heartbeats between them.
     with scene(heartbeat="150ms", rate=2) as (_, _, relay), sse.Stream(relay.url(), READER) as witness:
         with kind(relay.url(), READER) as client:
             wait_for(lambda: len(beats_after_an_event(witness)) >= 3, "three heartbeats between events")
             before = len(client.received)
             wait_for(lambda: len(client.received) > before, "an event after them reaches the SDK")
         assert not client.log.lines, f"the SDK complained: {client.log.lines[:5]}"
-        # Nothing is hidden from this subscriber, so no heartbeat is ahead of its last event.
+        # No event is hidden from this subscriber, so no heartbeat has a newer id than its last
+        # event.
         assert not any(beat.id for beat in beats_after_an_event(witness)), beats_after_an_event(witness)
         wait_for(lambda: has(witness, client.received[-1]), "the witness has the SDK's last event")
         sse.assert_contiguous_run(client.received, witness.jsons("actions", "summary"), "the SDK's events", same)
 
 
 @cases(Threaded, Async)
-def test_the_sdk_takes_heartbeats_with_a_position_in_silence(kind):
-    # No event is of this session, so heartbeats are all there is, with the id of what was hidden.
+def test_the_sdk_ignores_heartbeats_with_an_id(kind):
+    # No event has this session, so only heartbeats arrive, with the ids of hidden events.
     url = "?session_id=nobody"
     with scene(heartbeat="300ms") as (_, _, relay):
         with kind(relay.url(url), READER) as client:
             wait_for(lambda: client.connects, "the SDK is connected")
             with sse.Stream(relay.url(url), READER) as witness:
                 wait_for(lambda: len(witness.frames) >= 3, "three heartbeats")
-            # The SDK stops at the next thing it reads, so that it stops (in __exit__) shows that it read them.
+            # The SDK stops at the next block it reads, so its end (in __exit__) shows that it read
+            # the heartbeats.
         assert {frame.event for frame in witness.frames} == {"heartbeat"}, witness.frames
         assert any(frame.id for frame in witness.frames), f"no position, though the log moved: {witness.frames}"
         assert not client.log.lines, f"the SDK complained: {client.log.lines[:5]}"
@@ -137,7 +139,7 @@ def test_the_sdk_takes_heartbeats_with_a_position_in_silence(kind):
 
 
 @cases(Threaded, Async)
-def test_the_sdk_does_not_notice_that_the_connector_went_away_and_came_back(kind):
+def test_the_sdk_does_not_notice_an_outage_of_the_connector(kind):
     with Simulator() as simulator, Relay(simulator) as relay, kind(relay.url(), READER) as client:
         wait_for(lambda: len(client.received) >= 30, "30 events before the outage")
         with sse.Stream(relay.url(), READER) as witness:
@@ -147,12 +149,12 @@ def test_the_sdk_does_not_notice_that_the_connector_went_away_and_came_back(kind
                 before = len(client.received)
                 wait_for(lambda: len(client.received) >= before + 30, "30 events after the outage")
         assert client.connects == 1, f"connected {client.connects} times"
-        # The gap notice was an event that it has never heard of.
+        # The SDK ignores the gap notice as an unknown event.
         assert not client.log.lines, f"the SDK complained: {client.log.lines[:5]}"
 
 
 @cases(Threaded, Async)
-def test_the_sdk_goes_on_after_a_restart_of_the_relay(kind):
+def test_the_sdk_continues_after_a_restart_of_the_relay(kind):
     with scene() as (simulator, direct, relay), kind(relay.url(), READER) as client:
         wait_for(lambda: len(client.received) >= 30, "30 events before the restart")
         relay.stop(within=relay.patience)
@@ -162,20 +164,23 @@ def test_the_sdk_goes_on_after_a_restart_of_the_relay(kind):
             received = list(client.received)
             wait_for(lambda: has(direct, received[-1]), "the witness has the last one too")
             known = direct.jsons("actions", "summary")
-            # The SDK cannot resume: what was sent meanwhile is missing. Each side of that hole is whole.
+            # The SDK cannot resume: events sent meanwhile are missing. The events on each side of
+            # that hole are complete.
             first = sse.run_length(received, known, same)
             second = sse.run_length(received[first:], known, same)
             assert first + second == len(received), f"{first} + {second} of {len(received)} events are two runs"
             assert client.connects >= 2, f"connected {client.connects} times"
             assert not client.log.errors(), f"errors: {client.log.errors()}"
-            # A drained stream ends as HTTP says. Only connections refused while the relay is down may be told.
+            # A drained stream has a proper end. Only connections refused while the relay is down
+            # may be logged.
             cut = [line for line in client.log.lines if "incomplete" in line or "without sending complete" in line]
             assert not cut, f"the relay cut the stream instead of ending it: {cut}"
 
 
-# The SDK's documentation calls 401, 403 and 404 fatal. 0.13.0 never gets there: httpx-sse looks at the content type
-# alone, so the SDK sees a lost connection, and tries again unless it is told not to. What the relay owes it is the
-# connector's status and no event stream; what the SDK does with them is held here, and changes with the pin.
+# The SDK's documentation calls 401, 403 and 404 fatal. 0.13.0 does not treat them so: httpx-sse
+# checks the content type only, so the SDK sees a lost connection, and retries unless it is
+# configured not to. The relay owes it the connector's status and no event stream; this test pins
+# what the SDK does with them, and changes with its version.
 @cases(*[(kind, *refusal) for kind in (Threaded, Async) for refusal in [
     (401, "not-a-key-of-this-relay", PRODUCT),
     (403, TENANT, "prod_of_somebody_else"),
@@ -217,7 +222,7 @@ def has(witness, typed):
 
 
 def same(typed, payload):
-    """Every field of the typed object is what the JSON says, down to each action."""
+    """Returns true if every field of the typed object equals the JSON, down to each action."""
     if type(typed) is not {"actions": ActionsPayload, "summary": SummaryPayload}.get(payload["type"]):
         return False
     if isinstance(typed, SummaryPayload):
@@ -230,7 +235,7 @@ def same(typed, payload):
 
 
 def fields_agree(typed, payload, but=None):
-    """The SDK reads a missing field as its type's empty value; everything else must be equal."""
+    """Compares fields: the SDK reads a missing field as its type's empty value; all others must be equal."""
     for field in dataclasses.fields(typed):
         mine, sent = getattr(typed, field.name), payload.get(field.name)
         if field.name != but and mine != sent and (mine or sent):

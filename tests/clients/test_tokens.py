@@ -1,4 +1,4 @@
-"""Scoped tokens that another library mints: PyJWT, with `cryptography` for the algorithms that have public keys."""
+"""Scoped tokens made by another library: PyJWT, with `cryptography` for the algorithms with public keys."""
 
 import json
 import time
@@ -20,7 +20,7 @@ def pem(*private_keys):
 
 
 def page(relay, token, query=""):
-    """Status and body of a page."""
+    """Returns status and body of a page."""
     url = f"http://127.0.0.1:{relay.port}/events/{PRODUCT}{query}"
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
     try:
@@ -39,7 +39,7 @@ def section(algorithm, lines):
 
 
 def check(relay, algorithm, good, bad):
-    """Keys that are good sign what is accepted, and bad ones what is not."""
+    """Checks that tokens signed by the keys in `good` are accepted and those by the keys in `bad` are not."""
     for key in good:
         status, _ = page(relay, jwt.encode(claims(aud="relay"), key, algorithm))
         assert status == 200, f"{algorithm}: {status}"

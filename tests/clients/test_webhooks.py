@@ -1,4 +1,4 @@
-"""Receivers of webhooks as their users write them: with autoplay-sdk's WebhookReceiver, and with standardwebhooks."""
+"""Webhook receivers as users write them: with autoplay-sdk's WebhookReceiver, and with standardwebhooks."""
 
 import asyncio
 import base64
@@ -26,7 +26,7 @@ ADMIN = "admin-key-of-the-client-tests-0123456789"
 
 
 class Receiver(http.server.ThreadingHTTPServer):
-    """A small web server. `check(body, headers)` says whether a delivery is accepted, as an application would."""
+    """A small web server. `check(body, headers)` decides whether a delivery is accepted, as an application would."""
 
     daemon_threads = True
     refusal = 401
@@ -69,7 +69,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 def with_the_sdk(secret, received=None):
-    """What the SDK's documentation tells its users to write: 401 when `handle_sync` raises."""
+    """A receiver by the SDK's documentation: 401 when `handle_sync` raises."""
     received = received if received is not None else []
     sdk = WebhookReceiver(secret=secret, on_actions=received.append, on_summary=received.append)
 
@@ -102,7 +102,7 @@ def with_the_async_sdk(secret, received=None):
 
 
 def with_standard_webhooks(secret, received=None):
-    """The package decodes every text as base64, with `whsec_` or without. Plain text is handed to it as bytes."""
+    """A receiver with the package, which decodes every text as base64, with `whsec_` or without. Plain text is passed as bytes."""
     webhook = Webhook(secret if secret.startswith("whsec_") else secret.encode())
 
     def check(body, headers):
@@ -122,7 +122,7 @@ CHECKS = [(make, secret) for make in MAKERS for secret in (PLAIN, STANDARD)]
 
 
 @cases(*CHECKS)
-def test_a_receiver_verifies_every_delivery_and_gets_what_the_stream_has(case):
+def test_a_receiver_verifies_every_delivery_and_gets_the_events_of_the_stream(case):
     make, secret = case
     received = []
     with Receiver(make(secret, received)) as receiver, scene(hook(receiver, secret)) as relay, log() as complaints:
@@ -139,7 +139,7 @@ def test_a_receiver_verifies_every_delivery_and_gets_what_the_stream_has(case):
                 seen = received[: len(deliveries)]
                 known = lambda: witness.jsons("actions", "summary")
                 is_known = lambda typed: any(same(typed, payload) for payload in known())
-                # What came since the look at the stream is there a moment later.
+                # Events since the reading of the stream are delivered a moment later.
                 wait_for(lambda: all(map(is_known, seen)), lambda: f"the stream has what the SDK has read: {seen[:2]}")
                 kinds = {type(typed) for typed in received}
                 assert ActionsPayload in kinds and kinds <= {ActionsPayload, SummaryPayload}, kinds
@@ -162,8 +162,8 @@ def test_a_receiver_with_another_secret_refuses_every_delivery(case):
         assert dead[0]["attempts"][0]["outcome"] == "refused", dead[:1]
 
 
-def test_plain_text_that_is_base64_is_used_as_it_stands():
-    """Only whsec_ is decoded: a receiver that uses the package with such a secret hands it over as base64 of it."""
+def test_a_plain_text_secret_that_is_base64_is_not_decoded():
+    """The relay decodes whsec_ only: a receiver that uses the package with such a secret passes its base64."""
     secret = base64.b64encode(b"0123456789abcdef01234567").decode()
     as_written = Webhook(base64.b64encode(secret.encode()).decode())
     with Receiver(lambda body, headers: verifies(as_written, body, headers)) as receiver, scene(hook(receiver, secret)):
@@ -223,7 +223,7 @@ def test_the_sdk_registers_a_webhook_as_it_registers_with_the_connector():
         wait_for(lambda: len(receiver.accepted) > before + 5, "deliveries go on")
 
 
-def test_the_sdk_registers_for_the_stream_as_well():
+def test_the_sdk_registers_for_the_stream():
     with scene(admin_key=True) as relay:
         answer = asyncio.run(
             post_register_product_cli(
@@ -263,7 +263,7 @@ secret = "{secret}"
 
 @contextlib.contextmanager
 def scene(webhooks="", admin_key=False):
-    """A simulator and a relay with a store, these webhooks, and leave to reach the receivers here."""
+    """A simulator and a relay with a store, these webhooks, and permission to reach the receivers here."""
     more = webhooks + '\n[egress]\nallow_networks = ["127.0.0.0/8"]\n'
     with tempfile.TemporaryDirectory(prefix="relay-data-") as directory, Simulator() as simulator:
         with Relay(simulator, data_dir=directory, admin_key=ADMIN if admin_key else "", more=more) as relay:
@@ -272,7 +272,7 @@ def scene(webhooks="", admin_key=False):
 
 @contextlib.contextmanager
 def log():
-    """What the SDK says while it works."""
+    """Collects the SDK's log."""
     lines = LogOfTheSdk()
     logging.getLogger().addHandler(lines)
     try:
@@ -282,7 +282,7 @@ def log():
 
 
 def api(relay, method, path, body=None):
-    """A call of the admin API: status and JSON."""
+    """Calls the admin API, and returns status and JSON."""
     data = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json", "X-Admin-Key": ADMIN}
     url = f"http://127.0.0.1:{relay.admin_port}{path}"

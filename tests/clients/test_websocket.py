@@ -49,7 +49,7 @@ class Node:
         self._child = subprocess.Popen(
             ["node", str(driver), url, token], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
-        self._told = []
+        self._reports = []
         self._taken = 0
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -58,35 +58,35 @@ class Node:
     def _read(self):
         with self._child.stdout as lines:
             for line in lines:
-                self._told.append(json.loads(line))
+                self._reports.append(json.loads(line))
 
     def _await(self, *kinds):
-        wait_for(lambda: len(self._told) > self._taken, lambda: f"{kinds}; told {self._told[-5:]}")
-        happening = self._told[self._taken]
+        wait_for(lambda: len(self._reports) > self._taken, lambda: f"{kinds}; reports {self._reports[-5:]}")
+        report = self._reports[self._taken]
         self._taken += 1
-        assert happening["kind"] in kinds, happening
-        return happening
+        assert report["kind"] in kinds, report
+        return report
 
     def _write(self, line):
         self._child.stdin.write(line.encode() + b"\n")
         self._child.stdin.flush()
 
     def receive(self):
-        while (happening := self._await("message", "pong"))["kind"] == "pong":
+        while (report := self._await("message", "pong"))["kind"] == "pong":
             pass
-        return json.loads(happening["text"])
+        return json.loads(report["text"])
 
     def send(self, message):
         self._write(json.dumps(message))
 
     def ping(self):
         self._write("ping")
-        wait_for(lambda: any(happening["kind"] == "pong" for happening in list(self._told)), "a pong")
+        wait_for(lambda: any(report["kind"] == "pong" for report in list(self._reports)), "a pong")
 
     def closed_with(self):
-        wait_for(lambda: self._told[-1]["kind"] == "close", "the connection is closed")
+        wait_for(lambda: self._reports[-1]["kind"] == "close", "the connection is closed")
         self._child.wait(10)
-        return self._told[-1]["code"]
+        return self._reports[-1]["code"]
 
     def close(self):
         self._child.stdin.close()
@@ -97,7 +97,7 @@ class Node:
             self._child.wait()
             raise AssertionError("ws did not close within 10 s") from None
         self._reader.join(5)
-        assert self._told[-1] == {"kind": "close", "code": 1000}, self._told[-1]
+        assert self._reports[-1] == {"kind": "close", "code": 1000}, self._reports[-1]
 
 
 def url_of(relay, query=""):
@@ -112,7 +112,7 @@ def opened(client, url):
 
 
 def receive_events(connection, number):
-    """So many events; anything else in between but heartbeats is a mistake."""
+    """Receives this many events; only heartbeats may be in between."""
     events = []
     while len(events) < number:
         message = connection.receive()
@@ -127,7 +127,7 @@ def key(event_id):
 
 
 @cases(Python, Node)
-def test_events_come_in_order_and_go_on_after_a_reconnect(client):
+def test_events_arrive_in_order_and_continue_after_a_reconnect(client):
     with scene() as (_, direct, relay):
         with opened(client, url_of(relay, "?last_event_id=0")) as connection:
             first = receive_events(connection, 60)
@@ -170,7 +170,7 @@ def test_a_filter_changes_while_connected(client):
 
 
 @cases(Python, Node)
-def test_a_relay_that_leaves_says_1012(client):
+def test_a_draining_relay_closes_with_1012(client):
     with scene() as (_, _, relay):
         connection = client(url_of(relay))
         receive_events(connection, 3)
@@ -178,7 +178,7 @@ def test_a_relay_that_leaves_says_1012(client):
         assert connection.closed_with() == 1012
 
 
-def test_a_wrong_key_is_told_before_the_upgrade():
+def test_a_wrong_key_is_refused_before_the_upgrade():
     with scene() as (_, _, relay):
         try:
             Python(url_of(relay), token="wrong")

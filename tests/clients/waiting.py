@@ -1,8 +1,8 @@
-"""Waiting for a condition: always with a deadline, never for a fixed time."""
+"""Waits for conditions: always with a deadline, never for a fixed time."""
 
 import time
 
-PATIENCE = 15.0  # seconds; nothing awaited here takes more than two or three unless it is broken
+PATIENCE = 15.0  # seconds; every awaited condition takes two or three at most
 
 
 def wait_for(condition, what, seconds=PATIENCE):

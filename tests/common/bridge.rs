@@ -1,4 +1,4 @@
-//! A way to a relay that the test can block, cut and lead elsewhere.
+//! A TCP proxy in front of a relay, which the test can block, cut and redirect.
 
 use std::{
     io::{Read, Write},
@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-/// Passes bytes on, both ways. Its address stays when what is behind it goes and comes back.
+/// Forwards bytes both ways. Its address stays the same when the relay behind it is restarted.
 pub(crate) struct Bridge {
     pub(crate) address: SocketAddr,
     state: Arc<State>,
@@ -24,7 +24,7 @@ struct State {
 }
 
 impl Bridge {
-    /// A bridge to this address.
+    /// Listens on a free port, and forwards to this address.
     pub(crate) fn to(target: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -37,25 +37,25 @@ impl Bridge {
         Self { address, state }
     }
 
-    /// Keeps back what comes from the other side, until [`Bridge::unblock`].
+    /// Holds back the bytes of the target until [`Bridge::unblock`].
     pub(crate) fn block(&self) {
         self.state.is_blocked.store(true, SeqCst);
     }
 
-    /// Lets everything pass.
+    /// Forwards the bytes of the target again.
     pub(crate) fn unblock(&self) {
         self.state.is_blocked.store(false, SeqCst);
     }
 
-    /// Cuts every connection; new ones may come.
+    /// Cuts every connection; new ones are accepted.
     pub(crate) fn cut(&self) {
         for socket in self.state.sockets.lock().unwrap().drain(..) {
-            let _ = socket.shutdown(Shutdown::Both); // it may have ended by itself
+            let _ = socket.shutdown(Shutdown::Both); // the connection may have ended by itself
         }
     }
 
-    /// Leads new connections to another address.
-    pub(crate) fn lead_to(&self, target: SocketAddr) {
+    /// Forwards new connections to another address.
+    pub(crate) fn redirect_to(&self, target: SocketAddr) {
         *self.state.target.lock().unwrap() = target;
     }
 }
@@ -70,24 +70,24 @@ impl Drop for Bridge {
 impl State {
     fn connect(self: &Arc<Self>, near: TcpStream) {
         let target = *self.target.lock().unwrap();
-        // nobody is there: the caller sees an end
+        // The target does not listen: the caller sees its connection closed.
         let Ok(far) = TcpStream::connect(target) else { return };
         let (to_near, to_far) = (near.try_clone().unwrap(), far.try_clone().unwrap());
         self.sockets.lock().unwrap().extend([near.try_clone().unwrap(), far.try_clone().unwrap()]);
-        thread::spawn(move || pass(near, to_far, || {}));
+        thread::spawn(move || copy(near, to_far, || {}));
         let state = Arc::clone(self);
-        thread::spawn(move || pass(far, to_near, || state.wait_until_free()));
+        thread::spawn(move || copy(far, to_near, || state.wait_until_unblocked()));
     }
 
-    fn wait_until_free(&self) {
+    fn wait_until_unblocked(&self) {
         while self.is_blocked.load(SeqCst) {
-            thread::sleep(PAUSE);
+            thread::sleep(POLL_INTERVAL);
         }
     }
 }
 
-/// Copies until one end closes, then closes the other.
-fn pass(mut from: TcpStream, mut to: TcpStream, wait: impl Fn()) {
+/// Copies until one side closes, then closes the other.
+fn copy(mut from: TcpStream, mut to: TcpStream, wait: impl Fn()) {
     let mut chunk = [0; 16 * 1024];
     while let Ok(count @ 1..) = from.read(&mut chunk) {
         wait();
@@ -96,9 +96,9 @@ fn pass(mut from: TcpStream, mut to: TcpStream, wait: impl Fn()) {
         }
     }
     for socket in [from, to] {
-        let _ = socket.shutdown(Shutdown::Both); // the peer may have been quicker
+        let _ = socket.shutdown(Shutdown::Both); // the peer may have closed first
     }
 }
 
-/// Between two looks whether the way is free.
-const PAUSE: Duration = Duration::from_millis(2);
+/// Pause between two checks of the block.
+const POLL_INTERVAL: Duration = Duration::from_millis(2);

@@ -1,4 +1,4 @@
-//! Subscribers that must notice nothing of what goes on beside them.
+//! Subscribers that must be unaffected by an attack on the same relay.
 
 use std::{
     thread,
@@ -15,7 +15,7 @@ use super::{
     websocket::Socket,
 };
 
-/// One subscriber of each transport and protocol, and the connector that they hear.
+/// One subscriber of each transport and protocol, and the connector that sends their events.
 pub(crate) struct Canaries {
     link: Link,
     over_sse: Subscriber,
@@ -25,47 +25,48 @@ pub(crate) struct Canaries {
 }
 
 impl Canaries {
-    /// Settles them behind a relay that has just been started.
+    /// Connects the subscribers to a relay that has just been started.
     pub(crate) fn of(relay: &Relay, connector: &Connector) -> Self {
         let link = connector.stream();
         let over_http2 = Http2Subscriber::open(relay.public);
         let (over_sse, over_ws) = (relay.subscribe(), relay.socket(super::SOCKET));
         let mut canaries = Self { link, over_sse, over_http2, over_ws, next: 0 };
-        canaries.sing();
+        canaries.deliver_event();
         canaries
     }
 
-    /// Sends an event, which must be the next one for each of them, and come soon.
-    pub(crate) fn sing(&mut self) {
+    /// Sends an event, and checks that each subscriber receives it next, and soon.
+    pub(crate) fn deliver_event(&mut self) {
         let (number, begin) = (self.next, Instant::now());
         self.next += 1;
         self.link.event(event(number));
-        let heard = [self.over_sse.numbers(1), self.over_http2.numbers(1), self.over_ws.numbers(1)];
-        assert_eq!(heard, [[number], [number], [number]]);
+        let received =
+            [self.over_sse.numbers(1), self.over_http2.numbers(1), self.over_ws.numbers(1)];
+        assert_eq!(received, [[number], [number], [number]]);
         wait::assert_within(Duration::ZERO, begin);
     }
 
-    /// Has them sing until `work` is done, and once more. The relay's own memory must stay within
-    /// bounds meanwhile, and newcomers be served afterwards.
+    /// Delivers events until `work` has ended, and one more. Checks that the relay's private memory
+    /// stays within bounds meanwhile, and that a newcomer is served afterwards.
     pub(crate) fn during(&mut self, relay: &Relay, work: impl FnOnce() + Send) {
         let before = relay.process.private_kib();
-        let mut most = before;
+        let mut peak = before;
         thread::scope(|scope| {
             let work = scope.spawn(work);
             let mut is_over = false;
             while !is_over {
                 is_over = work.is_finished();
-                self.sing();
-                most = most.max(relay.process.private_kib());
+                self.deliver_event();
+                peak = peak.max(relay.process.private_kib());
             }
             work.join().unwrap();
         });
-        assert!(most < before + MOST_KIB, "{most} KiB instead of {before}");
+        assert!(peak < before + MAX_GROWTH_KIB, "{peak} KiB instead of {before}");
         let mut newcomer = relay.subscribe();
-        self.sing();
+        self.deliver_event();
         assert_eq!(newcomer.numbers(1), [self.next - 1]);
     }
 }
 
-/// What some hundred connections may cost for a while.
-const MOST_KIB: u64 = 24 * 1024;
+/// Memory that some hundred connections may take for a while.
+const MAX_GROWTH_KIB: u64 = 24 * 1024;

@@ -1,4 +1,4 @@
-//! A connector that does what the test says, byte by byte.
+//! A connector scripted by the test, byte by byte.
 
 use std::{
     io::{ErrorKind, Write},
@@ -15,19 +15,19 @@ use super::{
     wait,
 };
 
-/// Accepts connections one by one, when the test asks for it.
+/// A connector that accepts connections one by one, when the test asks for it.
 ///
-/// Holds the relay to "never more than one connection per product": accepting a second one for the
-/// same path while the first is still open is a failure.
+/// Checks that the relay never has more than one connection per product: accepting a second one for
+/// the same path while the first is still open is a failure.
 pub(crate) struct Connector {
     listener: TcpListener,
     pub(crate) address: SocketAddr,
-    /// Every connection there has been: its path, and its socket while the test has it.
+    /// Every connection so far: its path, and its socket while the test holds it.
     links: Mutex<Vec<(String, Weak<TcpStream>)>>,
 }
 
 impl Connector {
-    /// A connector on a port of its own.
+    /// Listens on a free port.
     pub(crate) fn new() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -35,7 +35,7 @@ impl Connector {
         Self { listener, address, links: Mutex::default() }
     }
 
-    /// Where the stream of a product is.
+    /// Returns the URL of a product's stream.
     pub(crate) fn url(&self, product: &str) -> String {
         format!("http://{}/stream/{product}", self.address)
     }
@@ -45,26 +45,27 @@ impl Connector {
         wait::value("the relay connects", || self.try_accept())
     }
 
-    /// Waits for the next connection, and answers it with a stream.
+    /// Waits for the next connection, and responds with a stream.
     pub(crate) fn stream(&self) -> Link {
         let mut link = self.accept();
         link.send(STREAM_HEAD);
         link
     }
 
-    /// The same in the part of a relay; the connection says where to go on.
+    /// Waits for the next connection, and responds with a stream as a relay does; the request says
+    /// where the stream continues.
     pub(crate) fn stream_as_relay(&self) -> Link {
         let mut link = self.accept();
         link.send(RELAY_HEAD);
         link
     }
 
-    /// The first two connections of a relay that finds a relay: it asks once, learns that, and asks
-    /// again.
-    pub(crate) fn found_as_relay(&self) -> Link {
-        let asked = self.stream_as_relay();
+    /// Accepts the first two connections of a leaf: the first response tells it that its upstream
+    /// is a relay, and the leaf connects again.
+    pub(crate) fn accept_leaf(&self) -> Link {
+        let first = self.stream_as_relay();
         assert_eq!(
-            (asked.request.field("last-event-id"), asked.request.field("autoplay-relay")),
+            (first.request.field("last-event-id"), first.request.field("autoplay-relay")),
             (None, None)
         );
         let link = self.stream_as_relay();
@@ -72,12 +73,12 @@ impl Connector {
         link
     }
 
-    /// Checks that nobody connects for a while.
-    pub(crate) fn expect_nobody(&self, time: Duration) {
-        wait::holds("nobody connects", time, || self.try_accept().is_none());
+    /// Checks for `time` that the relay does not connect.
+    pub(crate) fn expect_no_connection(&self, time: Duration) {
+        wait::holds("the relay does not connect", time, || self.try_accept().is_none());
     }
 
-    /// A connection that has come already, with its request.
+    /// Returns the next connection with its request, if the relay has connected.
     pub(crate) fn try_accept(&self) -> Option<Link> {
         let (socket, _) = match self.listener.accept() {
             Ok(accepted) => accepted,
@@ -96,7 +97,7 @@ impl Connector {
         Some(Link { request, socket: socket_of_link })
     }
 
-    /// The paths of the connections that the relay has not closed.
+    /// Returns the paths of the connections that the relay has not closed.
     pub(crate) fn open_paths(&self) -> Vec<String> {
         let links = self.links.lock().unwrap();
         let open = links
@@ -106,8 +107,8 @@ impl Connector {
     }
 }
 
-/// Whether the relay has not closed its side. It sends nothing after its request, so a byte to read
-/// is an end.
+/// Returns true if the relay has not closed its side. The relay sends nothing after its request, so
+/// anything to read is the end of the stream.
 fn is_open(socket: &TcpStream) -> bool {
     socket.set_nonblocking(true).unwrap();
     let peeked = socket.peek(&mut [0]);
@@ -115,7 +116,7 @@ fn is_open(socket: &TcpStream) -> bool {
     matches!(peeked, Err(error) if error.kind() == ErrorKind::WouldBlock)
 }
 
-/// One connection of the relay. Dropping it closes it.
+/// One connection of the relay. Dropping it closes the connection.
 pub(crate) struct Link {
     pub(crate) request: Head,
     socket: Arc<TcpStream>,
@@ -132,7 +133,7 @@ impl Link {
         self.send([b"data: ", payload.as_ref(), b"\n\n"].concat());
     }
 
-    /// Sends a payload; false when the relay is gone.
+    /// Sends a payload, and returns false if the relay has closed the connection.
     pub(crate) fn try_event(&mut self, payload: impl AsRef<[u8]>) -> bool {
         (&*self.socket).write_all(&[b"data: ", payload.as_ref(), b"\n\n"].concat()).is_ok()
     }
@@ -155,39 +156,39 @@ impl Link {
         self.send("event: heartbeat\ndata:\n\n");
     }
 
-    /// Answers with a status and nothing else.
+    /// Responds with a status and no body, and closes the connection.
     pub(crate) fn refuse(mut self, status: &str, fields: &str) {
         self.send(format!(
             "HTTP/1.1 {status}\r\n{fields}Content-Length: 0\r\nConnection: close\r\n\r\n"
         ));
     }
 
-    /// Ends the stream in order.
+    /// Ends the stream by closing the connection.
     pub(crate) fn end(self) {}
 
-    /// Ends its own side, and keeps the other open.
+    /// Shuts down the sending side only.
     pub(crate) fn half_close(&self) {
         self.socket.shutdown(Shutdown::Write).unwrap();
     }
 
-    /// Breaks the connection: the relay gets a reset.
+    /// Resets the connection.
     pub(crate) fn reset(self) {
         SockRef::from(&*self.socket).set_linger(Some(Duration::ZERO)).unwrap();
     }
 
-    /// Whether the relay keeps its side open.
+    /// Returns true while the relay keeps its side open.
     pub(crate) fn is_open(&self) -> bool {
         is_open(&self.socket)
     }
 
-    /// The socket itself.
+    /// Returns the socket.
     pub(crate) fn socket(&self) -> &TcpStream {
         &self.socket
     }
 }
 
-/// How a connector begins its answer; the stream ends with the connection.
+/// Response head of a connector; the stream ends with the connection.
 pub(crate) const STREAM_HEAD: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\nConnection: close\r\n\r\n";
 
-/// How a relay begins its answer.
+/// Response head of a relay.
 const RELAY_HEAD: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nAutoplay-Relay: resume\r\nConnection: close\r\n\r\n";

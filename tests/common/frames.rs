@@ -1,5 +1,4 @@
-//! HTTP/2 as a client writes it by hand, frame by frame (RFC 9113), so that it can also be written
-//! wrongly.
+//! HTTP/2 frames (RFC 9113) written by hand, so that tests can also send invalid ones.
 
 use std::{
     io::Write,
@@ -9,7 +8,7 @@ use std::{
 
 use super::{
     http::{Look, Wire},
-    wait::PATIENCE,
+    wait::TIMEOUT,
 };
 
 pub(crate) const DATA: u8 = 0;
@@ -34,15 +33,15 @@ pub(crate) const PROTOCOL_ERROR: u32 = 1;
 pub(crate) const FLOW_CONTROL_ERROR: u32 = 3;
 pub(crate) const ENHANCE_YOUR_CALM: u32 = 11;
 
-/// What a client sends first.
+/// The connection preface of a client.
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// A connection that has begun with the preface and some settings.
+/// A connection on which the preface and settings have been sent.
 pub(crate) struct Frames {
     wire: Wire,
 }
 
-/// A frame of the relay.
+/// A frame sent by the relay.
 #[derive(Debug)]
 pub(crate) struct Frame {
     pub(crate) kind: u8,
@@ -50,12 +49,12 @@ pub(crate) struct Frame {
     pub(crate) payload: Vec<u8>,
 }
 
-/// How a connection came to its end.
+/// How the relay ended a connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Farewell {
-    /// With a last word and this error code.
+pub(crate) enum ConnectionEnd {
+    /// With GOAWAY and this error code.
     GoAway(u32),
-    /// Without one.
+    /// Without GOAWAY.
     Closed,
 }
 
@@ -67,19 +66,19 @@ impl Frames {
         Self { wire }
     }
 
-    /// Sends what the relay takes; false when it takes no more.
+    /// Sends bytes, and returns false if the relay does not take all of them.
     pub(crate) fn send(&mut self, bytes: &[u8]) -> bool {
         self.wire.socket.write_all(bytes).is_ok()
     }
 
-    /// Whether the relay has closed, after a look that takes no longer than this.
+    /// Waits for bytes or the end for at most `time`, and returns true if the relay has closed.
     pub(crate) fn has_ended_within(&mut self, time: Duration) -> bool {
         self.wire.look(Instant::now() + time) == Look::End
     }
 
-    /// The next frame; none at the end.
+    /// Waits for the next frame; `None` at the end of the connection.
     pub(crate) fn next(&mut self) -> Option<Frame> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let seen = self.wire.seen();
             if let Some(head) = seen.first_chunk::<9>() {
@@ -97,26 +96,26 @@ impl Frames {
         }
     }
 
-    /// Waits for the connection's end.
-    pub(crate) fn farewell(&mut self) -> Farewell {
-        let mut farewell = Farewell::Closed;
+    /// Waits for the end of the connection.
+    pub(crate) fn wait_for_end(&mut self) -> ConnectionEnd {
+        let mut end = ConnectionEnd::Closed;
         while let Some(Frame { kind, payload, .. }) = self.next() {
             if kind == GOAWAY {
-                farewell = Farewell::GoAway(u32::from_be_bytes(payload[4..8].try_into().unwrap()));
+                end = ConnectionEnd::GoAway(u32::from_be_bytes(payload[4..8].try_into().unwrap()));
             }
         }
-        farewell
+        end
     }
 }
 
-/// A frame.
+/// Encodes a frame.
 pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     let stream = stream.to_be_bytes();
     [&length[1..], &[kind, flags], &stream, payload].concat()
 }
 
-/// A frame of settings.
+/// Encodes a SETTINGS frame.
 pub(crate) fn settings(settings: &[(u16, u32)]) -> Vec<u8> {
     let pairs = settings
         .iter()
@@ -124,7 +123,7 @@ pub(crate) fn settings(settings: &[(u16, u32)]) -> Vec<u8> {
     frame(SETTINGS, 0, 0, &pairs.collect::<Vec<_>>().concat())
 }
 
-/// The head of a request as a header block (RFC 7541): texts as they are, nothing indexed.
+/// Encodes the head of a request as a header block (RFC 7541) of literals without indexing.
 pub(crate) fn head(to: SocketAddr, method: &str, path: &str) -> Vec<u8> {
     let authority = to.to_string();
     let fields =
@@ -132,7 +131,7 @@ pub(crate) fn head(to: SocketAddr, method: &str, path: &str) -> Vec<u8> {
     fields.map(|(name, value)| field(name, value)).concat()
 }
 
-/// One field of a header block; both texts are short.
+/// Encodes one field of a header block; both texts are shorter than 128 bytes.
 pub(crate) fn field(name: &str, value: &str) -> Vec<u8> {
     let text = |text: &str| [&[u8::try_from(text.len()).unwrap() & 0x7F], text.as_bytes()].concat();
     [vec![0], text(name), text(value)].concat()

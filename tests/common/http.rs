@@ -1,4 +1,4 @@
-//! HTTP/1.1 as a client writes it by hand.
+//! An HTTP/1.1 client written by hand.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -6,16 +6,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::wait::PATIENCE;
+use super::wait::TIMEOUT;
 
-/// A connection, and what has come on it but is not used yet.
+/// A connection, and the received bytes that no caller has taken.
 pub(crate) struct Wire {
     pub(crate) socket: TcpStream,
     buffer: Vec<u8>,
     is_at_end: bool,
 }
 
-/// What one look at a connection brought.
+/// Result of one read of a connection.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) enum Look {
     Bytes,
@@ -25,16 +25,16 @@ pub(crate) enum Look {
 
 impl Wire {
     pub(crate) fn connect(to: SocketAddr) -> Self {
-        Self::of(TcpStream::connect_timeout(&to, PATIENCE).unwrap())
+        Self::of(TcpStream::connect_timeout(&to, TIMEOUT).unwrap())
     }
 
     pub(crate) fn of(socket: TcpStream) -> Self {
         socket.set_nodelay(true).unwrap();
-        socket.set_write_timeout(Some(PATIENCE)).unwrap();
+        socket.set_write_timeout(Some(TIMEOUT)).unwrap();
         Self { socket, buffer: Vec::new(), is_at_end: false }
     }
 
-    /// The socket below.
+    /// Returns the socket.
     pub(crate) fn socket(&self) -> &TcpStream {
         &self.socket
     }
@@ -44,7 +44,7 @@ impl Wire {
         self.socket.write_all(bytes.as_ref()).unwrap();
     }
 
-    /// Waits for more bytes until `deadline`. A reset is an end.
+    /// Reads once, with this deadline. A reset is an end.
     pub(crate) fn look(&mut self, deadline: Instant) -> Look {
         if self.is_at_end {
             return Look::End;
@@ -67,25 +67,25 @@ impl Wire {
         Look::End
     }
 
-    /// Takes everything up to and including `mark`, if it is there.
+    /// Takes everything up to and including `mark`, if `mark` has arrived.
     pub(crate) fn take_through(&mut self, mark: &[u8]) -> Option<Vec<u8>> {
         let at = self.buffer.windows(mark.len()).position(|window| window == mark)?;
         Some(self.buffer.drain(..at + mark.len()).collect())
     }
 
-    /// What has come and is not used yet.
+    /// Returns the received bytes that no caller has taken.
     pub(crate) fn seen(&self) -> &[u8] {
         &self.buffer
     }
 
-    /// Takes this many bytes, if they are there.
+    /// Takes this many bytes, if they have arrived.
     pub(crate) fn take(&mut self, count: usize) -> Option<Vec<u8>> {
         (self.buffer.len() >= count).then(|| self.buffer.drain(..count).collect())
     }
 
     /// Waits for a whole head.
     pub(crate) fn head(&mut self) -> Head {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             if let Some(head) = self.take_through(b"\r\n\r\n") {
                 return Head::parse(&head);
@@ -102,7 +102,7 @@ impl Wire {
 
     /// Waits for a body of this length.
     pub(crate) fn body(&mut self, length: usize) -> Vec<u8> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let (mut framing, mut body) = (Framing::Length(length), Vec::new());
         while !self.decode(&mut framing, &mut body) {
             assert_eq!(self.look(deadline), Look::Bytes, "no whole body");
@@ -110,16 +110,16 @@ impl Wire {
         body
     }
 
-    /// Waits until the peer closes, and returns what came before.
+    /// Waits until the peer closes the connection, and returns the bytes before the end.
     pub(crate) fn rest(&mut self) -> Vec<u8> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while self.look(deadline) != Look::End {
             assert!(Instant::now() < deadline, "the peer does not close the connection");
         }
         std::mem::take(&mut self.buffer)
     }
 
-    /// Takes what a body of this framing has so far, and whether that is all of it.
+    /// Takes the part of a body that has arrived, and returns true if the body is complete.
     pub(crate) fn decode(&mut self, framing: &mut Framing, into: &mut Vec<u8>) -> bool {
         match framing {
             Framing::UntilClose => {
@@ -157,13 +157,13 @@ impl Wire {
         is_whole
     }
 
-    /// Whether the peer has closed.
+    /// Returns true if the peer has closed the connection.
     pub(crate) fn is_at_end(&self) -> bool {
         self.is_at_end
     }
 }
 
-/// How a body ends.
+/// How the end of a body is marked.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Framing {
     Chunked,
@@ -179,7 +179,7 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    /// Reads the bytes of a head.
+    /// Parses a head.
     pub(crate) fn parse(bytes: &[u8]) -> Self {
         let text = std::str::from_utf8(bytes).unwrap();
         let mut lines = text.trim_end().split("\r\n");
@@ -190,17 +190,17 @@ impl Head {
         Self { first_line, fields: fields.collect() }
     }
 
-    /// The field's value.
+    /// Returns the value of a field.
     pub(crate) fn field(&self, name: &str) -> Option<&str> {
         self.fields.iter().find(|field| field.0 == name).map(|(_, value)| value.as_str())
     }
 
-    /// The status of a response.
+    /// Returns the status of a response.
     pub(crate) fn status(&self) -> u16 {
         self.first_line.split(' ').nth(1).unwrap().parse().unwrap()
     }
 
-    /// The path and query of a request.
+    /// Returns the path and query of a request.
     pub(crate) fn path(&self) -> &str {
         self.first_line.split(' ').nth(1).unwrap()
     }
@@ -242,7 +242,7 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    /// Checks that this is an error of this status as RFC 9457 has it, and returns it for more.
+    /// Checks that this is a problem (RFC 9457) of this status, and returns it.
     pub(crate) fn problem(self, status: u16) -> Self {
         assert_eq!(self.status(), status, "{}", String::from_utf8_lossy(&self.body));
         assert_eq!(self.field("content-type"), Some("application/problem+json"));
@@ -255,17 +255,18 @@ impl Answer {
     }
 }
 
-/// A GET with these fields; `Host` is the address unless it is among them.
+/// Sends a GET request, and waits for the whole response; `Host` is the address unless `fields` has
+/// it.
 pub(crate) fn get(to: SocketAddr, path: &str, fields: &[(&str, &str)]) -> Answer {
     ask(to, "GET", path, fields)
 }
 
-/// A request without a body, and its whole answer.
+/// Sends a request without a body, and waits for the whole response.
 pub(crate) fn ask(to: SocketAddr, method: &str, path: &str, fields: &[(&str, &str)]) -> Answer {
     ask_with(to, method, path, fields, "")
 }
 
-/// A request with a body, unless that is empty, and its whole answer.
+/// Sends a request, with a body unless that is empty, and waits for the whole response.
 pub(crate) fn ask_with(
     to: SocketAddr,
     method: &str,
@@ -286,7 +287,7 @@ pub(crate) fn ask_with(
         return Answer { head, body };
     }
     let mut framing = head.framing();
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !wire.decode(&mut framing, &mut body) {
         assert!(
             wire.look(deadline) != Look::Nothing,
@@ -301,7 +302,7 @@ pub(crate) fn ask_with(
     Answer { head, body }
 }
 
-/// The bytes of a request without a body.
+/// Returns the text of a request without a body.
 pub(crate) fn request(to: SocketAddr, method: &str, path: &str, fields: &[(&str, &str)]) -> String {
     let mut request = format!("{method} {path} HTTP/1.1\r\n");
     if !fields.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
@@ -313,7 +314,7 @@ pub(crate) fn request(to: SocketAddr, method: &str, path: &str, fields: &[(&str,
     request + "\r\n"
 }
 
-/// The status of an answer that may have no end; the connection is closed at once.
+/// Returns the status of a response that may have no end; closes the connection at once.
 pub(crate) fn status(to: SocketAddr, path: &str, fields: &[(&str, &str)]) -> u16 {
     let mut wire = Wire::connect(to);
     wire.send(request(to, "GET", path, fields));

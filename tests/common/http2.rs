@@ -1,4 +1,4 @@
-//! A subscriber over HTTP/2 that does all that an honest client does, and nothing else.
+//! A subscriber over HTTP/2 that does what the standard requires of a client, and no more.
 
 use std::net::SocketAddr;
 
@@ -12,20 +12,20 @@ use super::{
     subscriber::Frame,
 };
 
-/// One stream on a connection of its own.
+/// One stream on its own connection.
 pub(crate) struct Http2Subscriber {
     connection: Frames,
     body: Vec<u8>,
 }
 
 impl Http2Subscriber {
-    /// Subscribes, and waits for the `retry:` line, which comes at once.
+    /// Subscribes, and waits for the `retry:` line, which the relay sends at once.
     pub(crate) fn open(to: SocketAddr) -> Self {
         let mut connection = Frames::connect(to, &[]);
         connection.send(&frame(
             HEADERS,
             END_STREAM | END_HEADERS,
-            THE_STREAM,
+            STREAM_ID,
             &head(to, "GET", STREAM),
         ));
         let mut subscriber = Self { connection, body: Vec::new() };
@@ -38,7 +38,7 @@ impl Http2Subscriber {
         subscriber
     }
 
-    /// The numbers of the next payloads.
+    /// Waits for the next events, and returns their numbers.
     pub(crate) fn numbers(&mut self, count: usize) -> Vec<usize> {
         (0..count).map(|_| self.number()).collect()
     }
@@ -54,7 +54,7 @@ impl Http2Subscriber {
         }
     }
 
-    /// The bytes of the body up to and including `mark`.
+    /// Waits for the bytes of the body up to and including `mark`.
     fn through(&mut self, mark: &[u8]) -> Vec<u8> {
         loop {
             if let Some(at) = self.body.windows(mark.len()).position(|window| window == mark) {
@@ -64,27 +64,30 @@ impl Http2Subscriber {
         }
     }
 
-    /// Takes one frame, and answers it as the standard demands: what was taken makes room for as
-    /// much.
+    /// Takes one frame, and replies as the standard requires: WINDOW_UPDATE gives back the window
+    /// that DATA has used.
     fn take_frame(&mut self) {
-        let taken = self.connection.next().expect("the connection goes on");
+        let taken = self.connection.next().expect("the connection is open");
         let answer = match taken.kind {
             DATA if !taken.payload.is_empty() => {
-                let room = u32::try_from(taken.payload.len()).unwrap().to_be_bytes();
-                [frame(WINDOW_UPDATE, 0, 0, &room), frame(WINDOW_UPDATE, 0, THE_STREAM, &room)]
-                    .concat()
+                let increment = u32::try_from(taken.payload.len()).unwrap().to_be_bytes();
+                [
+                    frame(WINDOW_UPDATE, 0, 0, &increment),
+                    frame(WINDOW_UPDATE, 0, STREAM_ID, &increment),
+                ]
+                .concat()
             }
             SETTINGS | PING if taken.flags & ACK == 0 => {
                 let echo = if taken.kind == PING { &taken.payload[..] } else { b"" };
                 frame(taken.kind, ACK, 0, echo)
             }
-            HEADERS => return assert_eq!(taken.flags & END_STREAM, 0, "the stream goes on"),
+            HEADERS => return assert_eq!(taken.flags & END_STREAM, 0, "the stream is open"),
             _ => return,
         };
-        assert!(self.connection.send(&answer), "the relay reads on");
+        assert!(self.connection.send(&answer), "the relay reads");
         self.body.extend(if taken.kind == DATA { taken.payload } else { Vec::new() });
     }
 }
 
-/// The first that a client may open.
-const THE_STREAM: u32 = 1;
+/// The first stream id of a client.
+const STREAM_ID: u32 = 1;

@@ -1,4 +1,4 @@
-//! Prometheus' text format, as far as the relay writes it.
+//! Parser of Prometheus' text format, as far as the relay uses it.
 
 /// The samples of one scrape.
 #[derive(Debug)]
@@ -16,7 +16,7 @@ struct Sample {
 }
 
 impl Metrics {
-    /// Reads a scrape.
+    /// Parses a scrape.
     pub(crate) fn parse(text: &str) -> Self {
         let families =
             text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
@@ -29,7 +29,7 @@ impl Metrics {
         Self { samples, families }
     }
 
-    /// The value of the one sample with this name and at least these labels.
+    /// Returns the value of the sample with this name and at least these labels.
     pub(crate) fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let has = |sample: &Sample, (name, value): &(&str, &str)| {
             sample.labels.iter().any(|label| label.0 == *name && label.1 == *value)
@@ -40,13 +40,13 @@ impl Metrics {
             .map(|sample| sample.value)
     }
 
-    /// The names of the labels of a family's first sample.
+    /// Returns the label names of a family's first sample.
     pub(crate) fn label_names(&self, name: &str) -> Option<Vec<&str>> {
         let sample = self.samples.iter().find(|sample| sample.name == name)?;
         Some(sample.labels.iter().map(|(name, _)| name.as_str()).collect())
     }
 
-    /// The type of a family.
+    /// Returns the type of a family.
     pub(crate) fn kind(&self, name: &str) -> Option<&str> {
         let family = self.families.iter().find(|family| family.0 == name)?;
         Some(&family.1)

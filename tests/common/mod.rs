@@ -1,4 +1,4 @@
-//! What every black-box test needs: the real binary, a scripted connector in front of it, raw
+//! Support for the black-box tests: the real binary, a scripted connector in front of it, raw
 //! clients behind it.
 //!
 //! ```text
@@ -39,8 +39,8 @@ pub(crate) mod websocket;
 /// The product of most tests.
 pub(crate) const PRODUCT: &str = "prod_abc";
 
-/// Where its subscribers go.
+/// Path of the event stream of [`PRODUCT`].
 pub(crate) const STREAM: &str = "/stream/prod_abc";
 
-/// Where they go with WebSockets.
+/// Path of the WebSocket of [`PRODUCT`].
 pub(crate) const SOCKET: &str = "/ws/prod_abc";

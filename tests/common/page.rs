@@ -13,13 +13,13 @@ use super::{
     subscriber::Frame,
 };
 
-/// Where pages are.
+/// Path of the pages of [`PRODUCT`].
 pub(crate) const PAGES: &str = "/events/prod_abc";
 
 /// One page.
 #[derive(Debug)]
 pub(crate) struct Page {
-    /// Id and payload of each, as a subscriber gets them.
+    /// Id and payload of each event, as a subscriber receives them.
     pub(crate) events: Vec<Frame>,
     pub(crate) next: String,
     pub(crate) gap: Option<serde_json::Value>,
@@ -43,12 +43,12 @@ struct Entry<'a> {
 }
 
 impl Page {
-    /// Asks for a page; `query` begins with `?` if there is one.
+    /// Requests a page; `query` is empty or begins with `?`.
     pub(crate) fn get(relay: &Relay, query: &str) -> Self {
         Self::read(&relay.get(&format!("{PAGES}{query}"), &[]))
     }
 
-    /// Reads an answer, whose payloads are without white space around them.
+    /// Parses a response. Payloads lose the white space around them.
     pub(crate) fn read(answer: &Answer) -> Self {
         assert_eq!(answer.status(), 200, "{}", String::from_utf8_lossy(&answer.body));
         let body: Body<'_> = serde_json::from_slice(&answer.body).unwrap();
@@ -64,7 +64,7 @@ impl Page {
         }
     }
 
-    /// All pages behind `from`, up to one that is empty.
+    /// Returns all pages after the id `from`, up to the first empty one.
     pub(crate) fn all(relay: &Relay, from: &str, query: &str) -> Vec<Self> {
         let mut pages = Vec::new();
         let mut next = from.to_owned();
@@ -78,36 +78,36 @@ impl Page {
         }
     }
 
-    /// The events of all pages, among which there must be no gap.
+    /// Returns the events of all pages, and checks that no gap is among them.
     pub(crate) fn all_events(relay: &Relay, from: &str, query: &str) -> Vec<Frame> {
         let pages = Self::all(relay, from, query).into_iter();
         pages.flat_map(|page| page.gap.is_none().then_some(page.events).expect("no gap")).collect()
     }
 
-    /// The numbers of its events.
+    /// Returns the numbers of the events of this page.
     pub(crate) fn numbers(&self) -> Vec<usize> {
         self.events.iter().map(|frame| number(&frame.data)).collect()
     }
 
-    /// Why there is a gap before it.
+    /// Returns the reason of the gap before this page.
     pub(crate) fn reason(&self) -> Option<&str> {
         self.gap.as_ref().and_then(|gap| gap["reason"].as_str())
     }
 }
 
-/// Where the log is kept.
+/// Where the log of a relay is stored.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Keeping {
-    /// In memory alone.
+pub(crate) enum Storage {
+    /// In memory only.
     Memory,
-    /// On disk, with so little in memory that the disk is really read.
+    /// On disk, with so few events in memory that readers must read the disk.
     Disk,
 }
 
-impl Keeping {
+impl Storage {
     pub(crate) const ALL: [Self; 2] = [Self::Memory, Self::Disk];
 
-    /// A relay that keeps its log this way.
+    /// Returns the setup of a relay with this storage, and the directory that it may use.
     pub(crate) fn setup(self, connector: &Connector) -> (Setup, TempDir) {
         let directory = tempfile::tempdir().unwrap();
         let setup = Setup::behind(connector);
@@ -117,8 +117,8 @@ impl Keeping {
         }
     }
 
-    /// Waits until this many events are where they are to be read from.
-    pub(crate) fn expect_kept(self, relay: &Relay, events: usize) {
+    /// Waits until this many events can be read from this storage.
+    pub(crate) fn wait_until_stored(self, relay: &Relay, events: usize) {
         let at = |tier| [("product_id", PRODUCT), ("tier", tier)];
         if self == Self::Disk {
             relay.wait_for_metric("autoplay_relay_log_events", &at("disk"), events as f64);
@@ -127,12 +127,12 @@ impl Keeping {
     }
 }
 
-/// Lines of `[log]` for a store in this directory, with the least in memory.
+/// Returns the lines of `[log]` for a store in this directory, with the smallest log in memory.
 pub(crate) fn on_disk(directory: &TempDir) -> String {
     format!("memory_events = 16\ndata_dir = '{}'", directory.path().join("data").display())
 }
 
-/// Sends payloads, and returns them as a subscriber gets them.
+/// Sends payloads, and returns the frames that a subscriber receives.
 pub(crate) fn publish(
     relay: &Relay,
     link: &mut Link,

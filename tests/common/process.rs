@@ -1,4 +1,4 @@
-//! The binary as a process: what it prints, how it ends.
+//! The binary as a process: its output, its signals, its resources, its exit code.
 
 use std::{
     io::{BufRead, BufReader, Read},
@@ -13,8 +13,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::wait;
 
-/// A running command of the binary. Killed when dropped; what it wrote to stderr is shown when the
-/// test fails.
+/// A running command of the binary. Dropping it kills the process; if the test has failed, stderr
+/// is printed.
 pub(crate) struct Process {
     child: Child,
     pub(crate) stdout: Lines,
@@ -22,19 +22,19 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts `autoplay-relay` with these arguments, and nothing in its environment but these
-    /// variables.
+    /// Starts `autoplay-relay` with these arguments, and these variables as its whole environment.
     pub(crate) fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        Self::start_by("", arguments, environment)
+        Self::start_under("", arguments, environment)
     }
 
-    /// The same by another command, which the binary's path is appended to, and which becomes it.
-    pub(crate) fn start_by(
+    /// Starts the binary under another command, to which its path is appended and which executes
+    /// it.
+    pub(crate) fn start_under(
         command: &str,
         arguments: &[&str],
         environment: &[(&str, &str)],
     ) -> Self {
-        allow_files();
+        raise_descriptor_limit();
         let mut words = command.split_whitespace().chain([env!("CARGO_BIN_EXE_autoplay-relay")]);
         let mut child = Command::new(words.next().unwrap())
             .args(words)
@@ -51,8 +51,8 @@ impl Process {
         Self { child, stdout, stderr }
     }
 
-    /// The arguments' process by another command, which the binary's path is appended to.
-    pub(crate) fn run_by(command: &str, arguments: &[&str]) -> Finished {
+    /// Runs the binary to its end under another command, to which its path is appended.
+    pub(crate) fn run_under(command: &str, arguments: &[&str]) -> Finished {
         let mut words = command.split(' ');
         let output = Command::new(words.next().unwrap())
             .args(words)
@@ -68,7 +68,7 @@ impl Process {
         }
     }
 
-    /// Runs a command to its end.
+    /// Runs a command of the binary to its end.
     pub(crate) fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Finished {
         let mut process = Self::start(arguments, environment);
         let status = process.status();
@@ -79,7 +79,7 @@ impl Process {
         }
     }
 
-    /// Waits for the end, and returns the exit code.
+    /// Waits for the process to end, and returns its exit code.
     pub(crate) fn exit_code(&mut self) -> Option<i32> {
         self.status().code()
     }
@@ -88,47 +88,48 @@ impl Process {
         wait::value("the process ends", || self.child.try_wait().unwrap())
     }
 
-    /// Whether it has not ended yet.
+    /// Returns true while the process runs.
     pub(crate) fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// Lets it have at most this many files open.
-    pub(crate) fn limit_files(&self, most: usize) {
+    /// Limits the open descriptors of the process.
+    pub(crate) fn limit_descriptors(&self, max: usize) {
         let pid = self.child.id().to_string();
-        let limit = format!("--nofile={most}:{most}");
+        let limit = format!("--nofile={max}:{max}");
         assert!(Command::new("prlimit").args(["--pid", &pid, &limit]).status().unwrap().success());
     }
 
-    /// Lets no file of its grow beyond this, as a full disk does; none lets all grow again.
-    pub(crate) fn limit_file_size(&self, most: Option<u64>) {
+    /// Limits the size of every file that the process writes, which fails like a full disk; `None`
+    /// removes the limit.
+    pub(crate) fn limit_file_size(&self, max: Option<u64>) {
         let pid = self.child.id().to_string();
         let limit =
-            format!("--fsize={}:", most.map_or("unlimited".to_owned(), |most| most.to_string()));
+            format!("--fsize={}:", max.map_or("unlimited".to_owned(), |max| max.to_string()));
         assert!(Command::new("prlimit").args(["--pid", &pid, &limit]).status().unwrap().success());
     }
 
-    /// Ends it as nothing it does can prevent.
-    pub(crate) fn kill_dash_nine(&mut self) {
+    /// Kills the process (SIGKILL), and waits for its end.
+    pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// What it was started with, as everybody on the machine can read it.
+    /// Returns the command line of the process, which every user of the machine can read.
     pub(crate) fn arguments(&self) -> String {
         std::fs::read_to_string(format!("/proc/{}/cmdline", self.child.id())).unwrap()
     }
 
-    /// Processor time that it has used so far.
+    /// Returns the processor time that the process has used.
     pub(crate) fn processor_time(&self) -> std::time::Duration {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
         let behind_name = stat.rsplit(')').next().unwrap().split_whitespace();
         let ticks: u64 =
             behind_name.skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum();
-        std::time::Duration::from_millis(ticks * 10) // 100 a second, on every Linux
+        std::time::Duration::from_millis(ticks * 10) // USER_HZ is 100 on every Linux
     }
 
-    /// Memory that it has for itself, in KiB.
+    /// Returns the private memory of the process, in KiB.
     pub(crate) fn private_kib(&self) -> u64 {
         let rollup =
             std::fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id())).unwrap();
@@ -136,21 +137,21 @@ impl Process {
         private.map(|line| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()).sum()
     }
 
-    /// How many files it has open.
-    pub(crate) fn open_files(&self) -> usize {
+    /// Returns the number of open descriptors.
+    pub(crate) fn open_descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
 
-    /// Returns how many of them are sockets. The descriptors it keeps in reserve are not: they are
-    /// opened a moment after it serves.
+    /// Returns the number of open sockets. The reserve descriptors are no sockets: the relay opens
+    /// them a moment after it serves.
     pub(crate) fn open_sockets(&self) -> usize {
         let files = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
-        // One that is closed meanwhile has no target any more.
+        // A descriptor that is closed meanwhile has no target any more.
         let targets = files.filter_map(|file| std::fs::read_link(file.unwrap().path()).ok());
         targets.filter(|target| target.to_string_lossy().starts_with("socket:")).count()
     }
 
-    /// Sends both signals at once, as near as a shell can.
+    /// Sends both signals as close together as a shell can.
     pub(crate) fn two_signals(&self, first: &str, second: &str) {
         let id = self.child.id();
         let sent = Command::new("sh")
@@ -160,7 +161,7 @@ impl Process {
         assert!(sent.success(), "kill -{first}; kill -{second}");
     }
 
-    /// Sends a signal, named as `kill` has it.
+    /// Sends a signal, by the name that `kill` uses.
     pub(crate) fn signal(&self, name: &str) {
         let sent = Command::new("kill")
             .args([format!("-{name}"), self.child.id().to_string()])
@@ -169,9 +170,9 @@ impl Process {
         assert!(sent.success(), "kill -{name}");
     }
 
-    /// The first line of the log with this message, as it comes.
+    /// Waits for the first line of the log with this message, and returns it.
     pub(crate) fn log_line(&self, message: &str) -> serde_json::Value {
-        self.stderr.first(&format!("the log says {message:?}"), |line| {
+        self.stderr.first(&format!("the log has {message:?}"), |line| {
             let line: serde_json::Value = serde_json::from_str(line).ok()?;
             (line["message"] == message).then_some(line)
         })
@@ -188,18 +189,18 @@ impl Drop for Process {
     }
 }
 
-/// Raises this process's limit on open files as far as it may go, and returns it: tests that run
-/// side by side have sockets by the hundred.
-pub(crate) fn allow_files() -> u64 {
+/// Raises the descriptor limit of this process to its maximum, and returns it: tests that run at
+/// the same time have hundreds of sockets.
+pub(crate) fn raise_descriptor_limit() -> u64 {
     static LIMIT: LazyLock<u64> = LazyLock::new(|| {
-        let most = getrlimit(Resource::Nofile).maximum;
-        setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }).unwrap();
-        most.unwrap_or(u64::MAX)
+        let max = getrlimit(Resource::Nofile).maximum;
+        setrlimit(Resource::Nofile, Rlimit { current: max, maximum: max }).unwrap();
+        max.unwrap_or(u64::MAX)
     });
     *LIMIT
 }
 
-/// How a command went.
+/// Exit code and output of a command that has ended.
 #[derive(Debug)]
 pub(crate) struct Finished {
     pub(crate) code: Option<i32>,
@@ -207,7 +208,7 @@ pub(crate) struct Finished {
     pub(crate) stderr: String,
 }
 
-/// The lines of one output, gathered by a thread so that the process never waits for a reader.
+/// The lines of one output, collected by a thread so that the process never waits for a reader.
 #[derive(Clone)]
 pub(crate) struct Lines(Arc<Mutex<Gathered>>);
 
@@ -231,26 +232,26 @@ impl Lines {
         lines
     }
 
-    /// The lines so far.
+    /// Returns the lines so far.
     pub(crate) fn so_far(&self) -> Vec<String> {
         self.0.lock().unwrap().lines.clone()
     }
 
-    /// Everything, once the process has closed this output.
+    /// Waits until the process has closed this output, and returns all of it.
     pub(crate) fn whole(&self) -> String {
-        let deadline = Instant::now() + wait::PATIENCE;
+        let deadline = Instant::now() + wait::TIMEOUT;
         while !self.0.lock().unwrap().is_closed && Instant::now() < deadline {
             thread::yield_now();
         }
         self.so_far().join("\n")
     }
 
-    /// Waits for a line in which `look` finds something.
+    /// Waits for the first line for which `look` returns a value.
     pub(crate) fn first<T>(&self, what: &str, look: impl Fn(&str) -> Option<T>) -> T {
         wait::value(what, || self.so_far().iter().find_map(|line| look(line)))
     }
 
-    /// Waits until there are `count` lines.
+    /// Waits until there are `count` lines, and returns all lines so far.
     pub(crate) fn wait_for(&self, count: usize) -> Vec<String> {
         wait::value(&format!("{count} lines"), || {
             Some(self.so_far()).filter(|lines| lines.len() >= count)
@@ -258,7 +259,7 @@ impl Lines {
     }
 }
 
-/// An address in a field of a log line.
+/// Returns the address in a field of a log line.
 pub(crate) fn address(line: &serde_json::Value, field: &str) -> Option<SocketAddr> {
     let text = line[field].as_str()?;
     text.trim_start_matches("Some(").trim_end_matches(')').parse().ok()

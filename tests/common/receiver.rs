@@ -1,7 +1,8 @@
-//! A receiver of webhooks that does what the test says, byte by byte.
+//! A webhook receiver scripted by the test, byte by byte.
 //!
-//! It can go away and come back: while it is stopped, a second socket that never listens keeps the
-//! port from everybody else, so that the relay is refused and nobody is given the port by chance.
+//! A receiver can be stopped and started again: while it is stopped, a second socket that never
+//! listens keeps the port bound, so that connections are refused and no other process is given the
+//! port.
 
 use std::{
     collections::BTreeMap,
@@ -20,29 +21,29 @@ use socket2::{Domain, SockRef, Socket, Type};
 use super::{
     events::number,
     http::{Framing, Head, Look, Wire},
-    wait::{self, PATIENCE},
+    wait::{self, TIMEOUT},
 };
 
-/// How a request is answered.
+/// How the receiver answers a request.
 #[derive(Clone, Debug)]
 pub(crate) enum Answer {
     /// With this status and no body.
     Status(u16),
     /// With this status and these further lines of the head, each with its end.
     With(u16, String),
-    /// With these bytes, whatever they are; then the connection is closed.
+    /// With these bytes; then the connection is closed.
     Raw(Vec<u8>),
-    /// With a head that promises a body, of which nothing comes.
+    /// With a head that announces a body, and no byte of the body.
     HeadThenHang,
-    /// With a head, then a byte of the body every few milliseconds, for ever.
+    /// With a head, then a byte of the body every few milliseconds, without end.
     SlowBody,
-    /// With a head, then as much body as is taken, for ever.
+    /// With a head, then as much body as the relay takes, without end.
     EndlessBody,
-    /// Not at all.
+    /// Never.
     Hang,
-    /// Not before [`Receiver::release`]; then with 200.
+    /// With 200, after [`Receiver::release`].
     Held,
-    /// Not before [`Receiver::release`]; then with this status.
+    /// With this status, after [`Receiver::release`].
     HeldThen(u16),
     /// By a reset of the connection.
     Reset,
@@ -60,13 +61,13 @@ impl Answer {
     }
 }
 
-/// A request, as it came.
+/// A received request.
 #[derive(Debug)]
 pub(crate) struct Request {
     pub(crate) at: Instant,
-    /// The same moment, in Unix seconds.
+    /// The same moment in Unix seconds.
     pub(crate) unix_seconds: u64,
-    /// Requests with the same number came on one connection.
+    /// Requests with the same number arrived on one connection.
     pub(crate) connection: usize,
     pub(crate) head: Head,
     pub(crate) body: Vec<u8>,
@@ -74,22 +75,22 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// A field that must be there.
+    /// Returns a field that must be present.
     pub(crate) fn field(&self, name: &str) -> &str {
         self.head.field(name).unwrap_or_else(|| panic!("no {name} in {:?}", self.head))
     }
 
-    /// The id of the event.
+    /// Returns the id of the event.
     pub(crate) fn id(&self) -> &str {
         self.field("webhook-id")
     }
 
-    /// The number of the event.
+    /// Returns the number of the event.
     pub(crate) fn number(&self) -> usize {
         number(&self.body)
     }
 
-    /// The session of the event.
+    /// Returns the session of the event.
     pub(crate) fn session(&self) -> String {
         let body: serde_json::Value = serde_json::from_slice(&self.body).unwrap();
         body["session_id"].as_str().unwrap_or_default().to_owned()
@@ -98,33 +99,33 @@ impl Request {
 
 type Script = Box<dyn FnMut(&Request) -> Answer + Send>;
 
-/// Answers requests by a script, each connection on a thread of its own.
+/// Answers requests by a script, each connection on its own thread.
 pub(crate) struct Receiver {
     pub(crate) address: SocketAddr,
     state: Arc<State>,
-    /// Never listens: keeps the port.
-    _place: Socket,
+    /// Never listens; keeps the port bound.
+    _port_holder: Socket,
 }
 
 struct State {
     script: Mutex<Script>,
     requests: Mutex<Vec<Arc<Request>>>,
-    /// The open connections, by number.
+    /// The open connections by number.
     sockets: Mutex<BTreeMap<usize, TcpStream>>,
     listener: Mutex<Option<TcpListener>>,
     connections: AtomicUsize,
     accepted: AtomicUsize,
-    /// Bytes of endless bodies that have been taken.
-    poured: AtomicU64,
+    /// Bytes of endless bodies that the relay has taken.
+    endless_bytes: AtomicU64,
     resets_connections: AtomicBool,
     is_released: AtomicBool,
 }
 
 impl Receiver {
-    /// One that listens, and answers as the script says.
+    /// Starts a receiver that answers by this script.
     pub(crate) fn new(script: impl FnMut(&Request) -> Answer + Send + 'static) -> Self {
-        let place = bound(SocketAddr::from(([127, 0, 0, 1], 0)));
-        let address = place.local_addr().unwrap().as_socket().unwrap();
+        let port_holder = bound(SocketAddr::from(([127, 0, 0, 1], 0)));
+        let address = port_holder.local_addr().unwrap().as_socket().unwrap();
         let state = State {
             script: Mutex::new(Box::new(script)),
             requests: Mutex::default(),
@@ -132,34 +133,34 @@ impl Receiver {
             listener: Mutex::default(),
             connections: AtomicUsize::new(0),
             accepted: AtomicUsize::new(0),
-            poured: AtomicU64::new(0),
+            endless_bytes: AtomicU64::new(0),
             resets_connections: AtomicBool::new(false),
             is_released: AtomicBool::new(false),
         };
-        let receiver = Self { address, state: Arc::new(state), _place: place };
+        let receiver = Self { address, state: Arc::new(state), _port_holder: port_holder };
         receiver.start();
         receiver
     }
 
-    /// One that answers everything with this status.
+    /// Starts a receiver that answers every request with this status.
     pub(crate) fn answering(status: u16) -> Self {
         Self::new(move |_| Answer::Status(status))
     }
 
-    /// One that accepts everything.
+    /// Starts a receiver that accepts every delivery.
     pub(crate) fn accepting() -> Self {
         Self::answering(200)
     }
 
-    /// From now on it answers in another way.
-    pub(crate) fn now(&self, script: impl FnMut(&Request) -> Answer + Send + 'static) {
+    /// Replaces the script.
+    pub(crate) fn set_script(&self, script: impl FnMut(&Request) -> Answer + Send + 'static) {
         *self.state.script.lock().unwrap() = Box::new(script);
     }
 
     /// Closes the port and every connection.
     pub(crate) fn stop(&self) {
         if let Some(listener) = self.state.listener.lock().unwrap().take() {
-            // The thread that accepts has a copy of the socket: only this ends it for both.
+            // The accepting thread holds a copy of the socket: only a shutdown ends both.
             let _ = SockRef::from(&listener).shutdown(Shutdown::Both);
         }
         let refused = || TcpStream::connect(self.address).is_err();
@@ -182,71 +183,68 @@ impl Receiver {
         });
     }
 
-    /// Whether connections are reset as soon as they stand.
+    /// Sets whether the receiver resets every connection that it accepts.
     pub(crate) fn reset_connections(&self, is_on: bool) {
         self.state.resets_connections.store(is_on, SeqCst);
     }
 
-    /// Lets what is held be answered, and what comes later at once.
+    /// Answers all held requests, and later ones at once.
     pub(crate) fn release(&self) {
         self.state.is_released.store(true, SeqCst);
     }
 
-    /// How many connections there have been.
+    /// Returns how many connections have been accepted.
     pub(crate) fn connections(&self) -> usize {
         self.state.connections.load(SeqCst)
     }
 
-    /// How many bytes of endless bodies were taken from it.
-    pub(crate) fn poured(&self) -> u64 {
-        self.state.poured.load(SeqCst)
+    /// Returns how many bytes of endless bodies the relay has taken.
+    pub(crate) fn endless_bytes(&self) -> u64 {
+        self.state.endless_bytes.load(SeqCst)
     }
 
-    /// Every request so far.
+    /// Returns every request so far.
     pub(crate) fn requests(&self) -> Vec<Arc<Request>> {
         self.state.requests.lock().unwrap().clone()
     }
 
-    /// How many requests there have been.
+    /// Returns how many requests have arrived.
     pub(crate) fn count(&self) -> usize {
         self.state.requests.lock().unwrap().len()
     }
 
-    /// Waits until there have been `count` requests, and returns all.
+    /// Waits until `count` requests have arrived, and returns all of them.
     pub(crate) fn wait_for(&self, count: usize) -> Vec<Arc<Request>> {
-        self.wait_until_moved(count, || self.count(), "requests");
+        self.wait_while_growing(count, || self.count(), "requests");
         self.requests()
     }
 
-    /// The requests that were accepted.
+    /// Returns the accepted requests.
     pub(crate) fn accepted(&self) -> Vec<Arc<Request>> {
         self.requests().into_iter().filter(|request| request.is_accepted).collect()
     }
 
-    /// Waits until `count` requests have been accepted, and returns these.
+    /// Waits until `count` requests have been accepted, and returns the accepted ones.
     pub(crate) fn wait_for_accepted(&self, count: usize) -> Vec<Arc<Request>> {
         let accepted = || self.state.accepted.load(SeqCst);
-        self.wait_until_moved(count, accepted, "accepted requests");
+        self.wait_while_growing(count, accepted, "accepted requests");
         self.accepted()
     }
 
-    /// Waits as long as there is progress: a long run may take its time, a standstill may not.
-    fn wait_until_moved(&self, count: usize, look: impl Fn() -> usize, what: &str) {
+    /// Waits as long as the count grows: a long run may take its time, a standstill may not.
+    fn wait_while_growing(&self, count: usize, look: impl Fn() -> usize, what: &str) {
         let mut last = (look(), Instant::now());
         while last.0 < count {
-            thread::sleep(PAUSE);
+            thread::sleep(POLL_INTERVAL);
             let now = look();
             if now > last.0 {
                 last = (now, Instant::now());
             }
-            assert!(
-                last.1.elapsed() < PATIENCE,
-                "waited in vain for {count} {what}, there are {now}"
-            );
+            assert!(last.1.elapsed() < TIMEOUT, "timed out: {now} of {count} {what}");
         }
     }
 
-    /// The numbers that were accepted, session by session, in the order they came.
+    /// Returns the numbers of the accepted events by session, in the order of arrival.
     pub(crate) fn accepted_by_session(&self) -> BTreeMap<String, Vec<usize>> {
         let mut sessions = BTreeMap::<String, Vec<usize>>::new();
         for request in self.accepted() {
@@ -267,7 +265,7 @@ impl Drop for Receiver {
 }
 
 impl State {
-    /// Answers one connection's requests, one after the other.
+    /// Answers the requests of one connection, one after the other.
     fn serve(&self, socket: TcpStream) {
         let connection = self.connections.fetch_add(1, SeqCst);
         self.sockets.lock().unwrap().insert(connection, socket.try_clone().unwrap());
@@ -287,10 +285,11 @@ impl State {
         self.sockets.lock().unwrap().remove(&connection);
     }
 
-    /// Notes the request and answers it; false when the connection is of no more use.
+    /// Records the request and answers it; returns false if the connection is of no further use.
     fn answer(&self, mut request: Request, socket: &mut TcpStream) -> bool {
         let answer = {
-            // One lock for both, so that the list has the order in which the script saw them.
+            // One lock for both, so that the list has the order in which the script saw the
+            // requests.
             let mut script = self.script.lock().unwrap();
             let answer = script(&request);
             request.is_accepted = answer.accepts();
@@ -305,30 +304,30 @@ impl State {
                 socket.write_all(head(status, &fields, 0).as_bytes()).is_ok()
             }
             Answer::Raw(bytes) => {
-                let _ = socket.write_all(&bytes); // the relay may have gone before the end
+                let _ = socket.write_all(&bytes); // the relay may close before the end
                 false
             }
             Answer::HeadThenHang => {
-                socket.write_all(head(200, "", 1000).as_bytes()).is_ok() && is_left(socket)
+                socket.write_all(head(200, "", 1000).as_bytes()).is_ok() && wait_for_close(socket)
             }
             Answer::SlowBody => {
                 let _ = socket.write_all(head(200, "", usize::MAX >> 1).as_bytes());
                 while socket.write_all(b"x").is_ok() {
-                    thread::sleep(BETWEEN_BYTES);
+                    thread::sleep(BYTE_INTERVAL);
                 }
                 false
             }
             Answer::EndlessBody => {
                 let _ = socket.write_all(head(200, "", usize::MAX >> 1).as_bytes());
                 while let Ok(taken) = socket.write(&[b'x'; 16 * 1024]) {
-                    self.poured.fetch_add(taken as u64, SeqCst);
+                    self.endless_bytes.fetch_add(taken as u64, SeqCst);
                 }
                 false
             }
-            Answer::Hang => is_left(socket),
+            Answer::Hang => wait_for_close(socket),
             Answer::Held | Answer::HeldThen(_) => {
                 while !self.is_released.load(SeqCst) {
-                    thread::sleep(PAUSE);
+                    thread::sleep(POLL_INTERVAL);
                 }
                 let status = if let Answer::HeldThen(status) = answer { status } else { 200 };
                 socket.write_all(head(status, "", 0).as_bytes()).is_ok()
@@ -342,34 +341,34 @@ impl State {
 
     fn cut(&self) {
         for socket in self.sockets.lock().unwrap().values() {
-            let _ = socket.shutdown(Shutdown::Both); // it may have ended by itself
+            let _ = socket.shutdown(Shutdown::Both); // the connection may have ended by itself
         }
     }
 }
 
-/// The next request; none when the peer has gone.
+/// Waits for the next request; `None` if the peer has closed.
 fn next_request(wire: &mut Wire, connection: usize) -> Option<Request> {
     let head = loop {
         if let Some(head) = wire.take_through(b"\r\n\r\n") {
             break Head::parse(&head);
         }
         // Between requests a connection may idle for as long as the relay keeps it.
-        if wire.look(Instant::now() + PATIENCE) == Look::End {
+        if wire.look(Instant::now() + TIMEOUT) == Look::End {
             return None;
         }
     };
     let (mut body, mut framing) = (Vec::new(), head.framing());
     assert_ne!(framing, Framing::UntilClose, "a request says how long its body is: {head:?}");
     while !wire.decode(&mut framing, &mut body) {
-        if wire.look(Instant::now() + PATIENCE) == Look::End {
-            return None; // given up half-way
+        if wire.look(Instant::now() + TIMEOUT) == Look::End {
+            return None; // closed half-way
         }
     }
     let unix_seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     Some(Request { at: Instant::now(), unix_seconds, connection, head, body, is_accepted: false })
 }
 
-/// The head of an answer with a body of this length.
+/// Returns the head of a response with a body of this length.
 fn head(status: u16, fields: &str, length: usize) -> String {
     let length = if status == 204 || status == 304 {
         String::new()
@@ -379,20 +378,20 @@ fn head(status: u16, fields: &str, length: usize) -> String {
     format!("HTTP/1.1 {status} As the test says\r\n{fields}{length}\r\n")
 }
 
-/// Waits until the peer has gone; it sends nothing before it has an answer. Always false: nothing
-/// more can be done.
-fn is_left(socket: &TcpStream) -> bool {
+/// Waits until the peer closes; it sends nothing before it has a response. Returns false: the
+/// connection is of no further use.
+fn wait_for_close(socket: &TcpStream) -> bool {
     let _ = socket.set_read_timeout(None);
     let _ = socket.peek(&mut [0]);
     false
 }
 
-/// Has the peer get a reset when this socket's last handle is dropped.
+/// Makes the peer receive a reset when the last handle of this socket is dropped.
 fn reset_when_closed(socket: &TcpStream) {
     SockRef::from(socket).set_linger(Some(Duration::ZERO)).unwrap();
 }
 
-/// A socket at this address, which may share it with one that does not listen.
+/// Returns a socket bound to this address, which it may share with a socket that does not listen.
 fn bound(address: SocketAddr) -> Socket {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
     socket.set_reuse_address(true).unwrap();
@@ -400,8 +399,8 @@ fn bound(address: SocketAddr) -> Socket {
     socket
 }
 
-/// Between two looks.
-const PAUSE: Duration = Duration::from_millis(2);
+/// Pause between two checks.
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
-/// Slow, and far quicker than the kernel gives up.
-const BETWEEN_BYTES: Duration = Duration::from_millis(20);
+/// Slow, and far quicker than the kernel's own time-outs.
+const BYTE_INTERVAL: Duration = Duration::from_millis(20);

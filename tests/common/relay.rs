@@ -1,4 +1,4 @@
-//! `serve` with a configuration of the test's, on ports of its own.
+//! `serve` with a configuration of the test, on free ports.
 
 use std::{net::SocketAddr, ops::Range, path::PathBuf};
 
@@ -16,7 +16,7 @@ use super::{
     websocket::Socket,
 };
 
-/// A configuration in the making: lines for each section.
+/// A configuration under construction: the lines of each section.
 pub(crate) struct Setup {
     server: String,
     upstreams: String,
@@ -26,7 +26,7 @@ pub(crate) struct Setup {
 }
 
 impl Setup {
-    /// No upstream; anonymous subscribers.
+    /// Returns a configuration without an upstream that allows anonymous subscribers.
     pub(crate) fn new() -> Self {
         Self {
             server: "listen = '127.0.0.1:0'\nadmin_listen = '127.0.0.1:0'\ndrain_window = '0s'\n"
@@ -38,12 +38,12 @@ impl Setup {
         }
     }
 
-    /// One upstream, [`PRODUCT`], with the token [`TOKEN`].
+    /// Returns a configuration with one upstream, [`PRODUCT`], and the token [`TOKEN`].
     pub(crate) fn behind(connector: &Connector) -> Self {
         Self::behind_with(connector, "")
     }
 
-    /// The same, with further lines for the upstream.
+    /// Returns a configuration with one upstream, [`PRODUCT`], and further lines for that.
     pub(crate) fn behind_with(connector: &Connector, lines: &str) -> Self {
         Self::new().upstream(
             PRODUCT,
@@ -52,19 +52,19 @@ impl Setup {
         )
     }
 
-    /// A relay behind the relay at this address: a leaf behind an edge.
+    /// Returns the configuration of a leaf behind the edge at this address.
     pub(crate) fn behind_relay(edge: SocketAddr) -> Self {
         Self::new().upstream(PRODUCT, &format!("http://{edge}{STREAM}"), "")
     }
 
-    /// One more upstream.
+    /// Adds an upstream.
     pub(crate) fn upstream(mut self, product: &str, url: &str, lines: &str) -> Self {
         self.upstreams +=
             &format!("[[upstreams]]\nproduct_id = '{product}'\nurl = '{url}'\n{lines}\n");
         self
     }
 
-    /// More lines of `[server]`; a key given again replaces the line before.
+    /// Adds lines to `[server]`; a key given again replaces the former line.
     pub(crate) fn server(mut self, lines: &str) -> Self {
         let keys: Vec<_> = lines.lines().filter_map(|line| line.split(" =").next()).collect();
         let kept = self
@@ -75,45 +75,46 @@ impl Setup {
         self
     }
 
-    /// Replaces `[auth]`, and what belongs to it.
+    /// Replaces `[auth]` and its tables.
     pub(crate) fn auth(mut self, lines: &str) -> Self {
         self.auth = format!("{lines}\n");
         self
     }
 
-    /// The lines of `[log]`.
+    /// Replaces the lines of `[log]`.
     pub(crate) fn log(mut self, lines: &str) -> Self {
         self.log = format!("{lines}\n");
         self
     }
 
-    /// Whole tables.
+    /// Adds whole tables.
     pub(crate) fn more(mut self, tables: &str) -> Self {
         self.more += tables;
         self
     }
 
-    /// The file's text.
+    /// Returns the text of the configuration file.
     pub(crate) fn text(&self) -> String {
         let Self { server, upstreams, auth, log, more } = self;
         format!("[server]\n{server}\n{upstreams}\n[auth]\n{auth}\n[log]\n{log}\n{more}\n")
     }
 
-    /// Puts this in the place of a relay's configuration, at once as an editor does, without asking
-    /// for a reload.
+    /// Replaces the configuration file of a relay atomically, as an editor does, without requesting
+    /// a reload.
     pub(crate) fn replace(&self, relay: &Relay) {
         let file = relay.file();
         std::fs::write(file.with_extension("new"), self.text()).unwrap();
         std::fs::rename(file.with_extension("new"), file).unwrap();
     }
 
-    /// The same, and asks for a reload. Returns when it has been done, or refused.
+    /// Replaces the configuration file of a relay, and waits until a reload has succeeded or been
+    /// refused.
     pub(crate) fn reload(&self, relay: &Relay) {
         self.replace(relay);
         relay.reload();
     }
 
-    /// Writes the file.
+    /// Writes the configuration to a new directory.
     pub(crate) fn write(&self) -> (TempDir, PathBuf) {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("relay.toml");
@@ -126,34 +127,35 @@ impl Setup {
         self.start_with(&[])
     }
 
-    /// The same with more in its environment.
+    /// Starts the relay with these environment variables, and waits until it serves.
     pub(crate) fn start_with(&self, environment: &[(&str, &str)]) -> Relay {
         self.start_as("", environment)
     }
 
-    /// The same by another command, which the binary's path is appended to, and which becomes it.
-    pub(crate) fn start_by(&self, command: &str) -> Relay {
+    /// Starts the relay under another command, to which the binary's path is appended and which
+    /// executes it.
+    pub(crate) fn start_under(&self, command: &str) -> Relay {
         self.start_as(command, &[])
     }
 
     fn start_as(&self, command: &str, environment: &[(&str, &str)]) -> Relay {
         let (directory, file) = self.write();
         let arguments = ["--log-format", "json", "serve", "--config", file.to_str().unwrap()];
-        let process = Process::start_by(command, &arguments, environment);
+        let process = Process::start_under(command, &arguments, environment);
         Relay { directory: Some(directory), ..Relay::of(process) }
     }
 }
 
-/// What the relay shows to the connector in most tests.
+/// Token that the relay sends to the connector in most tests.
 pub(crate) const TOKEN: &str = "upstream-token-of-the-test";
 
-/// How the log says what came of a reload.
+/// Messages with which the log reports the outcome of a reload.
 const OUTCOMES: [&str; 2] = [
     "configuration reloaded",
     "the new configuration is refused as a whole, and the old one stays in force",
 ];
 
-/// Static keys, each allowed something else.
+/// Static keys, each with other permissions.
 pub(crate) const KEYS: &str = "
 [[auth.keys]]
 name = 'agent-a'
@@ -182,22 +184,20 @@ pub(crate) struct Relay {
 }
 
 impl Relay {
-    /// Its configuration.
+    /// Returns the path of the configuration file.
     pub(crate) fn file(&self) -> PathBuf {
         self.directory.as_ref().unwrap().path().join("relay.toml")
     }
 
-    /// Asks it to read its configuration again, and waits until it has said what came of that.
+    /// Requests a reload, and waits until the relay has reported its outcome.
     pub(crate) fn reload(&self) {
-        let before = self.outcomes_of_reloads().len();
+        let before = self.reload_outcomes().len();
         self.process.signal("HUP");
-        wait::until("the configuration is read again", || {
-            self.outcomes_of_reloads().len() > before
-        });
+        wait::until("the configuration is reloaded", || self.reload_outcomes().len() > before);
     }
 
-    /// What the log has said of each reload so far.
-    pub(crate) fn outcomes_of_reloads(&self) -> Vec<serde_json::Value> {
+    /// Returns the log lines of all reloads so far.
+    pub(crate) fn reload_outcomes(&self) -> Vec<serde_json::Value> {
         let lines = self.process.stderr.so_far().into_iter();
         let lines = lines.filter_map(|line| serde_json::from_str::<serde_json::Value>(&line).ok());
         lines
@@ -205,7 +205,7 @@ impl Relay {
             .collect()
     }
 
-    /// A relay with the defaults behind this connector, and the connection it made.
+    /// Starts a relay with the defaults behind this connector.
     pub(crate) fn behind(connector: &Connector) -> Self {
         Setup::behind(connector).start()
     }
@@ -222,7 +222,7 @@ impl Relay {
         }
     }
 
-    /// Subscribes to [`PRODUCT`] without further wishes.
+    /// Subscribes to [`PRODUCT`] without a filter.
     pub(crate) fn subscribe(&self) -> Subscriber {
         self.subscribe_to(STREAM)
     }
@@ -232,7 +232,7 @@ impl Relay {
         Subscriber::open(self.public, path, &[])
     }
 
-    /// Subscribes behind an id.
+    /// Subscribes to [`PRODUCT`] after an id.
     pub(crate) fn resume(&self, id: &str) -> Subscriber {
         Subscriber::open(self.public, STREAM, &[("Last-Event-ID", id)])
     }
@@ -242,7 +242,7 @@ impl Relay {
         Socket::open(self.public, path, &[])
     }
 
-    /// Sends events of one session, one by one, and returns them as a subscriber gets them.
+    /// Sends events of one session one by one, and returns the frames that a subscriber receives.
     pub(crate) fn publish(&self, link: &mut Link, numbers: Range<usize>) -> Vec<Frame> {
         let mut subscriber = self.subscribe();
         let frames = numbers.map(|n| {
@@ -254,7 +254,7 @@ impl Relay {
         frames.collect()
     }
 
-    /// Lets it connect again, and waits until everybody has been told of the time between.
+    /// Accepts the relay's next connection, and waits until subscribers have received the gap.
     pub(crate) fn reconnect(&self, connector: &Connector) -> Link {
         let mut witness = self.subscribe();
         let link = connector.stream();
@@ -263,28 +263,28 @@ impl Relay {
     }
 
     /// Waits until the store holds this many entries.
-    pub(crate) fn wait_until_kept(&self, entries: usize) {
+    pub(crate) fn wait_until_persisted(&self, entries: usize) {
         let labels = [("product_id", PRODUCT), ("tier", "disk")];
         self.wait_for_metric("autoplay_relay_log_events", &labels, entries as f64);
     }
 
-    /// Has it leave in order.
+    /// Shuts the relay down gracefully.
     pub(crate) fn stop(mut self) {
         self.process.signal("TERM");
         assert_eq!(self.process.exit_code(), Some(0));
     }
 
-    /// Asks the public side for something that ends.
+    /// Sends a GET request whose response ends to the public listener.
     pub(crate) fn get(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
         http::get(self.public, path, headers)
     }
 
-    /// Asks the admin side.
+    /// Sends a GET request to the admin listener.
     pub(crate) fn ask_admin(&self, path: &str) -> Answer {
         http::get(self.admin, path, &[])
     }
 
-    /// What `/metrics` says now.
+    /// Returns the current metrics.
     pub(crate) fn metrics(&self) -> Metrics {
         Metrics::parse(&self.ask_admin("/metrics").text())
     }
@@ -298,12 +298,12 @@ impl Relay {
         });
     }
 
-    /// What `/api/v1/status` says now.
+    /// Returns the current status.
     pub(crate) fn status(&self) -> serde_json::Value {
         self.ask_admin("/api/v1/status").json()
     }
 
-    /// The state of one upstream.
+    /// Returns the state of one upstream.
     pub(crate) fn upstream_state(&self, product: &str) -> String {
         let status = self.status();
         let upstreams = status["upstreams"].as_array().unwrap();
@@ -316,25 +316,25 @@ impl Relay {
         wait::until(&format!("the upstream is {state}"), || self.upstream_state(PRODUCT) == state);
     }
 
-    /// Returns how many newcomers have been turned away for this reason.
+    /// Returns how many newcomers have been shed for this reason.
     pub(crate) fn shed(&self, reason: &str) -> f64 {
         self.metrics().value("autoplay_relay_shed_total", &[("reason", reason)]).unwrap()
     }
 
-    /// Waits until this many newcomers have been turned away for this reason.
+    /// Waits until this many newcomers have been shed for this reason.
     pub(crate) fn wait_for_shed(&self, reason: &str, count: f64) {
         self.wait_for_metric("autoplay_relay_shed_total", &[("reason", reason)], count);
     }
 
-    /// How many gaps of a reason have been counted.
+    /// Returns how many gaps of a reason have been counted.
     pub(crate) fn gaps(&self, reason: &str) -> f64 {
         let labels = [("product_id", PRODUCT), ("reason", reason)];
-        wait::value("the counter is there", || {
+        wait::value("the counter exists", || {
             self.metrics().value("autoplay_relay_gaps_total", &labels)
         })
     }
 
-    /// How many gaps have been counted.
+    /// Returns how many gaps have been counted.
     pub(crate) fn all_gaps(&self) -> f64 {
         ["upstream_reconnect", "evicted", "unknown_id", "not_kept"]
             .iter()
@@ -342,17 +342,16 @@ impl Relay {
             .sum()
     }
 
-    /// Waits for the first heartbeat of the upstream: a relay sends one when its replay is at its
-    /// end.
+    /// Waits for the first heartbeat of the upstream, which a relay sends at the end of its replay.
     pub(crate) fn wait_for_end_of_replay(&self) {
         let name = "autoplay_relay_upstream_last_heartbeat_timestamp_seconds";
         let labels = [("product_id", PRODUCT)];
-        wait::until("the replay is at its end", || {
+        wait::until("the replay has ended", || {
             self.metrics().value(name, &labels).is_some_and(|at| at > 0.0)
         });
     }
 
-    /// Waits until the log is this long in memory.
+    /// Waits until the log holds this many events in memory.
     pub(crate) fn wait_for_events(&self, count: usize) {
         let labels = [("product_id", PRODUCT), ("tier", "memory")];
         self.wait_for_metric("autoplay_relay_log_events", &labels, count as f64);

@@ -12,32 +12,32 @@ use super::{
     relay::{Relay, Setup},
 };
 
-/// Where one relay after the other keeps its log.
+/// Data directory of several relays, one after the other.
 pub(crate) struct DataDir {
     _directory: Option<TempDir>,
     path: PathBuf,
 }
 
 impl DataDir {
-    /// A directory that is not there yet.
+    /// Returns a path at which no directory exists yet.
     pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("data");
         Self { _directory: Some(directory), path }
     }
 
-    /// One that somebody else has made, and removes.
+    /// Returns a directory that the caller owns and removes.
     pub(crate) fn at(path: &Path) -> Self {
         Self { _directory: None, path: path.to_owned() }
     }
 
-    /// A relay behind this connector that keeps its log here, and so little in memory that it must
-    /// read the store.
+    /// Starts a relay behind this connector with its log in this directory, and so few events in
+    /// memory that it must read the store.
     pub(crate) fn relay(&self, connector: &Connector) -> Relay {
         self.setup(connector, "").start()
     }
 
-    /// The same in the making, with further lines of `[log]`.
+    /// Returns the setup of such a relay, with further lines of `[log]`.
     pub(crate) fn setup(&self, connector: &Connector, lines: &str) -> Setup {
         let memory = if lines.contains("memory_events") { "" } else { "memory_events = 16" };
         Setup::behind(connector)
@@ -48,12 +48,12 @@ impl DataDir {
         &self.path
     }
 
-    /// The database.
+    /// Returns the path of the database.
     pub(crate) fn database(&self) -> PathBuf {
         self.path.join("relay.db")
     }
 
-    /// The names of the files in it.
+    /// Returns the names of the files in the directory.
     pub(crate) fn names(&self) -> Vec<String> {
         let files = fs::read_dir(&self.path).unwrap();
         let mut names: Vec<_> =
@@ -62,7 +62,7 @@ impl DataDir {
         names
     }
 
-    /// The files that were set aside because they were damaged.
+    /// Returns the databases that were set aside as damaged.
     pub(crate) fn set_aside(&self) -> Vec<PathBuf> {
         let names = self.names().into_iter().filter(|name| name.starts_with("relay.db.damaged-"));
         names

@@ -1,4 +1,4 @@
-//! A subscriber that sees every byte.
+//! A subscriber over SSE and HTTP/1.1 that checks every byte.
 
 use std::{
     net::SocketAddr,
@@ -7,14 +7,14 @@ use std::{
 
 use super::{
     http::{self, Framing, Head, Look, Wire},
-    wait::PATIENCE,
+    wait::TIMEOUT,
 };
 
 /// One stream, read block by block. Every block must have a `data` line: the SDK logs an error for
-/// each that has none.
+/// a block without one.
 pub(crate) struct Subscriber {
     pub(crate) head: Head,
-    /// The `retry:` line that came at once.
+    /// The `retry:` line, which the relay sends at once.
     pub(crate) retry: String,
     pub(crate) wire: Wire,
     framing: Framing,
@@ -23,14 +23,15 @@ pub(crate) struct Subscriber {
 }
 
 impl Subscriber {
-    /// Subscribes, and waits for the head and the `retry:` line, which come at once.
+    /// Subscribes, and waits for the head and the `retry:` line, which the relay sends at once.
     pub(crate) fn open(to: SocketAddr, path: &str, fields: &[(&str, &str)]) -> Self {
         let mut wire = Wire::connect(to);
         wire.send(http::request(to, "GET", path, fields));
         Self::on(wire)
     }
 
-    /// Waits for the same on a connection on which a stream has been asked for.
+    /// Waits for the head and the `retry:` line on a connection on which a stream has been
+    /// requested.
     pub(crate) fn on(mut wire: Wire) -> Self {
         let head = wire.head();
         assert_eq!(head.status(), 200, "{head:?}");
@@ -52,12 +53,12 @@ impl Subscriber {
     }
 
     fn take_line(&mut self) -> String {
-        let line = self.take_through(b"\n", Instant::now() + PATIENCE).expect("a line comes");
+        let line = self.take_through(b"\n", Instant::now() + TIMEOUT).expect("a line comes");
         String::from_utf8(line).unwrap()
     }
 
-    /// The bytes up to and including `mark`; none when they do not come until `deadline`, or the
-    /// stream ends before.
+    /// Returns the bytes up to and including `mark`, or `None` if they do not arrive until
+    /// `deadline` or the stream ends before.
     fn take_through(&mut self, mark: &[u8], deadline: Instant) -> Option<Vec<u8>> {
         loop {
             if let Some(at) = self.body.windows(mark.len()).position(|window| window == mark) {
@@ -69,7 +70,8 @@ impl Subscriber {
         }
     }
 
-    /// Waits for more; false when nothing came until `deadline`, or the stream is at its end.
+    /// Waits for more bytes of the body, and returns false if none arrive until `deadline` or the
+    /// stream has ended.
     fn look(&mut self, deadline: Instant) -> bool {
         let before = self.body.len();
         self.is_whole = self.is_whole || self.wire.decode(&mut self.framing, &mut self.body);
@@ -83,9 +85,9 @@ impl Subscriber {
         self.body.len() > before
     }
 
-    /// The next block with its blank line, exactly as it came.
+    /// Waits for the next block, and returns its exact bytes with the blank line.
     pub(crate) fn block(&mut self) -> Vec<u8> {
-        self.block_within(PATIENCE).unwrap_or_else(|| {
+        self.block_within(TIMEOUT).unwrap_or_else(|| {
             panic!(
                 "no whole block comes; whole: {}, closed: {}, so far: {:?}",
                 self.is_whole,
@@ -102,17 +104,17 @@ impl Subscriber {
         Some(block)
     }
 
-    /// The next block.
+    /// Waits for the next block.
     pub(crate) fn frame(&mut self) -> Frame {
         Frame::parse(&self.block())
     }
 
-    /// The next block; none when the stream has broken off.
+    /// Waits for the next block; `None` if the stream has broken off.
     pub(crate) fn try_frame(&mut self) -> Option<Frame> {
-        self.take_through(b"\n\n", Instant::now() + PATIENCE).map(|block| Frame::parse(&block))
+        self.take_through(b"\n\n", Instant::now() + TIMEOUT).map(|block| Frame::parse(&block))
     }
 
-    /// The next block that is no heartbeat.
+    /// Waits for the next block other than a heartbeat.
     pub(crate) fn item(&mut self) -> Frame {
         loop {
             let frame = self.frame();
@@ -122,19 +124,19 @@ impl Subscriber {
         }
     }
 
-    /// The next payload; anything else but a heartbeat is none.
+    /// Waits for the next event, and checks that only heartbeats precede it.
     pub(crate) fn event(&mut self) -> Frame {
         let frame = self.item();
         assert_eq!(frame.event, None, "not a payload: {frame:?}");
         frame
     }
 
-    /// The numbers of the next payloads.
+    /// Waits for the next events, and returns their numbers.
     pub(crate) fn numbers(&mut self, count: usize) -> Vec<usize> {
         (0..count).map(|_| super::events::number(&self.event().data)).collect()
     }
 
-    /// The next gap notice, checked for what every notice has.
+    /// Waits for the next gap notice, and checks the fields that every notice has.
     pub(crate) fn gap(&mut self) -> Frame {
         let frame = self.item();
         assert_eq!(frame.event.as_deref(), Some("gap"), "not a gap: {frame:?}");
@@ -146,7 +148,7 @@ impl Subscriber {
         frame
     }
 
-    /// Checks that nothing but heartbeats comes for a while.
+    /// Checks for `time` that only heartbeats arrive.
     pub(crate) fn expect_nothing(&mut self, time: Duration) {
         let end = Instant::now() + time;
         while let Some(left) = end.checked_duration_since(Instant::now()) {
@@ -157,10 +159,9 @@ impl Subscriber {
         assert!(!self.is_whole && !self.wire.is_at_end(), "the stream has ended");
     }
 
-    /// Waits for the stream's end, and returns what came before it and whether the end was a proper
-    /// one.
+    /// Waits for the end of the stream, and returns the bytes before it and how the stream ended.
     pub(crate) fn rest(&mut self) -> (Vec<u8>, Ending) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while self.look(deadline) {}
         let is_proper = self.is_whole;
         assert!(is_proper || self.wire.is_at_end(), "the stream does not end");
@@ -168,7 +169,7 @@ impl Subscriber {
         (std::mem::take(&mut self.body), ending)
     }
 
-    /// Whether the stream has ended, as far as can be seen now.
+    /// Reads without waiting, and returns true if the stream has ended.
     pub(crate) fn has_ended(&mut self) -> bool {
         self.look(Instant::now());
         self.is_whole || self.wire.is_at_end()
@@ -178,13 +179,13 @@ impl Subscriber {
 /// How a stream ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Ending {
-    /// With the last chunk that HTTP asks for.
+    /// With the last chunk (RFC 9112, section 7.1).
     Proper,
-    /// With the connection.
+    /// With the connection, without the last chunk.
     BrokenOff,
 }
 
-/// A block, taken apart.
+/// A parsed block.
 #[derive(Clone, Eq, PartialEq)]
 pub(crate) struct Frame {
     pub(crate) id: Option<String>,
@@ -193,7 +194,8 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
-    /// Reads a block as the standard has it; lines end with LF, for the relay writes no other.
+    /// Parses a block (WHATWG HTML, section 9.2.6). Lines end with LF, the only line end that the
+    /// relay writes.
     pub(crate) fn parse(block: &[u8]) -> Self {
         let text = |value: &[u8]| String::from_utf8(value.to_vec()).unwrap();
         let mut frame = Self { id: None, event: None, data: Vec::new() };
@@ -213,17 +215,17 @@ impl Frame {
         frame
     }
 
-    /// The data as JSON.
+    /// Parses the data as JSON.
     pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.data).unwrap()
     }
 
-    /// The reason of a gap notice.
+    /// Returns the reason of a gap notice.
     pub(crate) fn reason(&self) -> String {
         self.json()["reason"].as_str().unwrap().to_owned()
     }
 
-    /// The id it must have.
+    /// Returns the id, which must be present.
     pub(crate) fn id(&self) -> &str {
         self.id.as_deref().unwrap_or_else(|| panic!("no id: {self:?}"))
     }

@@ -1,4 +1,4 @@
-//! Certificates that openssl makes, and a client that speaks TLS over a plain, blocking socket.
+//! Certificates made by openssl, and a blocking TLS client.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use super::{
     http::{self, Head},
     relay::Setup,
-    wait::PATIENCE,
+    wait::TIMEOUT,
 };
 
 /// A certificate authority of one test.
@@ -31,17 +31,17 @@ impl Authority {
         authority
     }
 
-    /// Its own certificate.
+    /// Returns the path of its own certificate.
     pub(crate) fn root(&self) -> PathBuf {
         self.path("ca.pem")
     }
 
-    /// A file of this folder.
+    /// Returns the path of a file in the authority's directory.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    /// A certificate for these names, and its key.
+    /// Issues a certificate for these names, and returns it with its key.
     pub(crate) fn issue(
         &self,
         names: &str,
@@ -51,7 +51,7 @@ impl Authority {
         (vec![certificate], PrivateKeyDer::from_pem_file(self.path("leaf.key")).unwrap())
     }
 
-    /// The same as `NAME.pem` and `NAME.key`.
+    /// Issues a certificate for these names as `NAME.pem` and `NAME.key`.
     pub(crate) fn issue_as(&self, name: &str, names: &str, validity: &str) {
         std::fs::write(self.path("names"), format!("subjectAltName={names}\n")).unwrap();
         self.openssl(&format!(
@@ -62,25 +62,25 @@ impl Authority {
         ));
     }
 
-    /// The certificate of this name.
+    /// Reads the certificate `NAME.pem`.
     pub(crate) fn certificate(&self, name: &str) -> CertificateDer<'static> {
         CertificateDer::from_pem_file(self.path(&format!("{name}.pem"))).unwrap()
     }
 
-    /// Puts the certificate of another name, and its key, where those of `name` are.
+    /// Replaces the certificate and the key of `name` by those of another name.
     pub(crate) fn replace(&self, name: &str, by: &str) {
         for ending in ["pem", "key"] {
             self.replace_file(&format!("{name}.{ending}"), &format!("{by}.{ending}"));
         }
     }
 
-    /// Puts the contents of another file there, at once.
+    /// Replaces a file atomically by the contents of another one.
     pub(crate) fn replace_file(&self, name: &str, by: &str) {
-        std::fs::copy(self.path(by), self.path("on-its-way")).unwrap();
-        std::fs::rename(self.path("on-its-way"), self.path(name)).unwrap();
+        std::fs::copy(self.path(by), self.path("replacement")).unwrap();
+        std::fs::rename(self.path("replacement"), self.path(name)).unwrap();
     }
 
-    /// What a client that trusts it, and offers these protocols, is configured with.
+    /// Returns the configuration of a client that trusts this authority and offers these protocols.
     pub(crate) fn client(&self, protocols: &[&str]) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(self.root()).unwrap()).unwrap();
@@ -109,7 +109,7 @@ impl Authority {
 }
 
 impl Setup {
-    /// Serves the certificate of this name.
+    /// Sets the certificate and the key of the public listener.
     pub(crate) fn with_tls(self, cert: &Path, key: &Path) -> Self {
         self.server(&format!(
             "tls_cert_file = '{}'\ntls_key_file = '{}'",
@@ -119,23 +119,23 @@ impl Setup {
     }
 }
 
-/// A connection of a client that speaks TLS, and what has come on it but is not used yet.
-pub(crate) struct Secure {
+/// A TLS connection, and the decrypted bytes that no caller has taken.
+pub(crate) struct TlsClient {
     pub(crate) stream: StreamOwned<ClientConnection, TcpStream>,
     seen: Vec<u8>,
 }
 
-impl Secure {
-    /// Connects and shakes hands.
+impl TlsClient {
+    /// Connects, and completes the handshake.
     pub(crate) fn connect(to: SocketAddr, config: &Arc<ClientConfig>) -> Self {
         Self::try_connect(to, config).unwrap()
     }
 
-    /// The same, or why there is no TLS.
+    /// Connects, and completes the handshake or returns its error.
     pub(crate) fn try_connect(to: SocketAddr, config: &Arc<ClientConfig>) -> std::io::Result<Self> {
-        let mut socket = TcpStream::connect_timeout(&to, PATIENCE)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        socket.set_write_timeout(Some(PATIENCE))?;
+        let mut socket = TcpStream::connect_timeout(&to, TIMEOUT)?;
+        socket.set_read_timeout(Some(TIMEOUT))?;
+        socket.set_write_timeout(Some(TIMEOUT))?;
         let mut connection = ClientConnection::new(Arc::clone(config), to.ip().into()).unwrap();
         while connection.is_handshaking() {
             connection.complete_io(&mut socket)?;
@@ -143,20 +143,20 @@ impl Secure {
         Ok(Self::of(StreamOwned::new(connection, socket)))
     }
 
-    /// A connection that has shaken hands.
+    /// Wraps a connection whose handshake is complete.
     pub(crate) fn of(stream: StreamOwned<ClientConnection, TcpStream>) -> Self {
         Self { stream, seen: Vec::new() }
     }
 
-    /// Sends a request, and returns the head of its answer.
+    /// Sends a request, and waits for the response head.
     pub(crate) fn ask(&mut self, to: SocketAddr, path: &str, fields: &[(&str, &str)]) -> Head {
         self.stream.write_all(http::request(to, "GET", path, fields).as_bytes()).unwrap();
         Head::parse(&self.through(b"\r\n\r\n"))
     }
 
-    /// Everything up to and including `mark`.
+    /// Waits for the bytes up to and including `mark`.
     pub(crate) fn through(&mut self, mark: &[u8]) -> Vec<u8> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             if let Some(at) = self.seen.windows(mark.len()).position(|window| window == mark) {
                 return self.seen.drain(..at + mark.len()).collect();
@@ -170,13 +170,13 @@ impl Secure {
         }
     }
 
-    /// Waits until the peer closes, and returns what came before.
+    /// Waits until the peer closes the connection, and returns the bytes before the end.
     pub(crate) fn rest(&mut self) -> Vec<u8> {
         while self.read_some() {}
         std::mem::take(&mut self.seen)
     }
 
-    /// Waits for more; false at the end, in whatever way it comes.
+    /// Waits for more bytes, and returns false if the connection has ended, properly or not.
     fn read_some(&mut self) -> bool {
         let mut chunk = [0; 16 * 1024];
         match self.stream.read(&mut chunk) {
@@ -192,7 +192,7 @@ impl Secure {
         }
     }
 
-    /// The certificate that it was shown.
+    /// Returns the certificate of the server.
     pub(crate) fn certificate(&self) -> CertificateDer<'static> {
         self.stream.conn.peer_certificates().unwrap()[0].clone().into_owned()
     }

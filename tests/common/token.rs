@@ -1,4 +1,4 @@
-//! Scoped tokens, signed by hand: the library that checks them has no part in making them.
+//! Scoped tokens, signed without the library that checks them.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -8,27 +8,27 @@ use serde_json::{Value, json};
 
 use super::PRODUCT;
 
-/// What the relay under test accepts.
+/// Secret of the relay under test.
 pub(crate) const SECRET: &str = "jwt-secret-of-the-test-0123456789";
 
-/// `[auth.jwt]` with that secret, and more lines.
+/// Returns `[auth.jwt]` with [`SECRET`] and more lines.
 pub(crate) fn jwt(lines: &str) -> String {
     format!("[auth.jwt]\nsecret = '{SECRET}'\n{lines}\n")
 }
 
-/// The time in Unix seconds.
+/// Returns the time in Unix seconds.
 pub(crate) fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
 }
 
-/// A token for [`PRODUCT`] and an hour, unless these claims say otherwise.
+/// Returns a token for [`PRODUCT`] that is valid for an hour; `claims` override both.
 pub(crate) fn token(claims: &Value) -> String {
     let mut all = json!({"exp": now() + 3600.0, "product_id": PRODUCT});
     all.as_object_mut().unwrap().extend(claims.as_object().unwrap().clone());
     signed(&json!({"alg": "HS256", "typ": "JWT"}), &all)
 }
 
-/// A token of just this, with the right secret.
+/// Returns a token of exactly this head and these claims, signed with [`SECRET`].
 pub(crate) fn signed(head: &Value, claims: &Value) -> String {
     let text = format!("{}.{}", BASE64.encode(head.to_string()), BASE64.encode(claims.to_string()));
     let signature =
@@ -36,7 +36,7 @@ pub(crate) fn signed(head: &Value, claims: &Value) -> String {
     format!("{text}.{}", BASE64.encode(signature))
 }
 
-/// The same as it stands in the header.
+/// Returns a token as the value of the `Authorization` field.
 pub(crate) fn bearer(claims: &Value) -> String {
     format!("Bearer {}", token(claims))
 }

@@ -1,64 +1,64 @@
-//! Waiting for what is observed, never for time alone to pass.
+//! Waits for observable conditions, each with a deadline. No test waits for a fixed time alone.
 
 use std::{
     thread,
     time::{Duration, Instant},
 };
 
-/// How long anything that must happen may take: far longer than it does, far shorter than for ever.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
+/// Deadline of every wait: far longer than any awaited condition takes.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(15);
 
-/// What a machine with much else to do may add to any time that a test measures. What a test has to
-/// tell apart lies further apart.
-pub(crate) const LATE: Duration = Duration::from_secs(5);
+/// What a busy machine may add to a measured time. Times that a test must tell apart differ by more
+/// than this.
+pub(crate) const SLACK: Duration = Duration::from_secs(5);
 
-/// Checks that what was promised to take this long, and has begun then, is over in time.
+/// Checks that the work that began at `begin` has taken no longer than `promised`.
 ///
 /// # Panics
 ///
-/// When it has taken longer, by more than [`LATE`].
+/// If the work has taken longer than `promised` and [`SLACK`].
 pub(crate) fn assert_within(promised: Duration, begin: Instant) {
     let taken = begin.elapsed();
-    assert!(taken < promised + LATE, "it took {taken:?} instead of {promised:?}");
+    assert!(taken < promised + SLACK, "took {taken:?} instead of {promised:?}");
 }
 
-/// Waits until `is_so`.
+/// Waits until `is_so` returns true.
 ///
 /// # Panics
 ///
-/// When that takes longer than [`PATIENCE`].
+/// If that takes longer than [`TIMEOUT`].
 pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     value(what, || is_so().then_some(()));
 }
 
-/// Waits until `look` finds something.
+/// Waits until `look` returns a value.
 ///
 /// # Panics
 ///
-/// When that takes longer than [`PATIENCE`].
+/// If that takes longer than [`TIMEOUT`].
 pub(crate) fn value<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         if let Some(found) = look() {
             return found;
         }
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
-        thread::sleep(PAUSE);
+        assert!(Instant::now() < deadline, "timed out: {what}");
+        thread::sleep(POLL_INTERVAL);
     }
 }
 
-/// Looks again and again for the whole of `time`.
+/// Checks `is_so` repeatedly for the whole of `time`.
 ///
 /// # Panics
 ///
-/// When `is_so` does not hold once.
+/// If `is_so` returns false once.
 pub(crate) fn holds(what: &str, time: Duration, mut is_so: impl FnMut() -> bool) {
     let end = Instant::now() + time;
     while Instant::now() < end {
-        assert!(is_so(), "no longer so: {what}");
-        thread::sleep(PAUSE);
+        assert!(is_so(), "no longer true: {what}");
+        thread::sleep(POLL_INTERVAL);
     }
 }
 
-/// Between two looks.
-const PAUSE: Duration = Duration::from_millis(5);
+/// Pause between two evaluations of a condition.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);

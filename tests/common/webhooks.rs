@@ -1,4 +1,4 @@
-//! What a test says to a relay's webhooks, and what it is told of them.
+//! Webhooks of a relay under test: configuration, admin API, signatures.
 
 use aws_lc_rs::hmac;
 use serde_json::Value;
@@ -11,18 +11,18 @@ use super::{
     wait,
 };
 
-/// Lets webhooks reach the receivers of tests.
+/// Configuration that lets webhooks reach the receivers of tests.
 pub(crate) const LOOPBACK: &str = "\n[egress]\nallow_networks = ['127.0.0.0/8']\n";
 
-/// The secret of most webhooks.
+/// Secret of most webhooks.
 pub(crate) const SECRET: &str = "secret-of-the-test";
 
-/// A secret in the form of Standard Webhooks, and the key that it stands for.
+/// A secret in the form of Standard Webhooks, and the key that it encodes.
 pub(crate) const WHSEC: (&str, &[u8]) =
     ("whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3", b"0123456789abcdef01234567");
 
-/// A table for a webhook to this receiver. What `lines` has replaces the default, which is to try
-/// again soon and for ever.
+/// Returns a `[[webhooks]]` table for this receiver. `lines` override the defaults, which retry
+/// soon and often.
 pub(crate) fn table(id: &str, receiver: &Receiver, lines: &str) -> String {
     let defaults = [
         ("product_id", format!("'{PRODUCT}'")),
@@ -41,19 +41,19 @@ pub(crate) fn table(id: &str, receiver: &Receiver, lines: &str) -> String {
     format!("\n[[webhooks]]\nid = '{id}'\n{kept}{lines}\n")
 }
 
-/// A path of the webhook's own at this receiver.
+/// Returns a URL of this receiver with a path of the webhook's own.
 pub(crate) fn url(receiver: &Receiver, id: &str) -> String {
     format!("http://{}/hooks/{id}", receiver.address)
 }
 
 impl Relay {
-    /// A call of the admin API.
+    /// Calls the admin API.
     pub(crate) fn call(&self, method: &str, path: &str, body: &Value) -> Answer {
         let body = if body.is_null() { String::new() } else { body.to_string() };
         http::ask_with(self.admin, method, path, &[("Content-Type", "application/json")], &body)
     }
 
-    /// One webhook, as operators see it.
+    /// Returns a webhook as the admin API shows it.
     pub(crate) fn webhook(&self, id: &str) -> Value {
         let answer = self.ask_admin(&format!("/api/v1/webhooks/{id}"));
         assert_eq!(answer.status(), 200, "{answer:?}");
@@ -65,24 +65,24 @@ impl Relay {
         wait::until(&format!("{id} is {state}"), || self.webhook(id)["state"] == state);
     }
 
-    /// Waits until nothing is owed to a webhook.
+    /// Waits until no delivery of a webhook is pending.
     pub(crate) fn wait_until_settled(&self, id: &str) {
         self.wait_for_pending(id, 0);
     }
 
-    /// Waits until so much is owed to a webhook.
+    /// Waits until a webhook has this many pending deliveries.
     pub(crate) fn wait_for_pending(&self, id: &str, count: u64) {
-        wait::until(&format!("{id} is owed {count}"), || self.webhook(id)["pending"] == count);
+        wait::until(&format!("{id} has {count} pending"), || self.webhook(id)["pending"] == count);
     }
 
-    /// Waits until a webhook has so many dead letters.
+    /// Waits until a webhook has this many dead letters.
     pub(crate) fn wait_for_dead(&self, id: &str, count: u64) {
         wait::until(&format!("{id} has {count} dead letters"), || {
             self.webhook(id)["dead"] == count
         });
     }
 
-    /// All deliveries of one state, newest first, from all pages.
+    /// Returns all deliveries of one state from all pages, newest first.
     pub(crate) fn deliveries(&self, id: &str, state: &str) -> Vec<Value> {
         let mut all: Vec<Value> = Vec::new();
         let mut after = String::new();
@@ -102,40 +102,40 @@ impl Relay {
         }
     }
 
-    /// Waits until there are so many deliveries of one state, and returns them, newest first.
+    /// Waits until there are `count` deliveries of one state, and returns them, newest first.
     pub(crate) fn wait_for_deliveries(&self, id: &str, state: &str, count: usize) -> Vec<Value> {
         wait::value(&format!("{id} has {count} {state}"), || {
             Some(self.deliveries(id, state)).filter(|deliveries| deliveries.len() == count)
         })
     }
 
-    /// An order for a webhook that needs no body.
-    pub(crate) fn tell_webhook(&self, id: &str, verb: &str) -> Answer {
+    /// Sends a webhook a command without a body.
+    pub(crate) fn command_webhook(&self, id: &str, verb: &str) -> Answer {
         self.call("POST", &format!("/api/v1/webhooks/{id}/{verb}"), &Value::Null)
     }
 
-    /// Puts dead letters back into the queue, and returns how many.
+    /// Requeues dead letters, and returns how many.
     pub(crate) fn redeliver(&self, id: &str, which: &Value) -> u64 {
         let answer = self.call("POST", &format!("/api/v1/webhooks/{id}/redeliver"), which);
         assert_eq!(answer.status(), 202, "{answer:?}");
         answer.json()["requeued"].as_u64().unwrap()
     }
 
-    /// How many attempts of a webhook had this outcome.
+    /// Returns how many attempts of a webhook had this outcome.
     pub(crate) fn attempts(&self, id: &str, outcome: &str) -> f64 {
         let labels = [("webhook", id), ("outcome", outcome)];
         self.metrics().value("autoplay_relay_webhook_attempts_total", &labels).unwrap_or(0.0)
     }
 }
 
-/// The outcomes of a delivery's attempts, oldest first.
+/// Returns the outcomes of a delivery's attempts, oldest first.
 pub(crate) fn outcomes(delivery: &Value) -> Vec<String> {
     let attempts = delivery["attempts"].as_array().unwrap().iter();
     attempts.map(|attempt| attempt["outcome"].as_str().unwrap().to_owned()).collect()
 }
 
-/// Checks what the connector's own receivers check, and what those of Standard Webhooks do. `key`
-/// is what the latter sign with.
+/// Checks the signatures that receivers of the connector and of Standard Webhooks check. The latter
+/// are made with `key`.
 pub(crate) fn assert_signed(request: &Request, secret: &str, key: &[u8]) {
     let hex: String =
         mac(secret.as_bytes(), &request.body).iter().map(|byte| format!("{byte:02x}")).collect();
@@ -145,7 +145,7 @@ pub(crate) fn assert_signed(request: &Request, secret: &str, key: &[u8]) {
     assert_eq!(signatures, [signature(request, key)]);
 }
 
-/// The signature of Standard Webhooks that this key gives.
+/// Returns the signature of Standard Webhooks for this key.
 pub(crate) fn signature(request: &Request, key: &[u8]) -> String {
     let mut signed =
         format!("{}.{}.", request.id(), request.field("webhook-timestamp")).into_bytes();
@@ -157,16 +157,17 @@ fn mac(key: &[u8], message: &[u8]) -> Vec<u8> {
     hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), message).as_ref().to_vec()
 }
 
-/// RFC 4648, section 4. Written out, so that the relay is not judged by what it uses itself.
+/// Encodes Base64 (RFC 4648, section 4). Written out, so that the relay is not checked with its own
+/// library.
 fn base64(bytes: &[u8]) -> String {
-    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
     for group in bytes.chunks(3) {
         let bits = group.iter().fold(0_u32, |bits, byte| bits << 8 | u32::from(*byte))
             << (8 * (3 - group.len()));
-        for place in 0..4 {
-            let letter = LETTERS[(bits >> (18 - 6 * place)) as usize & 63] as char;
-            text.push(if place <= group.len() { letter } else { '=' });
+        for index in 0..4 {
+            let digit = ALPHABET[(bits >> (18 - 6 * index)) as usize & 63] as char;
+            text.push(if index <= group.len() { digit } else { '=' });
         }
     }
     text

@@ -1,5 +1,4 @@
-//! A WebSocket client as RFC 6455 has it, written by hand, so that it shares no line with the
-//! relay's.
+//! A WebSocket client (RFC 6455) written by hand, so that it shares no code with the relay.
 
 use std::{
     net::SocketAddr,
@@ -10,10 +9,10 @@ use serde_json::Value;
 
 use super::{
     http::{self, Head, Look, Wire},
-    wait::PATIENCE,
+    wait::TIMEOUT,
 };
 
-/// The fields of a proper handshake, but `Host`.
+/// The header fields of a valid handshake, except `Host`.
 pub(crate) const UPGRADE: [(&str, &str); 4] = [
     ("Connection", "keep-alive, Upgrade"),
     ("Upgrade", "websocket"),
@@ -29,19 +28,19 @@ pub(crate) const CLOSE: u8 = 8;
 pub(crate) const PING: u8 = 9;
 pub(crate) const PONG: u8 = 10;
 
-/// A connection that has been upgraded.
+/// An upgraded connection.
 pub(crate) struct Socket {
     pub(crate) wire: Wire,
 }
 
-/// A frame of the relay, which splits nothing.
+/// A frame sent by the relay, which never fragments messages.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) struct WsFrame {
     pub(crate) opcode: u8,
     pub(crate) payload: Vec<u8>,
 }
 
-/// Asks for a WebSocket, and returns the answer's head with the connection.
+/// Requests a WebSocket, and returns the response head and the connection.
 pub(crate) fn ask(to: SocketAddr, path: &str, fields: &[(&str, &str)]) -> (Head, Wire) {
     let mut wire = Wire::connect(to);
     let fields: Vec<_> = UPGRADE.iter().chain(fields).copied().collect();
@@ -64,44 +63,30 @@ impl Socket {
         Self { wire }
     }
 
-    /// Sends one frame, masked.
+    /// Sends one masked frame.
     pub(crate) fn send(&mut self, opcode: u8, is_last: bool, payload: &[u8]) {
         self.wire.send(frame(opcode, is_last, payload));
     }
 
-    /// Sends a text.
-    pub(crate) fn say(&mut self, text: &str) {
+    /// Sends a text message.
+    pub(crate) fn send_text(&mut self, text: &str) {
         self.send(TEXT, true, text.as_bytes());
     }
 
-    /// Asks for a filter.
-    pub(crate) fn ask_for(&mut self, sessions: &[&str], types: &[&str]) {
-        self.say(
+    /// Sends a filter.
+    pub(crate) fn send_filter(&mut self, sessions: &[&str], types: &[&str]) {
+        self.send_text(
             &serde_json::json!({ "subscribe": { "session_ids": sessions, "types": types } })
                 .to_string(),
         );
     }
 
-    /// Asks for a filter, and passes over what comes before the answer.
-    pub(crate) fn change(&mut self, sessions: &[&str], types: &[&str]) -> Vec<Value> {
-        self.ask_for(sessions, types);
-        let mut before = Vec::new();
-        loop {
-            let message = self.message();
-            if message["event"] == "subscribed" {
-                return before;
-            }
-            assert_ne!(message["event"], "error", "{message}");
-            before.push(message);
-        }
-    }
-
-    /// The next frame.
+    /// Waits for the next frame.
     pub(crate) fn frame(&mut self) -> WsFrame {
-        self.frame_within(PATIENCE).expect("a frame comes")
+        self.frame_within(TIMEOUT).expect("a frame comes")
     }
 
-    /// The next frame; none when none comes in time, or the connection is at its end.
+    /// Returns the next frame, or `None` if no frame arrives in time or the connection has ended.
     pub(crate) fn frame_within(&mut self, time: Duration) -> Option<WsFrame> {
         let deadline = Instant::now() + time;
         loop {
@@ -133,19 +118,19 @@ impl Socket {
         Some(WsFrame { opcode: first & 0x0f, payload: whole[head..].to_vec() })
     }
 
-    /// The next text.
+    /// Waits for the next text message.
     pub(crate) fn text(&mut self) -> String {
         let frame = self.frame();
         assert_eq!(frame.opcode, TEXT, "{frame:?}");
         String::from_utf8(frame.payload).unwrap()
     }
 
-    /// The next message.
+    /// Waits for the next message, parsed as JSON.
     pub(crate) fn message(&mut self) -> Value {
         serde_json::from_str(&self.text()).unwrap()
     }
 
-    /// The next message that is no heartbeat.
+    /// Waits for the next message other than a heartbeat.
     pub(crate) fn item(&mut self) -> Value {
         loop {
             let message = self.message();
@@ -155,19 +140,19 @@ impl Socket {
         }
     }
 
-    /// The next event.
+    /// Waits for the next event.
     pub(crate) fn event(&mut self) -> Value {
         let message = self.item();
         assert_eq!(message["event"], "message", "{message}");
         message
     }
 
-    /// The numbers of the next events.
+    /// Waits for the next events, and returns their numbers.
     pub(crate) fn numbers(&mut self, count: usize) -> Vec<usize> {
         (0..count).map(|_| number(&self.event())).collect()
     }
 
-    /// Checks that nothing but heartbeats comes for a while.
+    /// Checks for `time` that only heartbeats arrive.
     pub(crate) fn expect_nothing(&mut self, time: Duration) {
         let end = Instant::now() + time;
         while let Some(left) = end.checked_duration_since(Instant::now()) {
@@ -178,11 +163,11 @@ impl Socket {
         assert!(!self.wire.is_at_end(), "the connection has ended");
     }
 
-    /// The code with which the relay closes; what comes before is passed over. Answers, and waits
-    /// for the connection's end.
+    /// Waits for the relay's close frame, replies, waits for the end of the connection, and returns
+    /// the code. Skips all frames before.
     pub(crate) fn close_code(&mut self) -> u16 {
         let code = self.close_code_unanswered();
-        // It may be gone already, if it was the client that had broken the protocol.
+        // The relay has closed the connection already if the client broke the protocol.
         let _ = std::io::Write::write_all(
             &mut self.wire.socket,
             &frame(CLOSE, true, &code.to_be_bytes()),
@@ -191,7 +176,7 @@ impl Socket {
         code
     }
 
-    /// The same, but the client does not answer.
+    /// Waits for the relay's close frame without a reply, and returns the code.
     pub(crate) fn close_code_unanswered(&mut self) -> u16 {
         loop {
             let frame = self.frame();
@@ -202,12 +187,12 @@ impl Socket {
     }
 }
 
-/// The number of an event made by the tests.
+/// Returns the number of an event made by the tests.
 pub(crate) fn number(message: &Value) -> usize {
     usize::try_from(message["data"]["count"].as_u64().unwrap()).unwrap()
 }
 
-/// A client's frame.
+/// Returns a masked frame, as a client sends it.
 pub(crate) fn frame(opcode: u8, is_last: bool, payload: &[u8]) -> Vec<u8> {
     const MASK: [u8; 4] = [0x5a, 0x01, 0xfe, 0x33];
     let mut frame = vec![opcode | if is_last { 0x80 } else { 0 }];

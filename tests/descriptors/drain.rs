@@ -1,4 +1,4 @@
-//! Five thousand subscribers leave, and come back.
+//! Five thousand subscribers are drained, and resume.
 
 use std::{
     collections::BTreeSet,
@@ -18,11 +18,11 @@ use crate::common::{
 use mio::{Events, Interest, Poll, Token, net::TcpStream};
 
 #[test]
-fn a_crowd_leaves_evenly_over_the_window_while_events_come_and_misses_nothing_when_it_comes_back() {
-    let files = process::allow_files();
+fn a_drain_spreads_thousands_of_subscribers_over_its_window_and_loses_no_event() {
+    let files = process::raise_descriptor_limit();
     assert!(
-        files > 2 * CROWD as u64,
-        "the test has a file for each subscriber, and so has the relay: {files}"
+        files > 2 * SUBSCRIBERS as u64,
+        "a descriptor for each end of each subscriber: {files}"
     );
     let directory = tempfile::tempdir().unwrap();
     let data = format!("data_dir = '{}'", directory.path().display());
@@ -31,26 +31,26 @@ fn a_crowd_leaves_evenly_over_the_window_while_events_come_and_misses_nothing_wh
         Setup::behind(&connector).log(&data).server(&format!("drain_window = '{WINDOW_SECONDS}s'"));
     let mut relay = setup.start();
     let mut link = connector.stream();
-    let mut crowd = Crowd::connect(relay.public);
-    relay.wait_for_subscribers(CROWD as f64);
+    let mut clients = Clients::connect(relay.public);
+    relay.wait_for_subscribers(SUBSCRIBERS as f64);
     let mut sent = 0;
-    crowd.read_for(Duration::from_secs(1), || send_next(&mut link, &mut sent));
+    clients.read_for(Duration::from_secs(1), || send_next(&mut link, &mut sent));
     relay.process.signal("TERM");
-    let leaving = Instant::now();
-    while crowd.members.iter().any(|member| member.ended.is_none()) {
-        assert!(leaving.elapsed() < Duration::from_secs(60), "everybody leaves");
-        // An upstream that is gone by now is what ends the relay's last moment.
-        crowd.read_for(Duration::from_millis(100), || send_next(&mut link, &mut sent));
+    let draining = Instant::now();
+    while clients.clients.iter().any(|client| client.ended.is_none()) {
+        assert!(draining.elapsed() < Duration::from_secs(60), "all subscribers are disconnected");
+        // The upstream may have closed: that is the last step of the relay's shutdown.
+        clients.read_for(Duration::from_millis(100), || send_next(&mut link, &mut sent));
     }
     assert_eq!(relay.process.exit_code(), Some(0));
-    crowd.left_evenly(leaving);
+    clients.check_even_drain(draining);
 
-    let last_ids: Vec<(usize, String)> = crowd.members.iter().map(Member::check).collect();
+    let last_ids: Vec<(usize, String)> = clients.clients.iter().map(Client::check).collect();
     let relay = setup.start();
     let mut link = connector.stream();
     relay.wait_for_upstream("connected");
     link.event(event(sent));
-    // what the last to go has seen, at least, is kept
+    // At least the events that the last drained client received are kept.
     let kept = last_ids.iter().map(|(next, _)| *next).max().unwrap();
     for (next, id) in last_ids.iter().step_by(25) {
         let mut subscriber = relay.resume(id);
@@ -63,13 +63,13 @@ fn a_crowd_leaves_evenly_over_the_window_while_events_come_and_misses_nothing_wh
             assert_eq!(number(&frame.data), next);
             next += 1;
         };
-        assert!(next >= kept, "nothing that anybody has seen is missing");
+        assert!(next >= kept, "no received event is missing");
         assert_eq!(gap.json()["reason"], "upstream_reconnect", "the connector's own outage");
         assert_eq!(number(&subscriber.event().data), sent);
     }
 }
 
-/// Sends the next event, as long as the relay listens.
+/// Sends the next event while the relay keeps the connection open.
 fn send_next(link: &mut Link, sent: &mut usize) {
     if link.is_open() {
         link.event(event(*sent));
@@ -77,34 +77,34 @@ fn send_next(link: &mut Link, sent: &mut usize) {
     }
 }
 
-/// Subscribers by the thousand, on one thread.
-struct Crowd {
+/// Thousands of subscribers on one thread.
+struct Clients {
     poll: Poll,
-    members: Vec<Member>,
+    clients: Vec<Client>,
 }
 
-struct Member {
+struct Client {
     socket: TcpStream,
     received: Vec<u8>,
     ended: Option<Instant>,
 }
 
-impl Crowd {
+impl Clients {
     fn connect(to: SocketAddr) -> Self {
         let poll = Poll::new().unwrap();
-        let members = (0..CROWD).map(|number| {
+        let clients = (0..SUBSCRIBERS).map(|number| {
             let mut socket = std::net::TcpStream::connect(to).unwrap();
             socket.write_all(http::request(to, "GET", STREAM, &[]).as_bytes()).unwrap();
             socket.set_nonblocking(true).unwrap();
             let mut socket = TcpStream::from_std(socket);
             poll.registry().register(&mut socket, Token(number), Interest::READABLE).unwrap();
-            Member { socket, received: Vec::new(), ended: None }
+            Client { socket, received: Vec::new(), ended: None }
         });
-        let members = members.collect();
-        Self { poll, members }
+        let clients = clients.collect();
+        Self { poll, clients }
     }
 
-    /// Takes what comes for a while; does `each_time` a hundred milliseconds apart.
+    /// Reads all sockets for `time`, and calls `each_time` every hundred milliseconds.
     fn read_for(&mut self, time: Duration, mut each_time: impl FnMut()) {
         let end = Instant::now() + time;
         let mut events = Events::with_capacity(1024);
@@ -113,31 +113,31 @@ impl Crowd {
             let next = (Instant::now() + Duration::from_millis(100)).min(end);
             while let Some(left) = next.checked_duration_since(Instant::now()) {
                 self.poll.poll(&mut events, Some(left)).unwrap();
-                events.iter().for_each(|event| self.members[event.token().0].read());
+                events.iter().for_each(|event| self.clients[event.token().0].read());
             }
         }
     }
 
-    /// In no half second more than twice the mean, and everybody told to come back at a time of its
-    /// own.
-    fn left_evenly(&self, leaving: Instant) {
+    /// Checks that no half second has more than twice the mean of disconnects, and that retry times
+    /// differ.
+    fn check_even_drain(&self, draining: Instant) {
         let mut halves = vec![0; 2 * WINDOW_SECONDS + 8];
-        for member in &self.members {
-            let after = member.ended.unwrap().duration_since(leaving);
+        for client in &self.clients {
+            let after = client.ended.unwrap().duration_since(draining);
             halves[(after.as_millis() / 500) as usize] += 1;
         }
-        let mean = CROWD / (2 * WINDOW_SECONDS);
+        let mean = SUBSCRIBERS / (2 * WINDOW_SECONDS);
         assert!(halves.iter().all(|left| *left <= 2 * mean), "{halves:?}");
         assert!(
             halves[0] > 0 && halves[2 * WINDOW_SECONDS - 1] > 0,
             "over the whole window: {halves:?}"
         );
-        let waits: BTreeSet<&str> = self.members.iter().map(Member::last_retry).collect();
+        let waits: BTreeSet<&str> = self.clients.iter().map(Client::last_retry).collect();
         assert!(waits.len() > 500, "{} different waits", waits.len());
     }
 }
 
-impl Member {
+impl Client {
     fn read(&mut self) {
         let mut buffer = [0; 16 * 1024];
         loop {
@@ -158,13 +158,13 @@ impl Member {
         received.rsplit_once("retry: ").unwrap().1.split_once('\n').unwrap().0
     }
 
-    /// Checks that every event came in order, and returns the number of the next one and the last
+    /// Checks that all events arrived in order, and returns the number of the next one and the last
     /// id.
     fn check(&self) -> (usize, String) {
         let received = std::str::from_utf8(&self.received).unwrap();
         let mut next = 0;
         let mut last_id = None;
-        // Each event is small enough to stand in one chunk.
+        // Each event is small enough for one chunk.
         for block in received.split("id: ").skip(1) {
             let frame =
                 Frame::parse(format!("id: {}\n\n", block.split_once("\n\n").unwrap().0).as_bytes());
@@ -176,7 +176,7 @@ impl Member {
     }
 }
 
-/// As many as the issue of leaving is about.
-const CROWD: usize = 5000;
+/// Number of subscribers.
+const SUBSCRIBERS: usize = 5000;
 
 const WINDOW_SECONDS: usize = 5;

@@ -1,5 +1,4 @@
-//! Connections by the thousand, for which the process of the test needs descriptors by the
-//! thousand.
+//! Tests with thousands of connections, for which the test process needs thousands of descriptors.
 #![allow(
     clippy::indexing_slicing,
     clippy::panic,

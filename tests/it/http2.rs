@@ -1,4 +1,4 @@
-//! HTTP/2, here by prior knowledge: many streams on one connection, each with its own fate.
+//! HTTP/2 with prior knowledge: many independent streams on one connection.
 
 use std::{
     io,
@@ -38,7 +38,7 @@ use tokio::{
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_over_http2_is_the_same_as_over_http1() {
+async fn an_http2_stream_is_the_same_as_an_http1_stream() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -61,39 +61,38 @@ async fn errors_and_shedding_are_answered_over_http2() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("max_subscribers = 1").start();
     let mut client = connect(relay.public).await;
-    let seated = subscribe(&mut client, relay.public).await;
-    assert_eq!(seated.status(), 200);
+    let connected = subscribe(&mut client, relay.public).await;
+    assert_eq!(connected.status(), 200);
     assert_eq!(subscribe(&mut client, relay.public).await.status(), 503);
     let request = get(&format!("http://{}/stream/nothing", relay.public));
     assert_eq!(
-        timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap().status(),
+        timeout(TIMEOUT, client.send_request(request)).await.unwrap().unwrap().status(),
         404
     );
     let request = get(&format!("http://evil.test{STREAM}"));
     assert_eq!(
-        timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap().status(),
+        timeout(TIMEOUT, client.send_request(request)).await.unwrap().unwrap().status(),
         403
     );
     let request = get(&format!("http://{}{SOCKET}", relay.public));
-    let response = timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap();
+    let response = timeout(TIMEOUT, client.send_request(request)).await.unwrap().unwrap();
     assert_eq!(response.status(), 426);
     for of_http1 in ["upgrade", "connection"] {
         assert!(response.headers().get(of_http1).is_none(), "{of_http1}");
     }
     let problem =
-        timeout(PATIENCE, response.into_body().collect()).await.unwrap().unwrap().to_bytes();
+        timeout(TIMEOUT, response.into_body().collect()).await.unwrap().unwrap().to_bytes();
     assert!(String::from_utf8_lossy(&problem).contains("HTTP/1.1"), "{problem:?}");
     let mut browser = get(&format!("http://{}{STREAM}", relay.public));
     browser.headers_mut().insert("sec-fetch-mode", "cors".parse().unwrap());
-    let response = timeout(PATIENCE, client.send_request(browser)).await.unwrap().unwrap();
+    let response = timeout(TIMEOUT, client.send_request(browser)).await.unwrap().unwrap();
     assert_eq!(response.status(), 200);
-    let whole =
-        timeout(PATIENCE, response.into_body().collect()).await.unwrap().unwrap().to_bytes();
+    let whole = timeout(TIMEOUT, response.into_body().collect()).await.unwrap().unwrap().to_bytes();
     assert!(whole.starts_with(b"retry: "));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stalled_stream_is_reset_while_its_neighbour_on_the_connection_goes_on() {
+async fn a_stalled_stream_is_reset_while_other_streams_of_its_connection_continue() {
     const EVENTS: usize = 200;
     let connector = Connector::new();
     let relay = Setup::behind(&connector)
@@ -114,10 +113,10 @@ async fn a_stalled_stream_is_reset_while_its_neighbour_on_the_connection_goes_on
     relay.wait_for_subscribers(1.0);
     let mut received = 0;
     let reset = loop {
-        match timeout(PATIENCE, stalled.frame()).await.expect("the stalled stream has an end") {
+        match timeout(TIMEOUT, stalled.frame()).await.expect("the stalled stream has an end") {
             Some(Ok(frame)) => received += frame.into_data().map_or(0, |data| data.len()),
             Some(Err(error)) => break error,
-            None => panic!("an end like any other would hide that something is missing"),
+            None => panic!("a proper end would hide the missing part"),
         }
     };
     assert!(received <= 200_000, "{received} bytes went to a window of {STREAM_WINDOW}");
@@ -125,11 +124,11 @@ async fn a_stalled_stream_is_reset_while_its_neighbour_on_the_connection_goes_on
     link.event(event_of("after", EVENTS));
     assert_eq!(neighbour.number().await, EVENTS);
     let again = subscribe(&mut client, relay.public).await;
-    assert_eq!(again.status(), 200, "the connection itself is as good as before");
+    assert_eq!(again.status(), 200, "the connection is unaffected");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pages_that_nobody_takes_are_reset_and_others_are_sent() {
+async fn pages_that_are_not_read_are_reset_and_others_are_sent() {
     const EVENTS: usize = 100;
     let connector = Connector::new();
     let lines = "write_timeout = '1s'\ntrusted_proxies = ['127.0.0.1/32']";
@@ -144,21 +143,25 @@ async fn pages_that_nobody_takes_are_reset_and_others_are_sent() {
     for n in 0..16 {
         let mut request = get(&format!("http://{}{PAGES}", relay.public));
         request.headers_mut().insert("x-forwarded-for", format!("192.0.2.{n}").parse().unwrap());
-        stalled.push(timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap());
+        stalled.push(timeout(TIMEOUT, client.send_request(request)).await.unwrap().unwrap());
     }
     assert!(stalled.iter().all(|response| response.status() == 200));
-    assert_eq!(Page::get(&relay, "").events.len(), EVENTS, "when one of them has been reset");
-    let cut_off = timeout(PATIENCE, stalled.remove(0).into_body().collect()).await.unwrap();
-    assert!(cut_off.is_err(), "an end like any other would hide that something is missing");
+    assert_eq!(
+        Page::get(&relay, "").events.len(),
+        EVENTS,
+        "once one of the stalled pages has been reset"
+    );
+    let cut_off = timeout(TIMEOUT, stalled.remove(0).into_body().collect()).await.unwrap();
+    assert!(cut_off.is_err(), "a proper end would hide the missing part");
     let request = get(&format!("http://{}{PAGES}", relay.public));
-    let whole = timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap();
+    let whole = timeout(TIMEOUT, client.send_request(request)).await.unwrap().unwrap();
     let length: usize = whole.headers()["content-length"].to_str().unwrap().parse().unwrap();
-    let whole = timeout(PATIENCE, whole.into_body().collect()).await.unwrap().unwrap().to_bytes();
-    assert_eq!(whole.len(), length, "the connection itself is as good as before");
+    let whole = timeout(TIMEOUT, whole.into_body().collect()).await.unwrap().unwrap().to_bytes();
+    assert_eq!(whole.len(), length, "the connection is unaffected");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_that_stalls_while_it_catches_up_is_reset_though_nothing_new_comes() {
+async fn a_stream_that_stalls_during_replay_is_reset_without_new_events() {
     const EVENTS: usize = 100;
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("write_timeout = '1s'").start();
@@ -169,14 +172,14 @@ async fn a_stream_that_stalls_while_it_catches_up_is_reset_though_nothing_new_co
     relay.wait_for_metric("autoplay_relay_log_events", &labels, EVENTS as f64);
     let mut client = connect(relay.public).await;
     let request = get(&format!("http://{}{STREAM}?last_event_id=0", relay.public));
-    let stalled = timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap();
+    let stalled = timeout(TIMEOUT, client.send_request(request)).await.unwrap().unwrap();
     assert_eq!(stalled.status(), 200);
     let labels = [("transport", "sse"), ("reason", "stalled")];
     relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &labels, 1.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_that_takes_nothing_is_reset_when_its_token_is_over_or_an_operator_ends_it() {
+async fn a_stream_that_reads_nothing_is_reset_on_token_expiry_and_by_an_operator() {
     let connector = Connector::new();
     let relay =
         Setup::behind(&connector).auth(&format!("allow_anonymous = true\n{}", jwt(""))).start();
@@ -186,7 +189,7 @@ async fn a_stream_that_takes_nothing_is_reset_when_its_token_is_over_or_an_opera
     let authorization = bearer(&serde_json::json!({"exp": now() + 3.0})).parse().unwrap();
     request.headers_mut().insert("authorization", authorization);
     let expiring =
-        timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap().into_body();
+        timeout(TIMEOUT, client.send_request(request)).await.unwrap().unwrap().into_body();
     let kicked = subscribe(&mut client, relay.public).await.into_body();
     let mut neighbour = Body::of(subscribe(&mut client, relay.public).await);
     neighbour.through(b"\n").await;
@@ -199,37 +202,37 @@ async fn a_stream_that_takes_nothing_is_reset_when_its_token_is_over_or_an_opera
         .as_str()
         .unwrap()
         .to_owned();
-    let sent_away = Instant::now();
+    let kicked_at = Instant::now();
     assert_eq!(
         http::ask(relay.admin, "DELETE", &format!("/api/v1/subscribers/{id}"), &[]).status(),
         204
     );
     let gone = |reason| [("transport", "sse"), ("reason", reason)];
     relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &gone("kicked"), 1.0);
-    wait::assert_within(Duration::from_secs(1), sent_away);
+    wait::assert_within(Duration::from_secs(1), kicked_at);
     relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &gone("expired"), 1.0);
     for broken_off in [expiring, kicked] {
-        assert!(timeout(PATIENCE, broken_off.collect()).await.unwrap().is_err());
+        assert!(timeout(TIMEOUT, broken_off.collect()).await.unwrap().is_err());
     }
     link.event(event_of("after", 100));
     assert_eq!(neighbour.number().await, 100);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_http2_peer_whose_socket_takes_nothing_is_disconnected() {
+async fn an_http2_client_whose_socket_reads_nothing_is_disconnected() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("write_timeout = '1s'").start();
     let mut link = connector.stream();
     let socket = TcpStream::connect(relay.public).await.unwrap();
-    let is_deaf = Arc::new(AtomicBool::new(false));
-    let socket = Deafening { socket, is_deaf: Arc::clone(&is_deaf) };
+    let is_paused = Arc::new(AtomicBool::new(false));
+    let socket = PausableSocket { socket, is_paused: Arc::clone(&is_paused) };
     let mut builder = Builder::new(TokioExecutor::new());
     builder.initial_stream_window_size(1 << 30).initial_connection_window_size(1 << 30);
     let (mut client, connection) = builder.handshake(TokioIo::new(socket)).await.unwrap();
     tokio::spawn(connection);
     let response = subscribe(&mut client, relay.public).await;
     assert_eq!(response.status(), 200);
-    is_deaf.store(true, Ordering::SeqCst);
+    is_paused.store(true, Ordering::SeqCst);
     let session = "x".repeat(8000);
     (0..2000).for_each(|n| link.event(event_of(&session, n)));
     let labels = [("transport", "sse"), ("reason", "stalled")];
@@ -238,7 +241,7 @@ async fn an_http2_peer_whose_socket_takes_nothing_is_disconnected() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_idle_http2_stream_is_not_taken_for_a_stalled_one() {
+async fn an_idle_http2_stream_is_not_reset_as_stalled() {
     let connector = Connector::new();
     let relay =
         Setup::behind(&connector).server("write_timeout = '300ms'\nhead_timeout = '300ms'").start();
@@ -255,7 +258,7 @@ async fn an_idle_http2_stream_is_not_taken_for_a_stalled_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_connection_is_ended_when_nothing_has_been_asked_on_it_for_the_head_timeout() {
+async fn a_connection_without_streams_is_closed_after_the_head_timeout() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("head_timeout = '600ms'").start();
     let mut link = connector.stream();
@@ -265,46 +268,46 @@ async fn a_connection_is_ended_when_nothing_has_been_asked_on_it_for_the_head_ti
     let mut driver = tokio::spawn(connection);
     let mut body = Body::of(subscribe(&mut client, relay.public).await);
     body.through(b"\n").await;
-    // As long as there is a stream, it stays.
+    // The connection stays as long as it has a stream.
     assert!(timeout(Duration::from_secs(2), &mut driver).await.is_err());
     link.event(event(1));
     assert_eq!(body.number().await, 1);
     let begin = Instant::now();
     drop(body);
-    let ended = timeout(PATIENCE, driver).await.expect("the connection ends").unwrap();
-    ended.expect("in order, by GOAWAY");
+    let ended = timeout(TIMEOUT, driver).await.expect("the connection ends").unwrap();
+    ended.expect("a proper end by GOAWAY");
     assert!(
         (Duration::from_millis(400)..Duration::from_secs(5)).contains(&begin.elapsed()),
         "{:?}",
         begin.elapsed()
     );
-    drop(client); // it was not this side that ended it
+    drop(client); // held until here: the relay has closed the connection
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_answers_no_ping_and_asks_nothing_is_ended_too() {
+async fn a_connection_that_answers_no_ping_is_closed_after_the_head_timeout() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("head_timeout = '600ms'").start();
-    let _link = connector.stream(); // no other socket of the relay comes and goes from here on
+    let _link = connector.stream(); // no other socket of the relay opens or closes from here on
     let without_it = relay.process.open_sockets();
-    let is_deaf = Arc::new(AtomicBool::new(false));
+    let is_paused = Arc::new(AtomicBool::new(false));
     let socket = TcpStream::connect(relay.public).await.unwrap();
-    let socket = Deafening { socket, is_deaf: Arc::clone(&is_deaf) };
+    let socket = PausableSocket { socket, is_paused: Arc::clone(&is_paused) };
     let (mut client, connection) =
         Builder::new(TokioExecutor::new()).handshake(TokioIo::new(socket)).await.unwrap();
     let _driver = tokio::spawn(connection);
     let request = get(&format!("http://{}/nothing", relay.public));
     assert_eq!(
-        timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap().status(),
+        timeout(TIMEOUT, client.send_request(request)).await.unwrap().unwrap().status(),
         404
     );
-    is_deaf.store(true, Ordering::SeqCst);
-    // It had been accepted: there was an answer.
-    wait::until("its socket is closed", || relay.process.open_sockets() <= without_it);
+    is_paused.store(true, Ordering::SeqCst);
+    // The connection was accepted before, for a request was answered.
+    wait::until("the socket is closed", || relay.process.open_sockets() <= without_it);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_head_beyond_all_measure_is_431_and_the_connection_stays() {
+async fn a_head_beyond_the_limit_gets_431_and_the_connection_stays() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut client = connect(relay.public).await;
@@ -314,22 +317,21 @@ async fn a_head_beyond_all_measure_is_431_and_the_connection_stays() {
         request.headers_mut().insert(name, "x".repeat(4000).parse().unwrap());
     }
     assert_eq!(
-        timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap().status(),
+        timeout(TIMEOUT, client.send_request(request)).await.unwrap().unwrap().status(),
         431
     );
     assert_eq!(subscribe(&mut client, relay.public).await.status(), 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_drain_ends_http2_streams_in_order() {
+async fn a_drain_gives_http2_streams_a_proper_end() {
     let connector = Connector::new();
     let mut relay = Relay::behind(&connector);
     let mut client = connect(relay.public).await;
     let response = subscribe(&mut client, relay.public).await;
     relay.wait_for_subscribers(1.0);
     relay.process.signal("TERM");
-    let whole =
-        timeout(PATIENCE, response.into_body().collect()).await.unwrap().unwrap().to_bytes();
+    let whole = timeout(TIMEOUT, response.into_body().collect()).await.unwrap().unwrap().to_bytes();
     let whole = String::from_utf8(whole.to_vec()).unwrap();
     assert_eq!(whole.matches("retry: ").count(), 2, "{whole:?}");
     assert_eq!(relay.process.exit_code(), Some(0));
@@ -345,7 +347,7 @@ async fn connect(to: SocketAddr) -> SendRequest<Empty<Bytes>> {
 }
 
 async fn subscribe(client: &mut SendRequest<Empty<Bytes>>, to: SocketAddr) -> Response<Incoming> {
-    timeout(PATIENCE, client.send_request(get(&format!("http://{to}{STREAM}"))))
+    timeout(TIMEOUT, client.send_request(get(&format!("http://{to}{STREAM}"))))
         .await
         .unwrap()
         .unwrap()
@@ -355,26 +357,26 @@ fn get(url: &str) -> Request<Empty<Bytes>> {
     Request::get(url).body(Empty::new()).unwrap()
 }
 
-/// A socket that is no longer read once that is said.
-struct Deafening {
+/// A socket that stops reading once `is_paused` is set.
+struct PausableSocket {
     socket: TcpStream,
-    is_deaf: Arc<AtomicBool>,
+    is_paused: Arc<AtomicBool>,
 }
 
-impl AsyncRead for Deafening {
+impl AsyncRead for PausableSocket {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.is_deaf.load(Ordering::SeqCst) {
+        if self.is_paused.load(Ordering::SeqCst) {
             return Poll::Pending;
         }
         Pin::new(&mut self.socket).poll_read(context, into)
     }
 }
 
-impl AsyncWrite for Deafening {
+impl AsyncWrite for PausableSocket {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -392,7 +394,7 @@ impl AsyncWrite for Deafening {
     }
 }
 
-/// A body that is read piece by piece; flow control gives back what has been read.
+/// A body that is read piece by piece, so that flow control opens the window again.
 struct Body {
     incoming: Incoming,
     buffer: Vec<u8>,
@@ -403,13 +405,13 @@ impl Body {
         Self { incoming: response.into_body(), buffer: Vec::new() }
     }
 
-    /// Everything up to and including `mark`.
+    /// Waits for the bytes up to and including `mark`.
     async fn through(&mut self, mark: &[u8]) -> Vec<u8> {
         loop {
             if let Some(at) = self.buffer.windows(mark.len()).position(|window| window == mark) {
                 return self.buffer.drain(..at + mark.len()).collect();
             }
-            let frame = timeout(PATIENCE, self.incoming.frame())
+            let frame = timeout(TIMEOUT, self.incoming.frame())
                 .await
                 .expect("more comes")
                 .unwrap()
@@ -427,4 +429,4 @@ impl Body {
 
 const STREAM_WINDOW: u32 = 65_535;
 
-const PATIENCE: Duration = crate::common::wait::PATIENCE;
+const TIMEOUT: Duration = crate::common::wait::TIMEOUT;

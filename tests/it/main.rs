@@ -1,9 +1,9 @@
 //! Black-box tests: the real binary between a scripted connector and recording clients, in one
 //! process of tests.
 //!
-//! Folders are subjects. A test that needs a process of its own stands in another binary: `kill`
-//! for what is timed to the millisecond, `descriptors` for connections by the thousand,
-//! `architecture` and `docs` for what reads the repository.
+//! Each folder has one subject. Tests that need a process of their own are in other binaries:
+//! `kill` for tests that depend on single milliseconds, `descriptors` for tests with thousands of
+//! connections, `architecture` and `docs` for tests that read the repository.
 #![allow(
     clippy::indexing_slicing,
     clippy::panic,

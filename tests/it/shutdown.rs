@@ -1,4 +1,4 @@
-//! Signals: the relay leaves in order, spread over the drain window.
+//! Signals and graceful shutdown: subscribers are drained over the drain window.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use crate::common::{
 };
 
 #[test]
-fn with_nobody_connected_a_drain_ends_at_once_however_long_the_window() {
+fn a_drain_without_subscribers_ends_at_once() {
     for signal in ["TERM", "INT"] {
         let connector = Connector::new();
         let mut relay = Setup::behind(&connector).server("drain_window = '1h'").start();
@@ -25,7 +25,7 @@ fn with_nobody_connected_a_drain_ends_at_once_however_long_the_window() {
 }
 
 #[test]
-fn subscribers_leave_within_the_window_with_a_retry_line_and_a_proper_end() {
+fn a_drain_disconnects_subscribers_over_its_window_with_a_retry_line_and_a_proper_end() {
     let connector = Connector::new();
     let mut relay = Setup::behind(&connector).server("drain_window = '2s'").start();
     let mut link = connector.stream();
@@ -53,7 +53,7 @@ fn subscribers_leave_within_the_window_with_a_retry_line_and_a_proper_end() {
     let (first, last) = (ended.iter().min().unwrap(), ended.iter().max().unwrap());
     assert!(
         *last - *first > Duration::from_millis(500),
-        "they leave spread over the window: {ended:?}"
+        "the disconnects are spread over the window: {ended:?}"
     );
     assert!(*last < Duration::from_secs(4), "{ended:?}");
     assert_eq!(relay.process.exit_code(), Some(0));
@@ -61,8 +61,8 @@ fn subscribers_leave_within_the_window_with_a_retry_line_and_a_proper_end() {
 }
 
 #[test]
-fn a_request_to_stop_that_comes_twice_at_once_is_one() {
-    // As `timeout` sends it: to the process, and to its group.
+fn two_simultaneous_stop_signals_count_as_one() {
+    // `timeout` sends two signals: to the process, and to its group.
     let connector = Connector::new();
     let mut relay = Setup::behind(&connector).server("drain_window = '1s'").start();
     let mut subscriber = relay.subscribe();
@@ -72,14 +72,14 @@ fn a_request_to_stop_that_comes_twice_at_once_is_one() {
 }
 
 #[test]
-fn who_is_told_to_leave_still_gets_everything_that_is_in_the_log() {
+fn a_drained_subscriber_still_receives_every_logged_event() {
     const EVENTS: usize = 400;
     let connector = Connector::new();
-    let mut relay = Relay::behind(&connector); // its drain window is no time at all
+    let mut relay = Relay::behind(&connector); // the drain window is 0 s
     let mut link = connector.stream();
     let mut behind = relay.subscribe();
-    // Far more than sockets take in, so that the subscriber, which does not read yet, is behind the
-    // log.
+    // Far more than the sockets hold, so that the subscriber, which does not read yet, lags behind
+    // the log.
     let session = "x".repeat(8000);
     (0..EVENTS).for_each(|n| link.event(event_of(&session, n)));
     let labels = [("product_id", PRODUCT), ("tier", "memory")];
@@ -92,7 +92,7 @@ fn who_is_told_to_leave_still_gets_everything_that_is_in_the_log() {
 }
 
 #[test]
-fn while_draining_events_still_come_and_newcomers_are_turned_away() {
+fn a_draining_relay_delivers_events_and_sheds_newcomers() {
     let connector = Connector::new();
     let mut relay = Setup::behind(&connector).server("drain_window = '6s'").start();
     let mut link = connector.stream();
@@ -102,8 +102,8 @@ fn while_draining_events_still_come_and_newcomers_are_turned_away() {
     wait::until("readiness ends", || relay.ask_admin("/readyz").status() == 503);
     assert_eq!(relay.ask_admin("/healthz").status(), 200);
 
-    let turned_away = relay.get(STREAM, &[]).problem(503);
-    let wait: u32 = turned_away.field("retry-after").unwrap().parse().unwrap();
+    let shed = relay.get(STREAM, &[]).problem(503);
+    let wait: u32 = shed.field("retry-after").unwrap().parse().unwrap();
     assert!(wait >= 1);
     let browser = relay.get(STREAM, &[("Sec-Fetch-Mode", "cors")]);
     assert_eq!((browser.status(), browser.field("content-type")), (200, Some("text/event-stream")));
@@ -121,19 +121,19 @@ fn while_draining_events_still_come_and_newcomers_are_turned_away() {
         assert_eq!(ending, Ending::Proper);
         received += usize::from(String::from_utf8(rest).unwrap().contains(&event(7)));
     }
-    assert!(received >= 6, "those who had not left yet got what came: {received} of 12");
+    assert!(received >= 6, "subscribers still connected got the event: {received} of 12");
     assert_eq!(relay.process.exit_code(), Some(0));
 }
 
 #[test]
-fn those_who_leave_are_counted_as_drained() {
+fn drained_subscribers_are_counted_as_drain() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("drain_window = '4s'").start();
     let _subscribers: Vec<Subscriber> = (0..10).map(|_| relay.subscribe()).collect();
     relay.wait_for_subscribers(10.0);
     relay.process.signal("TERM");
     let drained = [("transport", "sse"), ("reason", "drain")];
-    let count = wait::value("the first few have left", || {
+    let count = wait::value("the first subscribers are disconnected", || {
         let metrics = relay.metrics();
         metrics
             .value("autoplay_relay_subscriber_disconnects_total", &drained)
@@ -143,7 +143,7 @@ fn those_who_leave_are_counted_as_drained() {
 }
 
 #[test]
-fn who_resumes_at_the_next_relay_is_told_what_cannot_be_known() {
+fn a_subscriber_that_resumes_at_the_next_relay_gets_an_unknown_id_gap() {
     let connector = Connector::new();
     let mut relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -174,12 +174,12 @@ fn a_second_signal_ends_the_process_at_once_with_1() {
 }
 
 #[test]
-fn an_upstream_that_does_not_answer_does_not_keep_the_relay_from_leaving() {
+fn an_upstream_that_does_not_answer_does_not_delay_shutdown() {
     let (silent, busy) = (Connector::new(), Connector::new());
     let mut relay = Setup::behind(&silent).upstream("prod_xyz", &busy.url("prod_xyz"), "").start();
     let _silent = silent.accept();
     busy.accept().refuse("503 Service Unavailable", "Retry-After: 120\r\n");
-    wait::until("the wait has begun", || relay.upstream_state("prod_xyz") == "backing_off");
+    wait::until("the upstream backs off", || relay.upstream_state("prod_xyz") == "backing_off");
     let begin = Instant::now();
     relay.process.signal("TERM");
     assert_eq!(relay.process.exit_code(), Some(0));
@@ -187,7 +187,7 @@ fn an_upstream_that_does_not_answer_does_not_keep_the_relay_from_leaving() {
 }
 
 #[test]
-fn a_stalled_subscriber_does_not_keep_the_relay_from_leaving() {
+fn a_stalled_subscriber_does_not_delay_shutdown() {
     let connector = Connector::new();
     let mut relay =
         Setup::behind(&connector).server("drain_window = '500ms'\nwrite_timeout = '1h'").start();
@@ -202,7 +202,7 @@ fn a_stalled_subscriber_does_not_keep_the_relay_from_leaving() {
 }
 
 #[test]
-fn a_hangup_disturbs_nobody() {
+fn a_hangup_signal_disturbs_no_connection() {
     let connector = Connector::new();
     let mut relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -210,7 +210,7 @@ fn a_hangup_disturbs_nobody() {
     link.event(event(0));
     assert_eq!(subscriber.numbers(1), [0]);
     relay.process.signal("HUP");
-    connector.expect_nobody(Duration::from_millis(300));
+    connector.expect_no_connection(Duration::from_millis(300));
     link.event(event(1));
     assert_eq!(subscriber.numbers(1), [1]);
     assert!(relay.process.is_running());

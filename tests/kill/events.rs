@@ -1,5 +1,4 @@
-//! `kill -9` under load: whatever was received 50 ms before it is there afterwards, and every loss
-//! is announced.
+//! SIGKILL under load: events received 50 ms before are persisted, and every loss is announced.
 
 use std::{
     collections::HashMap,
@@ -16,16 +15,16 @@ use crate::common::{
     subscriber::{Frame, Subscriber},
 };
 
-/// What one client had seen of one life when that was ended.
+/// The events that one client had received when a run was killed.
 struct Seen {
     frames: Vec<Frame>,
-    /// When each of them had come.
+    /// Time of arrival of each event.
     at: Vec<Instant>,
 }
 
 #[test]
-fn what_was_received_50_ms_before_a_kill_is_kept_and_what_was_not_kept_is_announced() {
-    let _turn = crate::alone();
+fn an_event_received_50_ms_before_a_kill_is_persisted_and_a_lost_one_is_announced() {
+    let _turn = crate::exclusive();
     let is_long = std::env::var_os("AUTOPLAY_RELAY_LONG").is_some();
     let seed = std::env::var("AUTOPLAY_RELAY_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed = seed.unwrap_or_else(|| fastrand::u64(..));
@@ -33,9 +32,9 @@ fn what_was_received_50_ms_before_a_kill_is_kept_and_what_was_not_kept_is_announ
     let mut random = fastrand::Rng::with_seed(seed);
     let (connector, data) = (Connector::new(), DataDir::new());
     let mut history = History::default();
-    for life in 0..if is_long { 100 } else { 8 } {
+    for run in 0..if is_long { 100 } else { 8 } {
         let mut relay = data.relay(&connector);
-        let mut link = if life == 0 { connector.stream() } else { relay.reconnect(&connector) };
+        let mut link = if run == 0 { connector.stream() } else { relay.reconnect(&connector) };
         let is_over = AtomicBool::new(false);
         let seen_by_all = [const { AtomicUsize::new(0) }; 3];
         let time = Duration::from_millis(random.u64(60..700));
@@ -49,8 +48,8 @@ fn what_was_received_50_ms_before_a_kill_is_kept_and_what_was_not_kept_is_announ
                 .collect();
             let (is_over, seen_by_all, sent) = (&is_over, &seen_by_all, &mut history.sent);
             let sender = scope.spawn(move || {
-                // As fast as is sensible: never far ahead of who reads, so that what comes is what
-                // was just received.
+                // Never far ahead of the readers, so that the events they receive last were sent
+                // just before the kill.
                 let begin = *sent;
                 while !is_over.load(Ordering::SeqCst) {
                     let slowest =
@@ -68,7 +67,7 @@ fn what_was_received_50_ms_before_a_kill_is_kept_and_what_was_not_kept_is_announ
             });
             thread::sleep(time);
             let killed_at = Instant::now();
-            relay.process.kill_dash_nine();
+            relay.process.kill();
             is_over.store(true, Ordering::SeqCst);
             sender.join().unwrap();
             let seen: Vec<Seen> =
@@ -77,21 +76,16 @@ fn what_was_received_50_ms_before_a_kill_is_kept_and_what_was_not_kept_is_announ
         });
         let relay = data.relay(&connector);
         let seen = seen.into_iter().max_by_key(|seen| seen.frames.len()).unwrap();
-        // Held until the relay is gone: one that is let go connects again, and the next life would
-        // be taken for that.
-        let _link = history.check(
-            &relay,
-            &connector,
-            &seen,
-            killed_at,
-            &format!("seed {seed}, life {life}"),
-        );
+        // Held until the relay has ended: a relay whose connection is dropped connects again, and
+        // that connection would be taken for the next run's.
+        let _link =
+            history.check(&relay, &connector, &seen, killed_at, &format!("seed {seed}, run {run}"));
         relay.stop();
     }
     let relay = data.relay(&connector);
     assert!(
         everything(&relay, "0").starts_with(&history.kept),
-        "seed {seed}: what was kept once stays as it was"
+        "seed {seed}: persisted entries do not change"
     );
 }
 
@@ -108,43 +102,43 @@ fn follow(subscriber: &mut Subscriber, count: &AtomicUsize) -> Seen {
     seen
 }
 
-/// All lives so far.
+/// All runs of the relay so far.
 #[derive(Default)]
 struct History {
     sent: usize,
-    /// Which event each id that was ever seen belongs to.
+    /// The event of each id seen so far.
     names: HashMap<String, usize>,
-    /// What was kept, as it was first read back.
+    /// The persisted entries, as first read back.
     kept: Vec<Frame>,
 }
 
 impl History {
-    /// Holds what the next life has against what was seen of the one before.
+    /// Checks the log of the next run against the events that a client had received.
     fn check(
         &mut self,
         relay: &Relay,
         connector: &Connector,
         seen: &Seen,
         killed_at: Instant,
-        life: &str,
+        run: &str,
     ) -> Link {
         for frame in &seen.frames {
-            self.name(frame, life);
+            self.name(frame, run);
         }
         let kept = everything(relay, self.kept.last().map_or("0", Frame::id));
-        let of_this_life: Vec<usize> = kept.iter().filter_map(|it| self.name(it, life)).collect();
-        // In order, without a hole and nothing twice: from the first one seen on.
+        let of_this_life: Vec<usize> = kept.iter().filter_map(|it| self.name(it, run)).collect();
+        // In order, without a hole and without a duplicate, from the first received event on.
         let begin = seen.frames.first().map_or(self.sent, |frame| number(&frame.data));
         assert!(
             of_this_life.iter().copied().eq(begin..begin + of_this_life.len()),
-            "{life}: {of_this_life:?}"
+            "{run}: {of_this_life:?}"
         );
         let must_be_kept =
             seen.at.iter().filter(|at| killed_at.duration_since(**at) >= Duration::from_millis(50));
         let (must_be_kept, is_kept) = (must_be_kept.count(), of_this_life.len());
-        assert!(is_kept >= must_be_kept, "{life}: {is_kept} of {must_be_kept} are kept");
-        // A client that had an id that was not kept is told that its place is not known, one that
-        // had the last kept is not.
+        assert!(is_kept >= must_be_kept, "{run}: {is_kept} of {must_be_kept} are persisted");
+        // A client whose last event was lost gets an unknown id gap; a client whose last event was
+        // persisted does not.
         let link = relay.reconnect(connector);
         for frame in seen.frames.iter().skip(is_kept.saturating_sub(2)).take(6) {
             let is_known = number(&frame.data) < begin + is_kept;
@@ -152,9 +146,9 @@ impl History {
             if is_known {
                 let next = kept.iter().skip_while(|it| it.id != frame.id).nth(1);
                 match next {
-                    Some(next) => assert_eq!(resumed.item(), *next, "{life}"),
+                    Some(next) => assert_eq!(resumed.item(), *next, "{run}"),
                     None => {
-                        assert_eq!(resumed.gap().json()["reason"], "upstream_reconnect", "{life}");
+                        assert_eq!(resumed.gap().json()["reason"], "upstream_reconnect", "{run}");
                     }
                 }
             } else {
@@ -162,14 +156,14 @@ impl History {
                 assert_eq!(
                     (&notice["reason"], &notice["after"]),
                     (&"unknown_id".into(), &frame.id().into()),
-                    "{life}"
+                    "{run}"
                 );
-                assert_eq!(resumed.item(), *self.kept.first().unwrap_or(&kept[0]), "{life}");
+                assert_eq!(resumed.item(), *self.kept.first().unwrap_or(&kept[0]), "{run}");
             }
         }
         let lost = seen.frames.len().saturating_sub(is_kept);
         eprintln!(
-            "{life}: {} seen, {must_be_kept} promised, {is_kept} kept, {lost} lost",
+            "{run}: {} seen, {must_be_kept} due, {is_kept} kept, {lost} lost",
             seen.frames.len()
         );
         self.sent = self.sent.max(begin + is_kept);
@@ -177,19 +171,19 @@ impl History {
         link
     }
 
-    /// Notes what this id stands for; the number of the event, if it is one.
-    fn name(&mut self, frame: &Frame, life: &str) -> Option<usize> {
+    /// Records the event of this id. Returns the number of the event, or `None` for a gap.
+    fn name(&mut self, frame: &Frame, run: &str) -> Option<usize> {
         let number = match &frame.event {
             None => number(&frame.data),
             Some(_) => usize::MAX,
         };
         let known = *self.names.entry(frame.id().to_owned()).or_insert(number);
-        assert_eq!(known, number, "{life}: {} has been given twice", frame.id());
+        assert_eq!(known, number, "{run}: {} has been given twice", frame.id());
         (number != usize::MAX).then_some(number)
     }
 }
 
-/// Everything that is kept behind an id: to the newest, before the connector is back.
+/// Returns all entries after an id, up to the newest before the connector reconnects.
 fn everything(relay: &Relay, id: &str) -> Vec<Frame> {
     let newest =
         relay.status()["log"]["prod_abc"]["newest"].as_str().unwrap_or_default().to_owned();
@@ -198,7 +192,7 @@ fn everything(relay: &Relay, id: &str) -> Vec<Frame> {
     while frames.last().and_then(|frame| frame.id.as_deref()).unwrap_or_default() != newest {
         let mut frame = all.item();
         if frame.event.is_some() {
-            frame.data.clear(); // what a gap's notice says of what comes next is not known at first
+            frame.data.clear(); // the id after a gap is not known at first
         }
         frames.push(frame);
     }

@@ -1,5 +1,5 @@
-//! `kill -9` under load, and what the next life of the relay has kept. Alone, so that 50 ms are not
-//! spent on other tests.
+//! SIGKILL under load, and the events and deliveries after the restart. In a binary of its own, so
+//! that other tests do not take up the 50 ms.
 #![allow(
     clippy::indexing_slicing,
     clippy::panic,
@@ -17,8 +17,8 @@ mod events;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Waits until no other test of this binary runs, and keeps others waiting.
-fn alone() -> MutexGuard<'static, ()> {
+/// Waits until no other test of this binary runs, and makes the others wait.
+fn exclusive() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,5 +1,5 @@
-//! Subscribers over TLS or HTTP/2: on each thread of the load a runtime of its own, and on it a
-//! task for each stream.
+//! Subscribers over TLS or HTTP/2: each thread of the load has its own runtime, with a task for
+//! each stream.
 
 use std::{
     ops::Range,
@@ -21,90 +21,99 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use super::books::{Books, MOST_PENDING, Shared};
+use super::shared::{MAX_PENDING, Shared, ThreadResults};
 use crate::{
     request::request,
     response::Response,
     support::{
         Result,
         payload::now_us,
-        target::kind::{Door, Way},
+        target::kind::{Endpoint, Protocol},
         tls,
     },
 };
 
-/// Connects, reads and checks until told to stop.
-pub(super) fn attend(door: Door, books: Books, shared: &Arc<Shared>) -> Result<Books> {
-    let config = match door.way {
-        Way::Tls => Some(tls::client(HTTP1)?),
-        Way::TlsHttp2 => Some(tls::client(HTTP2)?),
+/// Connects, reads and checks until `shared.stop` is set.
+pub(super) fn run(
+    endpoint: Endpoint,
+    results: ThreadResults,
+    shared: &Arc<Shared>,
+) -> Result<ThreadResults> {
+    let config = match endpoint.protocol {
+        Protocol::Tls => Some(tls::client(HTTP1)?),
+        Protocol::TlsHttp2 => Some(tls::client(HTTP2)?),
         _ => None,
     };
-    let count = books.ledgers.len();
-    let books = Arc::new(Mutex::new(books));
-    let crowd = Crowd { door, config, books: Arc::clone(&books), shared: Arc::clone(shared) };
+    let count = results.records.len();
+    let results = Arc::new(Mutex::new(results));
+    let context =
+        TaskContext { endpoint, config, results: Arc::clone(&results), shared: Arc::clone(shared) };
     let runtime = Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(crowd.come(count))?;
-    drop(runtime); // and with it all who hold the books
-    let books = Arc::into_inner(books).ok_or("somebody still writes into the books")?;
-    Ok(books.into_inner().unwrap_or_else(PoisonError::into_inner))
+    runtime.block_on(context.run(count))?;
+    drop(runtime); // and with it all tasks that hold the results
+    let results = Arc::into_inner(results).ok_or("a task still holds the results")?;
+    Ok(results.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// What the tasks of one thread share.
+/// State shared by the tasks of one thread.
 #[derive(Clone, Debug)]
-struct Crowd {
-    door: Door,
+struct TaskContext {
+    endpoint: Endpoint,
     config: Option<Arc<ClientConfig>>,
-    books: Arc<Mutex<Books>>,
+    results: Arc<Mutex<ThreadResults>>,
     shared: Arc<Shared>,
 }
 
-impl Crowd {
-    /// Lets all come, a bounded number at a time, and watches them until told to stop.
-    async fn come(self, count: usize) -> Result<()> {
-        let each = if self.door.way == Way::Tls { 1 } else { STREAMS };
-        let gate = Arc::new(Semaphore::new(MOST_PENDING));
+impl TaskContext {
+    /// Connects all subscribers, a bounded number at a time, and watches their tasks until
+    /// `shared.stop` is set.
+    async fn run(self, count: usize) -> Result<()> {
+        let each = if self.endpoint.protocol == Protocol::Tls { 1 } else { STREAMS };
+        let permits = Arc::new(Semaphore::new(MAX_PENDING));
         let mut connections = JoinSet::new();
         for first in (0..count).step_by(each) {
-            let members = first..count.min(first + each);
-            connections.spawn(self.clone().connect(members, Arc::clone(&gate)));
+            let numbers = first..count.min(first + each);
+            connections.spawn(self.clone().connect(numbers, Arc::clone(&permits)));
         }
         while !self.shared.stop.load(Ordering::Relaxed) {
             while let Some(done) = connections.try_join_next() {
                 done??;
             }
-            tokio::time::sleep(BETWEEN_LOOKS).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
         Ok(())
     }
 
-    async fn connect(self, members: Range<usize>, gate: Arc<Semaphore>) -> Result<()> {
-        let permit = gate.acquire_owned().await?;
-        members.clone().for_each(|nth| self.write(|books| books.ledgers[nth].comes()));
-        let socket = TcpStream::connect(self.door.address)
+    async fn connect(self, numbers: Range<usize>, permits: Arc<Semaphore>) -> Result<()> {
+        let permit = permits.acquire_owned().await?;
+        numbers.clone().for_each(|nth| self.write(|results| results.records[nth].start_timing()));
+        let socket = TcpStream::connect(self.endpoint.address)
             .await
             .map_err(|error| format!("cannot connect: {error}"))?;
-        let Some(config) = &self.config else { return self.speak(socket, members, permit).await };
+        let Some(config) = &self.config else {
+            return self.run_streams(socket, numbers, permit).await;
+        };
         let connector = TlsConnector::from(Arc::clone(config));
-        let stream = connector.connect(ServerName::from(self.door.address.ip()), socket).await?;
+        let stream =
+            connector.connect(ServerName::from(self.endpoint.address.ip()), socket).await?;
         let chosen = stream.get_ref().1.alpn_protocol();
         if !config.alpn_protocols.iter().any(|protocol| Some(protocol.as_slice()) == chosen) {
             return Err(format!("the target has chosen the protocol {chosen:?}").into());
         }
-        self.speak(stream, members, permit).await
+        self.run_streams(stream, numbers, permit).await
     }
 
-    async fn speak<S>(
+    async fn run_streams<S>(
         self,
         stream: S,
-        members: Range<usize>,
+        numbers: Range<usize>,
         permit: OwnedSemaphorePermit,
     ) -> Result<()>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        if self.door.way == Way::Tls {
-            return self.listen(stream, members.start, permit).await;
+        if self.endpoint.protocol == Protocol::Tls {
+            return self.run_single(stream, numbers.start, permit).await;
         }
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder
@@ -114,7 +123,7 @@ impl Crowd {
         let permit = Arc::new(permit);
         let mut streams = JoinSet::new();
         streams.spawn(async { Ok(connection.await?) });
-        for nth in members {
+        for nth in numbers {
             streams.spawn(self.clone().subscribe(sender.clone(), nth, Arc::clone(&permit)));
         }
         drop((sender, permit));
@@ -124,16 +133,21 @@ impl Crowd {
         Ok(())
     }
 
-    /// One subscriber on a connection of its own.
-    async fn listen<S>(self, mut stream: S, nth: usize, permit: OwnedSemaphorePermit) -> Result<()>
+    /// Runs a subscriber on its own connection.
+    async fn run_single<S>(
+        self,
+        mut stream: S,
+        nth: usize,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<()>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let mut permit = Some(permit);
-        stream.write_all(self.question(nth).as_bytes()).await?;
+        stream.write_all(self.request_text(nth).as_bytes()).await?;
         let (mut response, mut buffer) = (Response::new(), vec![0; READ_BYTES]);
         while !response.has_ended() {
-            // Whoever is cut off has ended, whatever the error is.
+            // A read error is the end of the stream, whichever error it is.
             let length = stream.read(&mut buffer).await.unwrap_or(0);
             if length == 0 {
                 break;
@@ -146,18 +160,18 @@ impl Crowd {
         if !response.has_begun() {
             return Err("a connection was closed before it was answered".into());
         }
-        self.write(|books| books.tally.faults.ended += 1);
+        self.write(|results| results.tally.faults.ended += 1);
         Ok(())
     }
 
-    /// One subscriber among others on a connection.
+    /// Runs a subscriber that shares its connection.
     async fn subscribe(
         self,
         mut sender: http2::SendRequest<Empty<Bytes>>,
         nth: usize,
         permit: Arc<OwnedSemaphorePermit>,
     ) -> Result<()> {
-        let request = Request::get(self.question(nth))
+        let request = Request::get(self.request_text(nth))
             .header("accept", "text/event-stream")
             .body(Empty::new())?;
         let answer = sender.send_request(request).await?;
@@ -172,22 +186,26 @@ impl Crowd {
                 self.feed(nth, &mut response, data)?;
             }
         }
-        self.write(|books| books.tally.faults.ended += 1);
+        self.write(|results| results.tally.faults.ended += 1);
         Ok(())
     }
 
-    fn question(&self, nth: usize) -> String {
-        self.write(|books| {
-            request(self.door, books.ledgers[nth].session.as_deref(), books.ledgers[nth].resume)
+    fn request_text(&self, nth: usize) -> String {
+        self.write(|results| {
+            request(
+                self.endpoint,
+                results.records[nth].session.as_deref(),
+                results.records[nth].resume,
+            )
         })
     }
 
-    /// Checks what has come, and counts it.
+    /// Checks and counts received bytes.
     fn feed(&self, nth: usize, response: &mut Response, bytes: &[u8]) -> Result<()> {
         let now_us = now_us();
-        self.write(|Books { tally, ledgers }| {
+        self.write(|ThreadResults { tally, records }| {
             let (received, caught_up) = (tally.received, tally.caught_up_us.count());
-            response.feed(bytes, |block| tally.enter(&mut ledgers[nth], block, now_us))?;
+            response.feed(bytes, |block| tally.check(&mut records[nth], block, now_us))?;
             self.shared.received.fetch_add(tally.received - received, Ordering::Relaxed);
             self.shared
                 .caught_up
@@ -196,23 +214,23 @@ impl Crowd {
         })
     }
 
-    /// Nobody else has the books then: all tasks are on one thread.
-    fn write<T>(&self, write: impl FnOnce(&mut Books) -> T) -> T {
-        write(&mut self.books.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Runs `write` with the results. The lock is never contended: all tasks run on one thread.
+    fn write<T>(&self, write: impl FnOnce(&mut ThreadResults) -> T) -> T {
+        write(&mut self.results.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// On each connection of HTTP/2: as many as browsers and proxies open at the most by default.
+/// Streams on each connection of HTTP/2: the default maximum of browsers and proxies.
 const STREAMS: usize = 100;
 
-/// About what browsers grant, so that windows do not end what the target could send.
+/// About the window of browsers, so that windows do not limit the target.
 const STREAM_WINDOW: u32 = 1 << 20;
 
 const CONNECTION_WINDOW: u32 = 1 << 24;
 
 const READ_BYTES: usize = 4096;
 
-const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 const HTTP1: &[u8] = b"http/1.1";
 

@@ -1,10 +1,10 @@
-//! A, A5 and D: every event to all.
+//! A, A5 and D: every event to all subscribers.
 
 use std::{thread, time::Instant};
 
 use super::size::{SESSIONS, SETTLE, Size, micros};
 use crate::{
-    load::{Audience, Load},
+    load::{Load, Workload},
     outcome::Outcome,
     rig::Rig,
     support::{
@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// Every event to all.
+/// Every event to all subscribers.
 pub(super) struct Broadcast {
     subscribers: usize,
     per_second: u64,
@@ -59,7 +59,7 @@ impl Broadcast {
     }
 
     pub(super) fn run(&self, kind: Kind) -> Result<Outcome> {
-        let audience = Audience {
+        let workload = Workload {
             subscribers: self.subscribers,
             own_session: false,
             series: Series { sessions: SESSIONS, events: self.per_second * self.seconds },
@@ -68,13 +68,13 @@ impl Broadcast {
             may_miss: false,
         };
         let mut rig = Rig::start(kind, self.pace)?;
-        let load = Load::connect(rig.door(), audience)?;
+        let load = Load::connect(rig.endpoint(), workload)?;
         thread::sleep(SETTLE);
         let start = Instant::now();
-        let (cpu, late) = rig.cpu_of(|rig| rig.send_all(&load, audience, self.per_second))?;
+        let (cpu, late) = rig.cpu_of(|rig| rig.send_all(&load, workload, self.per_second))?;
         let seconds = start.elapsed().as_secs_f64();
         let tally = load.finish()?;
-        let mut outcome = Outcome::new(&tally, audience.deliveries());
+        let mut outcome = Outcome::new(&tally, workload.deliveries());
         outcome.compare("CPU per delivery, µs", micros(cpu) / tally.received as f64);
         outcome.latency(&tally.latency);
         outcome.compare("last subscriber p50, ms", millis(&tally.last(), 0.5));

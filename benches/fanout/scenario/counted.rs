@@ -1,10 +1,10 @@
-//! K: few events to few subscribers, for instructions to be counted: see `benches/callgrind.sh`.
+//! K: few events to few subscribers, to count instructions: see `benches/callgrind.sh`.
 
 use std::thread;
 
 use super::size::{SESSIONS, SETTLE};
 use crate::{
-    load::{Audience, Load},
+    load::{Load, Workload},
     outcome::Outcome,
     rig::Rig,
     support::{
@@ -14,7 +14,8 @@ use crate::{
     },
 };
 
-/// Each event finds everything asleep, also under a tool that makes the relay fifty times as slow.
+/// Each event finds every thread asleep, also under a tool that makes the relay fifty times as
+/// slow.
 pub(super) struct Counted {
     events: u64,
 }
@@ -24,7 +25,7 @@ impl Counted {
         Self { events: 500 }
     }
 
-    /// What these cost more than the few is what a thousand events cost.
+    /// The difference to [`Counted::few`] is the cost of a thousand events.
     pub(super) fn more() -> Self {
         Self { events: 1500 }
     }
@@ -37,7 +38,7 @@ impl Counted {
     }
 
     pub(super) fn run(&self, kind: Kind) -> Result<Outcome> {
-        let audience = Audience {
+        let workload = Workload {
             subscribers: SUBSCRIBERS,
             own_session: false,
             series: Series { sessions: SESSIONS, events: self.events },
@@ -46,11 +47,11 @@ impl Counted {
             may_miss: false,
         };
         let mut rig = Rig::start(kind, Pace::Each)?;
-        let load = Load::connect(rig.door(), audience)?;
+        let load = Load::connect(rig.endpoint(), workload)?;
         thread::sleep(SETTLE);
-        rig.send_all(&load, audience, PER_SECOND)?;
+        rig.send_all(&load, workload, PER_SECOND)?;
         let tally = load.finish()?;
-        let mut outcome = Outcome::new(&tally, audience.deliveries());
+        let mut outcome = Outcome::new(&tally, workload.deliveries());
         rig.stop(&mut outcome)?;
         Ok(outcome)
     }

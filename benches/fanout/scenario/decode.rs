@@ -1,11 +1,10 @@
-//! U: what one upstream costs, at a rate that only decoding, keeping and indexing can be the limit
-//! of.
+//! U: the cost of one upstream, at a rate that only decoding, persisting and indexing can limit.
 
 use std::{thread, time::Instant};
 
 use super::size::{SESSIONS, SETTLE, Size};
 use crate::{
-    load::{Audience, Load},
+    load::{Load, Workload},
     outcome::Outcome,
     reader::Reader,
     rig::Rig,
@@ -16,7 +15,7 @@ use crate::{
         target::kind::{Kind, Pace},
         upstream::Flood,
     },
-    tally::{Ledger, Resume, Tally},
+    tally::{Resume, SubscriberRecord, Tally},
 };
 
 /// One upstream, and at most one subscriber, of one session among a thousand.
@@ -32,7 +31,7 @@ impl Decode {
 
     pub(super) fn title(&self) -> String {
         format!(
-            "U: one upstream of {} events/s of 1 KiB, {} s, that queues 256 events; nobody listens, then one to one session of {SESSIONS}",
+            "U: one upstream of {} events/s of 1 KiB, {} s, that queues 256 events; no subscriber, then one of one session among {SESSIONS}",
             self.per_second, self.seconds
         )
     }
@@ -42,19 +41,19 @@ impl Decode {
         let mut rig = Rig::start(kind, Pace::Each)?;
         thread::sleep(SETTLE);
         let (cpu, flood) = rig.cpu_of(|rig| self.flood(rig))?;
-        outcome.note("nobody listens: rate, events/s", flood.sent as f64 / flood.seconds);
+        outcome.note("no subscriber: rate, events/s", flood.sent as f64 / flood.seconds);
         outcome.note("cores used", cpu.as_secs_f64() / flood.seconds);
         outcome.note("CPU per event, µs", cpu.as_secs_f64() * 1e6 / flood.sent as f64);
         outcome.note("dropped by the upstream's queue", flood.dropped as f64);
         outcome.note("upstream slowed by the machine, ms", flood.late.as_secs_f64() * 1000.0);
         self.check_taken(&rig, flood, &mut outcome)?;
         finish(rig, &mut outcome);
-        self.with_listener(kind, &mut outcome)?;
+        self.with_subscriber(kind, &mut outcome)?;
         Ok(outcome)
     }
 
-    fn with_listener(&self, kind: Kind, outcome: &mut Outcome) -> Result<()> {
-        let audience = Audience {
+    fn with_subscriber(&self, kind: Kind, outcome: &mut Outcome) -> Result<()> {
+        let workload = Workload {
             subscribers: 1,
             own_session: true,
             series: self.series(),
@@ -63,13 +62,13 @@ impl Decode {
             may_miss: false,
         };
         let mut rig = Rig::start(kind, Pace::Each)?;
-        let load = Load::connect(rig.door(), audience)?;
+        let load = Load::connect(rig.endpoint(), workload)?;
         thread::sleep(SETTLE);
         let (cpu, flood) = rig.cpu_of(|rig| self.flood(rig))?;
         let due = self.series().per_session(0)[0];
         load.wait_for(due)?;
         let tally = load.finish()?;
-        outcome.note("one listens: cores used", cpu.as_secs_f64() / flood.seconds);
+        outcome.note("one subscriber: cores used", cpu.as_secs_f64() / flood.seconds);
         outcome.note("its events", tally.received as f64);
         outcome.note("its latency p50, ms", millis(&tally.latency, 0.5));
         outcome.note("its latency p99, ms", millis(&tally.latency, 0.99));
@@ -89,7 +88,7 @@ impl Decode {
         rig.flood(self.series(), 1..=self.series().events, self.per_second as f64)
     }
 
-    /// The relay has read whatever was sent.
+    /// Checks that the relay has read every sent event.
     fn check_taken(&self, rig: &Rig, flood: Flood, outcome: &mut Outcome) -> Result<()> {
         let deadline = Instant::now() + 10 * SETTLE;
         loop {
@@ -109,12 +108,12 @@ impl Decode {
         }
     }
 
-    /// What the store has, and that it says of the rest that it is missing.
+    /// Reads the store, and checks that every missing event is announced.
     fn read_back(&self, rig: &Rig, flood: Flood, outcome: &mut Outcome) -> Result<()> {
-        let mut kept = rig.kept()?;
+        let mut kept = rig.stored()?;
         loop {
             thread::sleep(SETTLE);
-            let now = rig.kept()?;
+            let now = rig.stored()?;
             if now == kept {
                 break;
             }
@@ -122,17 +121,18 @@ impl Decode {
         }
         let mut tally = Tally::untimed();
         let from_the_oldest = Resume { epoch: 0, after: 0, gap_behind: u64::MAX };
-        let ledger = Ledger::new(0, None, Some(from_the_oldest), 0).at(rig.door(), true);
-        Reader::ask(rig.door(), ledger)?.read_through(flood.last, &mut tally)?;
+        let record =
+            SubscriberRecord::new(0, None, Some(from_the_oldest), 0).at(rig.endpoint(), true);
+        Reader::ask(rig.endpoint(), record)?.read_through(flood.last, &mut tally)?;
         outcome.note("events in the store afterwards", tally.received as f64);
         outcome.note("kept, events/s", tally.received as f64 / flood.seconds);
-        outcome.note("ranges told as not kept", tally.gaps as f64);
-        outcome.note("events told as missing", tally.missed as f64);
-        // What the upstream itself dropped where the store has a gap is told with it: exact where
-        // it dropped nothing.
-        let untold = flood.sent.saturating_sub(tally.received + tally.missed);
-        outcome.note("events missing without a word", untold as f64);
-        outcome.faults.lost += untold;
+        outcome.note("ranges announced as not kept", tally.gaps as f64);
+        outcome.note("events announced as missing", tally.missed as f64);
+        // Events dropped by the upstream within a gap are announced with it, so the count is exact
+        // where the upstream dropped none.
+        let unannounced = flood.sent.saturating_sub(tally.received + tally.missed);
+        outcome.note("events missing unannounced", unannounced as f64);
+        outcome.faults.lost += unannounced;
         outcome.faults.merge(&tally.faults);
         Ok(())
     }
@@ -142,7 +142,7 @@ impl Decode {
     }
 }
 
-/// A store that does not keep up says so, which is what is wanted here: once is enough.
+/// Keeps one remark of the target: a store that falls behind logs that, as intended.
 fn finish(rig: Rig, outcome: &mut Outcome) {
     let mut own = Outcome::default();
     rig.finish(&mut own);

@@ -1,10 +1,10 @@
-//! B: very many who hear nothing, and then a little.
+//! B: very many idle subscribers, then a few events.
 
 use std::{thread, time::Duration};
 
 use super::size::{SESSIONS, SETTLE, Size, micros};
 use crate::{
-    load::{Audience, Load},
+    load::{Load, Workload},
     outcome::Outcome,
     rig::Rig,
     support::{
@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-/// Very many who hear nothing, and then a little.
+/// Very many idle subscribers, then a few events.
 pub(super) struct Idle {
     subscribers: usize,
     idle: Duration,
@@ -40,7 +40,7 @@ impl Idle {
     }
 
     pub(super) fn run(&self, kind: Kind) -> Result<Outcome> {
-        let audience = Audience {
+        let workload = Workload {
             subscribers: self.subscribers,
             own_session: false,
             series: Series { sessions: SESSIONS, events: self.events },
@@ -53,7 +53,7 @@ impl Idle {
         thread::sleep(SETTLE);
         let before = rig.private_kib()?;
         let (buffers, objects) = (process::kernel_buffer_kib()?, process::kernel_object_kib()?);
-        let (connect_cpu, load) = rig.cpu_of(|rig| Load::connect(rig.door(), audience))?;
+        let (connect_cpu, load) = rig.cpu_of(|rig| Load::connect(rig.endpoint(), workload))?;
         thread::sleep(SETTLE);
         let connected = rig.private_kib()?;
         let (buffers, objects) =
@@ -62,10 +62,10 @@ impl Idle {
             thread::sleep(self.idle);
             Ok(())
         })?;
-        let (cpu, _) = rig.cpu_of(|rig| rig.send_all(&load, audience, 2))?;
+        let (cpu, _) = rig.cpu_of(|rig| rig.send_all(&load, workload, 2))?;
         let after = rig.private_kib()?;
         let tally = load.finish()?;
-        let mut outcome = Outcome::new(&tally, audience.deliveries());
+        let mut outcome = Outcome::new(&tally, workload.deliveries());
         outcome.compare("memory per idle subscriber, KiB", each(connected - before));
         outcome.compare("the same after the events, KiB", each(after - before));
         outcome.note("whole process, idle, MiB", connected / 1024.0);

@@ -1,10 +1,10 @@
-//! C: each event for one among many.
+//! C: each event for one subscriber among many.
 
 use std::thread;
 
 use super::size::{SETTLE, Size, micros};
 use crate::{
-    load::{Audience, Load},
+    load::{Load, Workload},
     outcome::Outcome,
     rig::Rig,
     support::{
@@ -16,8 +16,8 @@ use crate::{
     tally::Tally,
 };
 
-/// Each event for one. Once with a tenth of the subscribers, to see what those cost who get
-/// nothing.
+/// Each event for one subscriber. Runs once with a tenth of the subscribers, to measure the cost of
+/// those that do not get the event.
 pub(super) struct Sessions {
     subscribers: usize,
     per_second: u64,
@@ -53,7 +53,7 @@ impl Sessions {
     }
 
     fn once(&self, kind: Kind, subscribers: usize) -> Result<(f64, Tally, Outcome)> {
-        let audience = Audience {
+        let workload = Workload {
             subscribers,
             own_session: true,
             series: Series { sessions: subscribers, events: self.per_second * self.seconds },
@@ -62,13 +62,13 @@ impl Sessions {
             may_miss: false,
         };
         let mut rig = Rig::start(kind, Pace::Each)?;
-        let load = Load::connect(rig.door(), audience)?;
+        let load = Load::connect(rig.endpoint(), workload)?;
         thread::sleep(SETTLE);
-        let (cpu, late) = rig.cpu_of(|rig| rig.send_all(&load, audience, self.per_second))?;
+        let (cpu, late) = rig.cpu_of(|rig| rig.send_all(&load, workload, self.per_second))?;
         let tally = load.finish()?;
-        let mut outcome = Outcome::new(&tally, audience.deliveries());
+        let mut outcome = Outcome::new(&tally, workload.deliveries());
         outcome.note("upstream held up, ms", late.as_secs_f64() * 1000.0);
         rig.finish(&mut outcome);
-        Ok((micros(cpu) / audience.series.events as f64, tally, outcome))
+        Ok((micros(cpu) / workload.series.events as f64, tally, outcome))
     }
 }

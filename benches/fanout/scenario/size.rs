@@ -1,13 +1,13 @@
-//! How large a scenario is, and what all of them have in common.
+//! Size of a scenario, and constants of all scenarios.
 
 use std::time::Duration;
 
-/// How large.
+/// Size of a scenario.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Size {
-    /// As the goals have it.
+    /// The size of the goals.
     Full,
-    /// Enough to see a loss.
+    /// Large enough to notice a loss.
     Quick,
 }
 
@@ -20,13 +20,13 @@ impl Size {
     }
 }
 
-/// Sessions where nobody asks for one.
+/// Number of sessions where no subscriber has a filter.
 pub(super) const SESSIONS: usize = 1000;
 
-/// For what a connect leaves behind.
+/// Time for the work after a connect to end.
 pub(super) const SETTLE: Duration = Duration::from_secs(1);
 
-/// A time as a number of microseconds.
+/// Returns a time in microseconds.
 pub(super) fn micros(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
 }

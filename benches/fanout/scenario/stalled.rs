@@ -1,4 +1,4 @@
-//! S: what those cost who take nothing.
+//! S: the memory of stalled subscribers.
 
 use std::{
     thread,
@@ -16,16 +16,16 @@ use crate::{
         process,
         target::kind::{Kind, Pace},
     },
-    tally::{Ledger, Resume, Tally},
+    tally::{Resume, SubscriberRecord, Tally},
 };
 
-/// Some who listen and stall, and as many who come back and stall, each at another place of the
-/// store.
+/// Live subscribers that stall, and as many that resume at different positions of the store and
+/// stall.
 pub(super) struct Stalled {
     subscribers: usize,
     events: u64,
-    /// How long those who have come back are left alone.
-    patience: Duration,
+    /// Pause after the resumed subscribers have stalled.
+    pause: Duration,
 }
 
 impl Stalled {
@@ -33,40 +33,41 @@ impl Stalled {
         Self {
             subscribers: size.choose(1000, 200),
             events: size.choose(100_000, 20_000),
-            patience: size.choose(A_HEARTBEAT, Duration::ZERO),
+            pause: size.choose(A_HEARTBEAT, Duration::ZERO),
         }
     }
 
     pub(super) fn title(&self) -> String {
         let Self { subscribers, events, .. } = self;
         format!(
-            "S: {subscribers} live subscribers take nothing while {events} events of 1 KiB pass, then {subscribers} who come back"
+            "S: {subscribers} live subscribers read nothing while {events} events of 1 KiB pass, then {subscribers} that resume"
         )
     }
 
     pub(super) fn run(&self) -> Result<Outcome> {
         let mut outcome = Outcome::default();
         let mut rig = Rig::start(Kind::Durable, Pace::Each)?;
-        let epoch = self.listen(&mut rig, &mut outcome)?;
-        // Else they would find room in what the events before them have left of the heap.
+        let epoch = self.stall_live(&mut rig, &mut outcome)?;
+        // Otherwise the free heap of earlier events would hide their memory.
         let (rig, _) = rig.restart(&mut outcome)?;
         thread::sleep(SETTLE);
-        self.come_back(&rig, epoch, &mut outcome)?;
+        self.stall_resumed(&rig, epoch, &mut outcome)?;
         rig.finish(&mut outcome);
         Ok(outcome)
     }
 
-    /// Those who were listening stall. Returns the epoch of the events' ids.
-    fn listen(&self, rig: &mut Rig, outcome: &mut Outcome) -> Result<u64> {
-        self.pour(rig, 1, FILLING)?; // from now on what comes into memory replaces what was there
+    /// Stalls live subscribers. Returns the epoch of the events' ids.
+    fn stall_live(&self, rig: &mut Rig, outcome: &mut Outcome) -> Result<u64> {
+        self.pour(rig, 1, FILLING)?; // from now on each event in memory replaces another
         let full = rig.private_kib()?;
         self.pour(rig, FILLING + 1, self.events)?;
         let (before, buffers) = (rig.private_kib()?, process::kernel_buffer_kib()?);
         outcome.note("memory before, MiB", before / 1024.0);
         outcome.note("grown by as many events without them, MiB", (before - full) / 1024.0);
-        let newcomers = (0..self.subscribers).map(|number| Ledger::new(number, None, None, 0));
+        let newcomers =
+            (0..self.subscribers).map(|number| SubscriberRecord::new(number, None, None, 0));
         let mut stalled = newcomers
-            .map(|ledger| Reader::stall(rig.door(), ledger))
+            .map(|record| Reader::stall(rig.endpoint(), record))
             .collect::<Result<Vec<_>>>()?;
         thread::sleep(SETTLE);
         outcome.note(
@@ -75,7 +76,7 @@ impl Stalled {
         );
         self.pour(rig, FILLING + self.events + 1, self.events)?;
         let growth = self.each(rig.private_kib()? - before);
-        outcome.limit("memory per stalled live subscriber, KiB", growth, MOST_KIB);
+        outcome.limit("memory per stalled live subscriber, KiB", growth, MAX_KIB);
         outcome.note(
             "kernel buffers for each, both ends, KiB",
             self.each(process::kernel_buffer_kib()? - buffers),
@@ -84,31 +85,32 @@ impl Stalled {
         read_on(&mut stalled[0], self.events, outcome)
     }
 
-    /// Others come back and stall, each at a place of its own.
-    fn come_back(&self, rig: &Rig, epoch: u64, outcome: &mut Outcome) -> Result<()> {
+    /// Stalls subscribers that resume at different positions.
+    fn stall_resumed(&self, rig: &Rig, epoch: u64, outcome: &mut Outcome) -> Result<()> {
         let (before, buffers) = (rig.private_kib()?, process::kernel_buffer_kib()?);
         let step = self.all() / 2 / self.subscribers as u64;
-        let places = (0..self.subscribers as u64).map(|nth| nth * step);
-        let resumes = places.map(|after| Resume { epoch, after, gap_behind: self.all() });
-        let ledgers = resumes.map(|resume| Ledger::new(0, None, Some(resume), 0));
-        let mut stalled =
-            ledgers.map(|ledger| Reader::stall(rig.door(), ledger)).collect::<Result<Vec<_>>>()?;
+        let positions = (0..self.subscribers as u64).map(|nth| nth * step);
+        let resumes = positions.map(|after| Resume { epoch, after, gap_behind: self.all() });
+        let records = resumes.map(|resume| SubscriberRecord::new(0, None, Some(resume), 0));
+        let mut stalled = records
+            .map(|record| Reader::stall(rig.endpoint(), record))
+            .collect::<Result<Vec<_>>>()?;
         wait_until_stalled(rig)?;
-        thread::sleep(self.patience);
+        thread::sleep(self.pause);
         wait_until_stalled(rig)?;
         let growth = self.each(rig.private_kib()? - before);
-        outcome.limit("memory per stalled returning subscriber, KiB", growth, MOST_KIB);
+        outcome.limit("memory per stalled returning subscriber, KiB", growth, MAX_KIB);
         outcome.note(
             "kernel buffers for each of these, KiB",
             self.each(process::kernel_buffer_kib()? - buffers),
         );
         self.check_that_all_stay(rig, outcome)?;
-        let nearest = stalled.last_mut().ok_or("nobody has come back")?;
+        let nearest = stalled.last_mut().ok_or("no subscriber has resumed")?;
         read_on(nearest, self.all() - step * (self.subscribers as u64 - 1), outcome)?;
         Ok(())
     }
 
-    /// None of them has been cut off meanwhile.
+    /// Checks that no subscriber has been disconnected.
     fn check_that_all_stay(&self, rig: &Rig, outcome: &mut Outcome) -> Result<()> {
         let left = rig.subscribers()?.ok_or("the relay has no metrics")?;
         if left != self.subscribers as f64 {
@@ -125,19 +127,21 @@ impl Stalled {
     }
 
     fn pour(&self, rig: &mut Rig, first: u64, events: u64) -> Result<()> {
-        rig.pour(Series { sessions: SESSIONS, events: self.all() }, first..=first + events - 1)?;
+        rig.fill_store(
+            Series { sessions: SESSIONS, events: self.all() },
+            first..=first + events - 1,
+        )?;
         thread::sleep(SETTLE);
         Ok(())
     }
 
-    /// All events.
+    /// Returns the number of all events.
     fn all(&self) -> u64 {
         FILLING + 2 * self.events
     }
 }
 
-/// One of them reads after all, and must find everything in its place. Returns the epoch of its
-/// ids.
+/// Reads one stalled subscriber to the end, and checks its events. Returns the epoch of its ids.
 fn read_on(reader: &mut Reader, events: u64, outcome: &mut Outcome) -> Result<u64> {
     let mut tally = Tally::untimed();
     reader.read_until(events, &mut tally)?;
@@ -145,8 +149,8 @@ fn read_on(reader: &mut Reader, events: u64, outcome: &mut Outcome) -> Result<u6
     Ok(reader.epoch())
 }
 
-/// Those who come back get their turn at the store one after the other, and lose it when they do
-/// not use it.
+/// Waits until all resumed subscribers have stalled. They get their replay permits one after the
+/// other, and lose them when they do not use them.
 fn wait_until_stalled(rig: &Rig) -> Result<()> {
     let (mut delivered, mut since) = (0.0, Instant::now());
     while since.elapsed() < STANDSTILL {
@@ -162,14 +166,15 @@ fn wait_until_stalled(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-/// More than memory holds by default.
+/// More events than memory holds by default.
 const FILLING: u64 = 75_000;
 
-/// What a stalled subscriber may cost: see the guarantees.
-const MOST_KIB: f64 = 64.0;
+/// Guaranteed maximum of a stalled subscriber's memory.
+const MAX_KIB: f64 = 64.0;
 
-/// After which each has been woken once more and may have taken more than its socket does.
+/// After a heartbeat, each subscriber has been woken once more and may have taken more than its
+/// socket does.
 const A_HEARTBEAT: Duration = Duration::from_secs(30);
 
-/// Thrice the time after which the next has its turn.
+/// Three times the time after which the next subscriber gets the permit.
 const STANDSTILL: Duration = Duration::from_secs(3);

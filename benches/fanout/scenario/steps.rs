@@ -1,10 +1,10 @@
-//! L: how much one can be offered before it loses something, or is late.
+//! L: the highest rate without a loss and in time.
 
 use std::thread;
 
 use super::size::{SESSIONS, SETTLE, Size};
 use crate::{
-    load::{Audience, Load},
+    load::{Load, Workload},
     outcome::Outcome,
     rig::Rig,
     support::{
@@ -16,8 +16,8 @@ use crate::{
     tally::Tally,
 };
 
-/// Every event to all, more of them from step to step, up to the first that is not clean. Then far
-/// more than that.
+/// Every event to all subscribers, at rates that increase from step to step up to the first unclean
+/// one, then at a far higher rate.
 pub(super) struct Steps {
     subscribers: usize,
     offers: &'static [u64],
@@ -25,7 +25,7 @@ pub(super) struct Steps {
     beyond: u64,
 }
 
-/// What came of one offer.
+/// Results of one step.
 struct Step {
     tally: Tally,
     deliveries: u64,
@@ -45,7 +45,7 @@ impl Steps {
     pub(super) fn title(&self) -> String {
         let offers: Vec<String> = self.offers.iter().map(u64::to_string).collect();
         format!(
-            "L: {} subscribers, {} events/s of 1 KiB to all, {} s each, until one loses an event or p99 is over {MOST_LATE_MS} ms",
+            "L: {} subscribers, {} events/s of 1 KiB to all, {} s each, until one loses an event or p99 is over {MAX_LATE_MS} ms",
             self.subscribers,
             offers.join(", "),
             self.seconds
@@ -86,24 +86,26 @@ impl Steps {
         let seen = |look: fn(&Step) -> f64| step.as_ref().map_or(f64::NAN, look);
         outcome.note("p99 there, ms", seen(|step| millis(&step.tally.latency, 0.99)));
         outcome.note("source held up there, ms", seen(|step| step.late_ms));
-        outcome.note("events missing there, told", seen(|step| step.tally.missed as f64));
-        outcome.note("events missing there, not told", seen(|step| step.tally.faults.lost as f64));
+        outcome.note("events missing there, announced", seen(|step| step.tally.missed as f64));
+        outcome
+            .note("events missing there, unannounced", seen(|step| step.tally.faults.lost as f64));
         if matches!(kind, Kind::Relay | Kind::WebSocket) {
             self.go_beyond(kind, &mut outcome)?;
         }
         Ok(outcome)
     }
 
-    /// Far too much, for a relay that keeps little: all that is missing is told. With the memory
-    /// that is usual, the whole machine is too slow to get that far.
+    /// Offers far too much to a relay with a small log, and checks that every missing event is
+    /// announced. With a log of the usual size, the machine is too slow for events to be missed.
     fn go_beyond(&self, kind: Kind, outcome: &mut Outcome) -> Result<()> {
-        let step = self.offer(Rig::forgetful(kind, FEW)?, kind, BEYOND, self.beyond, outcome)?;
+        let step =
+            self.offer(Rig::with_small_log(kind, FEW)?, kind, BEYOND, self.beyond, outcome)?;
         outcome.note("offered beyond, events/s", BEYOND as f64);
         outcome.note("source held up beyond, ms", step.late_ms);
         outcome.note("received beyond", step.tally.received as f64);
-        outcome.note("gaps told beyond", step.tally.gaps as f64);
-        outcome.note("events missing beyond, told", step.tally.missed as f64);
-        outcome.note("events missing beyond, not told", step.tally.faults.lost as f64);
+        outcome.note("gaps announced beyond", step.tally.gaps as f64);
+        outcome.note("events missing beyond, announced", step.tally.missed as f64);
+        outcome.note("events missing beyond, unannounced", step.tally.faults.lost as f64);
         outcome.faults.merge(&step.tally.faults);
         Ok(())
     }
@@ -116,47 +118,47 @@ impl Steps {
         events: u64,
         outcome: &mut Outcome,
     ) -> Result<Step> {
-        let audience = Audience {
+        let workload = Workload {
             subscribers: self.subscribers,
             own_session: false,
             series: Series { sessions: SESSIONS, events },
             measured_from: 1,
             resume: None,
-            may_miss: tells_what_is_missing(kind),
+            may_miss: announces_losses(kind),
         };
-        let load = Load::connect(rig.door(), audience)?;
+        let load = Load::connect(rig.endpoint(), workload)?;
         thread::sleep(SETTLE);
-        let (_, late) = rig.cpu_of(|rig| rig.send_all(&load, audience, per_second))?;
+        let (_, late) = rig.cpu_of(|rig| rig.send_all(&load, workload, per_second))?;
         let tally = load.finish()?;
-        // What is known to be too much may be complained of.
+        // Log lines about the overload are expected.
         let mut own = Outcome::default();
         rig.finish(&mut own);
         outcome.faults.merge(&own.faults);
-        Ok(Step { tally, deliveries: audience.deliveries(), late_ms: late.as_secs_f64() * 1000.0 })
+        Ok(Step { tally, deliveries: workload.deliveries(), late_ms: late.as_secs_f64() * 1000.0 })
     }
 }
 
 impl Step {
     fn is_clean(&self) -> bool {
         let is_in_time =
-            millis(&self.tally.latency, 0.99) <= MOST_LATE_MS && self.late_ms <= MOST_LATE_MS;
+            millis(&self.tally.latency, 0.99) <= MAX_LATE_MS && self.late_ms <= MAX_LATE_MS;
         self.tally.received == self.deliveries && self.tally.faults.is_none() && is_in_time
     }
 }
 
-/// Bare keeps all that is not taken; the others skip.
-fn tells_what_is_missing(kind: Kind) -> bool {
+/// `bare` buffers without bound; the others skip events.
+fn announces_losses(kind: Kind) -> bool {
     matches!(kind, Kind::Relay | Kind::Durable | Kind::WebSocket)
 }
 
-/// Events in a second.
+/// Events per second.
 const OFFERS: [u64; 9] = [1000, 2500, 5000, 7500, 10_000, 15_000, 20_000, 30_000, 40_000];
 
-/// What one keeps that is offered far too much.
+/// Size of the small log.
 const FEW: usize = 256;
 
-/// Several times what two cores carry.
+/// Several times the rate that two cores carry.
 const BEYOND: u64 = 40_000;
 
-/// As promised for D.
-const MOST_LATE_MS: f64 = 200.0;
+/// The goal of D.
+const MAX_LATE_MS: f64 = 200.0;

@@ -1,4 +1,4 @@
-//! Which programs are measured, how subscribers come to them, and what is not the same work.
+//! The targets: programs, protocols of their subscribers, and differences of their work.
 
 use std::{
     fmt::{self, Display},
@@ -8,30 +8,30 @@ use std::{
 
 use super::{nchan, pushpin};
 
-/// Which program, and how it is used.
+/// A target: a program and its use.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Kind {
     /// `autoplay-relay serve`, with the log in memory.
     Relay,
     /// `autoplay-relay serve`, with a store beside the build.
     Durable,
-    /// The first, whose subscribers come by WebSocket.
+    /// `Relay`, with subscribers over WebSocket.
     WebSocket,
-    /// The least that could do its job.
+    /// The simplest program that could do the relay's job.
     Bare,
-    /// The first, whose subscribers come by HTTP/2, with prior knowledge.
+    /// `Relay`, with subscribers over HTTP/2 with prior knowledge.
     Http2,
-    /// `autoplay-relay serve` with TLS, whose subscribers come by HTTP/1.1.
+    /// `autoplay-relay serve` with TLS, with subscribers over HTTP/1.1.
     Tls,
-    /// The same, whose subscribers come by HTTP/2.
+    /// `Tls`, with subscribers over HTTP/2.
     TlsHttp2,
-    /// What one would write in an hour.
+    /// An obvious server.
     Naive,
-    /// The same by HTTP/2, with prior knowledge.
+    /// `Naive` over HTTP/2 with prior knowledge.
     NaiveHttp2,
-    /// The same with TLS, by HTTP/1.1.
+    /// `Naive` with TLS over HTTP/1.1.
     NaiveTls,
-    /// The same with TLS, by HTTP/2.
+    /// `Naive` with TLS over HTTP/2.
     NaiveTlsHttp2,
     /// nginx with nchan.
     Nchan,
@@ -44,35 +44,35 @@ pub(crate) enum Kind {
 pub(crate) enum Pace {
     /// One write for each event and subscriber.
     Each,
-    /// One write for each subscriber with all events that have come meanwhile.
+    /// One write for each subscriber with all pending events.
     Gather,
 }
 
-/// How `naive` listens.
+/// The protocols that `naive` serves.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Naive {
-    /// As axum does.
+    /// HTTP/1.1 by `axum::serve`.
     Plain,
-    /// As HTTP/1.1 or 2.
+    /// HTTP/1.1 or HTTP/2.
     Auto,
-    /// The same behind TLS.
+    /// HTTP/1.1 or HTTP/2 over TLS.
     Tls,
 }
 
-/// How subscribers come in, and what they find.
+/// Address and protocol for subscribers.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Door {
-    /// Where.
+pub(crate) struct Endpoint {
+    /// Address.
     pub(crate) address: SocketAddr,
-    /// Speaking what.
-    pub(crate) way: Way,
-    /// Whether events have the relay's ids, and nothing comes without data.
+    /// Protocol.
+    pub(crate) protocol: Protocol,
+    /// Whether events have the relay's ids, and every block has data.
     pub(crate) is_strict: bool,
 }
 
-/// What a subscriber speaks.
+/// The protocol of a subscriber.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Way {
+pub(crate) enum Protocol {
     /// Server-Sent Events over HTTP/1.1.
     Sse,
     /// WebSocket over HTTP/1.1.
@@ -86,7 +86,7 @@ pub(crate) enum Way {
 }
 
 impl Kind {
-    /// All, in the order of the report's columns.
+    /// All targets, in the order of the report's columns.
     pub(crate) const ALL: [Self; 13] = [
         Self::Relay,
         Self::Durable,
@@ -103,13 +103,13 @@ impl Kind {
         Self::NaiveTlsHttp2,
     ];
 
-    /// Whether what it does wrong is a fault, and not a finding.
-    pub(crate) fn is_held_to_account(self) -> bool {
+    /// Returns true if an error of this target is a fault, and not a finding.
+    pub(crate) fn must_be_correct(self) -> bool {
         use Kind::{Bare, Durable, Http2, Relay, Tls, TlsHttp2, WebSocket};
         matches!(self, Relay | Durable | WebSocket | Http2 | Tls | TlsHttp2 | Bare)
     }
 
-    /// What is missing on this machine for it to run.
+    /// Returns what is missing on this machine to run the target.
     pub(crate) fn missing(self) -> Option<&'static str> {
         match self {
             Self::Nchan => nchan::missing(),
@@ -118,45 +118,47 @@ impl Kind {
         }
     }
 
-    /// What is not the same work as the relay's.
+    /// Returns how the work of the target differs from the relay's.
     pub(crate) fn difference(self) -> Option<&'static str> {
         match self {
             Self::Relay | Self::Durable => None,
             Self::Http2 | Self::TlsHttp2 => Some("the relay again; 100 streams on each connection"),
             Self::Tls => Some("the relay again; its own certificate on P-256, TLS 1.3"),
             Self::NaiveHttp2 | Self::NaiveTls | Self::NaiveTlsHttp2 => Some(
-                "naive again, with hyper-util's auto builder, and tokio-rustls as it comes for TLS",
+                "naive again, with hyper-util's auto builder, and tokio-rustls as it is for TLS",
             ),
             Self::WebSocket => {
                 Some("the relay again; frames have no chunks around them, payloads stand in JSON")
             }
-            Self::Bare => Some("parses no HTTP, keeps nothing, checks nobody, announces nothing"),
+            Self::Bare => {
+                Some("parses no HTTP, keeps no events, checks no credentials, announces no gaps")
+            }
             Self::Naive => Some(
-                "keeps 1 024 events for all to share, and skips what a slow subscriber has not read of them",
+                "keeps 1 024 events for all subscribers, and skips those that a slow subscriber has not read",
             ),
             Self::Nchan => Some(nchan::DIFFERENCE),
             Self::Pushpin => Some(pushpin::DIFFERENCE),
         }
     }
 
-    /// How subscribers of one that listens there come in.
-    pub(crate) fn door(self, address: SocketAddr) -> Door {
-        let way = match self {
-            Self::WebSocket => Way::WebSocket,
-            Self::Http2 | Self::NaiveHttp2 => Way::Http2,
-            Self::Tls | Self::NaiveTls => Way::Tls,
-            Self::TlsHttp2 | Self::NaiveTlsHttp2 => Way::TlsHttp2,
-            _ => Way::Sse,
+    /// Returns the endpoint for subscribers of a target with this address.
+    pub(crate) fn endpoint(self, address: SocketAddr) -> Endpoint {
+        let protocol = match self {
+            Self::WebSocket => Protocol::WebSocket,
+            Self::Http2 | Self::NaiveHttp2 => Protocol::Http2,
+            Self::Tls | Self::NaiveTls => Protocol::Tls,
+            Self::TlsHttp2 | Self::NaiveTlsHttp2 => Protocol::TlsHttp2,
+            _ => Protocol::Sse,
         };
-        Door { address, way, is_strict: self.is_held_to_account() }
+        Endpoint { address, protocol, is_strict: self.must_be_correct() }
     }
 }
 
 impl Kind {
-    /// Whether subscribers come by TLS or HTTP/2, which only what connects them all can.
+    /// Returns true if subscribers use TLS or HTTP/2, which only `load/streams.rs` supports.
     pub(crate) fn is_layered(self) -> bool {
-        let way = self.door((Ipv4Addr::LOCALHOST, 0).into()).way;
-        matches!(way, Way::Http2 | Way::Tls | Way::TlsHttp2)
+        let protocol = self.endpoint((Ipv4Addr::LOCALHOST, 0).into()).protocol;
+        matches!(protocol, Protocol::Http2 | Protocol::Tls | Protocol::TlsHttp2)
     }
 }
 

@@ -1,13 +1,14 @@
-//! What is measured: a process of its own, told where its events come from, asked where it listens.
+//! The targets: each a process of its own, which gets its events from the bench and reports its
+//! address.
 //!
-//! One file for each: how it is configured and started, and how events come to it. Who does not
-//! fetch them from an upstream has them published.
+//! One file for each: how it is configured and started, and how it gets events. A target that does
+//! not read an upstream has its events published.
 
-mod home;
 pub(crate) mod kind;
 mod nchan;
 mod pushpin;
 mod relay;
+mod relay_files;
 pub(crate) mod running;
 mod spawn;
 pub(crate) mod start;

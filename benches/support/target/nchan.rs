@@ -1,5 +1,5 @@
-//! nginx with nchan, Debian's packages `nginx-core` and `libnginx-mod-nchan`: one channel for
-//! everything, or one for each session.
+//! nginx with nchan, Debian's packages `nginx-core` and `libnginx-mod-nchan`: one channel for every
+//! event, or one for each session.
 
 use std::{
     fs,
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::support::{Result, publisher::Publishing};
 
-/// What is not installed.
+/// Returns what is not installed.
 pub(super) fn missing() -> Option<&'static str> {
     let is_there = Path::new(NGINX).exists() && Path::new(MODULE).exists();
     (!is_there).then_some("Debian's nginx-core and libnginx-mod-nchan are not installed")
@@ -46,25 +46,26 @@ pub(super) fn start() -> Result<Target> {
     Ok(target)
 }
 
-/// Defaults, but for room: for connections, and for as many messages as a subscriber may be behind.
-fn configuration(home: &Path, address: SocketAddr) -> String {
-    let home = home.display();
+/// Returns the defaults, with higher limits for connections and for the messages that a subscriber
+/// may lag behind.
+fn configuration(directory: &Path, address: SocketAddr) -> String {
+    let directory = directory.display();
     format!(
         r#"load_module {MODULE};
 daemon off;
 user root;
 worker_processes auto;
-pid {home}/nginx.pid;
+pid {directory}/nginx.pid;
 error_log stderr warn;
 events {{ worker_connections 20000; }}
 http {{
     access_log off;
     keepalive_requests 1000000000;
-    client_body_temp_path {home}/body;
-    proxy_temp_path {home}/proxy;
-    fastcgi_temp_path {home}/fastcgi;
-    uwsgi_temp_path {home}/uwsgi;
-    scgi_temp_path {home}/scgi;
+    client_body_temp_path {directory}/body;
+    proxy_temp_path {directory}/proxy;
+    fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi;
+    scgi_temp_path {directory}/scgi;
     nchan_shared_memory_size 512m;
     server {{
         listen {address} backlog=4096;
@@ -85,7 +86,7 @@ http {{
     )
 }
 
-/// The request that publishes one payload.
+/// Appends the request that publishes one payload.
 fn request(address: SocketAddr, session: Option<&str>, payload: &[u8], request: &mut Vec<u8>) {
     let query = session.map(|session| format!("?session_id={session}")).unwrap_or_default();
     let length = payload.len();
@@ -97,7 +98,7 @@ fn request(address: SocketAddr, session: Option<&str>, payload: &[u8], request: 
 }
 
 pub(super) const DIFFERENCE: &str = "published to over one kept-alive connection, it reads no stream; 2 000 messages kept for each \
-    channel; by session, each session is a channel, and nobody could listen to everything; ids are its own; no chunks; one worker for each core";
+    channel; by session, each session is a channel, and no subscriber could get every event; ids are its own; no chunks; one worker for each core";
 
 const NGINX: &str = "/usr/sbin/nginx";
 

@@ -1,5 +1,5 @@
-//! Pushpin, Debian's package `pushpin`: a proxy that holds what an origin tells it to hold, and has
-//! messages published.
+//! Pushpin, Debian's package `pushpin`: a proxy that holds streams for an origin and delivers
+//! published messages.
 
 use std::{
     fs,
@@ -20,12 +20,12 @@ use super::{
 };
 use crate::support::{Result, publisher::Publishing};
 
-/// What is not installed.
+/// Returns what is not installed.
 pub(super) fn missing() -> Option<&'static str> {
     (!Path::new(PUSHPIN).exists()).then_some("Debian's pushpin is not installed")
 }
 
-/// Starts it on free ports, before an origin of its own.
+/// Starts it on free ports, in front of an origin in this process.
 pub(super) fn start() -> Result<Target> {
     let files = tempfile::tempdir()?;
     let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -46,7 +46,7 @@ pub(super) fn start() -> Result<Target> {
     let _ = follow(log, &complaints, |_| false);
     listening_in_time(&mut child, address, &complaints)?;
     listening_in_time(&mut child, control, &complaints)?;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + START_TIMEOUT;
     while !serves(address)? && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(50));
     }
@@ -60,7 +60,7 @@ pub(super) fn start() -> Result<Target> {
 /// Whether all its processes have found each other: before that it answers with an error.
 fn serves(address: SocketAddr) -> Result<bool> {
     let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(START_TIMEOUT))?;
     write!(stream, "GET /stream/bench HTTP/1.1\r\nHost: {address}\r\n\r\n")?;
     let mut status = [0; b"HTTP/1.1 200".len()];
     Ok(stream.read_exact(&mut status).is_ok() && status == *b"HTTP/1.1 200")
@@ -105,14 +105,14 @@ message_hwm=1000000
     )
 }
 
-/// The origin: has each stream held, on the channel of its session or of all.
+/// Serves the origin, which has each stream held on the channel of its session or of all events.
 fn serve(listener: &TcpListener) {
     for stream in listener.incoming().flatten() {
         thread::spawn(move || answer(stream));
     }
 }
 
-/// Until the proxy leaves; how that goes is its own affair.
+/// Answers requests until the proxy closes; errors end the connection.
 fn answer(stream: TcpStream) -> Option<()> {
     let mut writer = stream.try_clone().ok()?;
     let mut lines = BufReader::new(stream).lines().map_while(std::io::Result::ok);
@@ -133,7 +133,7 @@ fn channel(session: Option<&str>) -> String {
     format!("events{}", session.unwrap_or_default())
 }
 
-/// The request that publishes one payload.
+/// Appends the request that publishes one payload.
 fn request(address: SocketAddr, session: Option<&str>, payload: &[u8], request: &mut Vec<u8>) {
     let content = format!("data: {}\n\n", String::from_utf8_lossy(payload));
     let item = json!({ "channel": channel(session), "formats": { "http-stream": { "content": content } } });
@@ -145,9 +145,9 @@ fn request(address: SocketAddr, session: Option<&str>, payload: &[u8], request: 
     request.extend_from_slice(body.as_bytes());
 }
 
-pub(super) const DIFFERENCE: &str = "published to over HTTP, which takes a connection for each event; each stream is asked for at an \
-    origin (this process); keeps nothing; its limit on messages is off; by session, each session is a channel, and nobody could listen to everything; no ids";
+pub(super) const DIFFERENCE: &str = "published to over HTTP, which takes a connection for each event; each stream is requested from an \
+    origin (this process); keeps no events; its limit on messages is off; by session, each session is a channel, and no subscriber could get every event; no ids";
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const START_TIMEOUT: Duration = Duration::from_secs(10);
 
 const PUSHPIN: &str = "/usr/bin/pushpin";

@@ -10,14 +10,14 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    home::Home,
+    relay_files::RelayFiles,
     running::Target,
     spawn::{follow, line_in_time},
 };
 use crate::support::Result;
 
-/// Starts one on what it has kept, under whatever `BENCH_RELAY_UNDER` names (valgrind, say).
-pub(super) fn start(home: Home) -> Result<Target> {
+/// Starts a relay with these files, under the command in `BENCH_RELAY_UNDER` (valgrind, say).
+pub(super) fn start(relay_files: RelayFiles) -> Result<Target> {
     let binary = env!("CARGO_BIN_EXE_autoplay-relay");
     let under = env::var(UNDER).unwrap_or_default();
     let mut words = under.split_whitespace().chain([binary]);
@@ -30,7 +30,7 @@ pub(super) fn start(home: Home) -> Result<Target> {
     }
     command
         .args(["serve", "--log-format", "json", "--config"])
-        .arg(home.config())
+        .arg(relay_files.config())
         .env("RUST_LOG", "info")
         .stderr(Stdio::piped());
     let mut child = command.spawn()?;
@@ -46,7 +46,7 @@ pub(super) fn start(home: Home) -> Result<Target> {
     let mut target = Target::of(child, complaints);
     target.address = listen;
     target.admin = Some(admin);
-    target.home = Some(home);
+    target.relay_files = Some(relay_files);
     Ok(target)
 }
 

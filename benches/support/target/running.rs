@@ -1,4 +1,4 @@
-//! A process that is measured, from its start to its end.
+//! A measured process, from its start to its end.
 
 use std::{
     fs,
@@ -10,45 +10,53 @@ use std::{
 };
 
 use super::{
-    home::Home,
+    relay_files::RelayFiles,
     spawn::{self, Complaints},
 };
 use crate::support::{Result, publisher::Publishing};
 use tempfile::TempDir;
 
-/// A running one. Ended when dropped.
+/// A running target. Dropping it ends the process.
 #[derive(Debug)]
 pub(crate) struct Target {
     pub(super) child: Child,
-    /// Where subscribers go.
+    /// Address for subscribers.
     pub(crate) address: SocketAddr,
-    /// Where metrics are, if it has any.
+    /// Address of its metrics, if it has any.
     pub(crate) admin: Option<SocketAddr>,
-    /// How events come to it, if it does not fetch them.
+    /// How events are published to it, if it does not read an upstream.
     pub(crate) publishing: Option<Publishing>,
     complaints: Complaints,
-    pub(super) home: Option<Home>,
-    /// The files of one that is no relay.
+    pub(super) relay_files: Option<RelayFiles>,
+    /// The files of a target other than the relay.
     pub(super) files: Option<TempDir>,
 }
 
 impl Target {
-    /// A process, with nothing known of it yet.
+    /// Wraps a process of which nothing else is known yet.
     pub(super) fn of(child: Child, complaints: Complaints) -> Self {
         let address = (Ipv4Addr::LOCALHOST, 0).into();
-        Self { child, address, admin: None, publishing: None, complaints, home: None, files: None }
+        Self {
+            child,
+            address,
+            admin: None,
+            publishing: None,
+            complaints,
+            relay_files: None,
+            files: None,
+        }
     }
 
-    /// Ends it in order. Returns how long that took.
+    /// Shuts it down gracefully. Returns how long that took.
     ///
     /// # Errors
     ///
-    /// When it does not end well.
+    /// If it fails to end with success.
     pub(crate) fn stop(mut self, remarks: &mut Vec<String>) -> Result<Duration> {
         let began = Instant::now();
-        let told = Command::new("kill").args(["-TERM", &self.pid().to_string()]).status()?;
+        let signaled = Command::new("kill").args(["-TERM", &self.pid().to_string()]).status()?;
         let ended = self.child.wait()?;
-        if !told.success() || !ended.success() {
+        if !signaled.success() || !ended.success() {
             return Err(format!("the relay did not end in order: {ended}").into());
         }
         let stopping = began.elapsed();
@@ -56,27 +64,27 @@ impl Target {
         Ok(stopping)
     }
 
-    /// The files that it keeps.
+    /// Returns the files of its store.
     pub(crate) fn files(&self) -> Result<Vec<PathBuf>> {
         let data = self
-            .home
+            .relay_files
             .as_ref()
-            .and_then(|home| home.data.as_ref())
+            .and_then(|relay_files| relay_files.data.as_ref())
             .ok_or("the target keeps no files")?;
         fs::read_dir(data)?.map(|entry| Ok(entry?.path())).collect()
     }
 
-    /// Its process. There may be others below it.
+    /// Returns its process id; the process may have children.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Warnings and errors it has logged so far.
+    /// Returns the warnings and errors logged so far.
     pub(crate) fn complaints(&self) -> Vec<String> {
         self.complaints.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// How it ended, if it did.
+    /// Returns how it ended, if it did.
     pub(crate) fn has_ended(&mut self) -> Option<String> {
         let status = self.child.try_wait().ok()??;
         Some(status.to_string())

@@ -1,4 +1,4 @@
-//! Starting a process, reading what it says, ending it with all that it has started.
+//! Starts a process, reads its output, ends it with all its descendants.
 
 use std::{
     io::{BufRead, BufReader, Read},
@@ -14,11 +14,11 @@ use std::{
 
 use crate::support::{Result, process};
 
-/// What a process has complained of.
+/// Warnings and errors that a process has logged.
 pub(super) type Complaints = Arc<Mutex<Vec<String>>>;
 
-/// Reads lines to their end on a thread of its own; hands over the first that is looked for, keeps
-/// the first few complaints.
+/// Reads all lines on a thread of its own: sends the first matching one, and keeps the first few
+/// complaints.
 pub(super) fn follow(
     output: impl Read + Send + 'static,
     complaints: &Complaints,
@@ -30,7 +30,7 @@ pub(super) fn follow(
     thread::spawn(move || {
         for line in BufReader::new(output).lines().map_while(std::io::Result::ok) {
             if let Some(found) = found.take_if(|_| is_looked_for(&line)) {
-                // Nobody waits any more: then the run is over anyway.
+                // Sending fails if the caller has timed out.
                 let _ = found.send(line);
                 continue;
             }
@@ -38,7 +38,7 @@ pub(super) fn follow(
                 || line.contains(r#""level":"WARN""#)
                 || !line.contains(r#""level":"INFO""#);
             let mut complaints = complaints.lock().unwrap_or_else(PoisonError::into_inner);
-            if is_complaint && complaints.len() < MOST_COMPLAINTS {
+            if is_complaint && complaints.len() < MAX_COMPLAINTS {
                 complaints.push(line);
             }
         }
@@ -46,19 +46,19 @@ pub(super) fn follow(
     line
 }
 
-/// Waits for the line that is looked for.
+/// Waits for the matching line.
 ///
 /// # Errors
 ///
-/// When it does not come: with what was said instead.
+/// If the line does not arrive: the lines logged instead.
 pub(super) fn line_in_time(
     child: &mut Child,
     line: &mpsc::Receiver<String>,
     complaints: &Mutex<Vec<String>>,
 ) -> Result<String> {
-    match line.recv_timeout(PATIENCE) {
+    match line.recv_timeout(START_TIMEOUT) {
         Ok(line) => {
-            // What it said before is no complaint.
+            // Lines before it are no complaints.
             complaints.lock().unwrap_or_else(PoisonError::into_inner).clear();
             Ok(line)
         }
@@ -66,17 +66,17 @@ pub(super) fn line_in_time(
     }
 }
 
-/// Waits until somebody listens there.
+/// Waits until a process listens at this address.
 ///
 /// # Errors
 ///
-/// When nobody does: with what was said meanwhile.
+/// If no process does: the lines logged meanwhile.
 pub(super) fn listening_in_time(
     child: &mut Child,
     address: SocketAddr,
     complaints: &Mutex<Vec<String>>,
 ) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + START_TIMEOUT;
     while TcpStream::connect(address).is_err() {
         if Instant::now() > deadline {
             return Err(not_started(child, complaints));
@@ -95,13 +95,13 @@ fn not_started(
     format!("the target did not start:\n{said}").into()
 }
 
-/// Ends a process and all that it has started: who has children must tell them, and is given a
-/// moment for it.
+/// Ends a process and all its descendants: a process with children gets SIGTERM first, and
+/// [`END_TIMEOUT`] to end them.
 pub(super) fn end(child: &mut Child) {
     let family = process::family(child.id());
     if family.len() > 1 {
         signal("-TERM", child.id());
-        let deadline = Instant::now() + A_MOMENT;
+        let deadline = Instant::now() + END_TIMEOUT;
         while matches!(child.try_wait(), Ok(None)) && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(10));
         }
@@ -109,23 +109,23 @@ pub(super) fn end(child: &mut Child) {
             signal("-KILL", pid);
         }
     }
-    // It may have ended already; then there is nothing to do.
+    // Both fail if the process has ended already.
     let _ = child.kill();
     let _ = child.wait();
 }
 
 fn signal(name: &str, pid: u32) {
-    // Who is gone needs no signal.
+    // A process that has ended needs no signal.
     let _ = Command::new("kill").args([name, &pid.to_string()]).status();
 }
 
-/// A port that nobody has, for those who cannot choose one themselves and tell.
+/// Returns a free port, for programs that cannot choose one and report it.
 pub(super) fn free_port() -> Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
-const MOST_COMPLAINTS: usize = 20;
+const MAX_COMPLAINTS: usize = 20;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const START_TIMEOUT: Duration = Duration::from_secs(10);
 
-const A_MOMENT: Duration = Duration::from_secs(3);
+const END_TIMEOUT: Duration = Duration::from_secs(3);

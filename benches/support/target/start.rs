@@ -1,4 +1,4 @@
-//! Starting what is measured, by its kind.
+//! Starts targets by their kind.
 
 use std::{
     env,
@@ -9,31 +9,31 @@ use std::{
 };
 
 use super::{
-    home::{Home, data_dir},
     kind::{Kind, Naive, Pace},
     nchan, pushpin, relay,
+    relay_files::{RelayFiles, data_dir},
     running::Target,
     spawn::{follow, line_in_time},
 };
 use crate::support::{Result, tls};
 
-/// A relay's way from one life to the next.
+/// Times of a relay's restart.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Restart {
     /// From SIGTERM to the end of the process.
     pub(crate) stopping: Duration,
-    /// From the start of the next to the moment at which it serves.
+    /// From the start of the next process to the moment at which it serves.
     pub(crate) starting: Duration,
 }
 
 impl Target {
-    /// Starts one that reads from `upstream`, or is published to.
+    /// Starts a target that reads from `upstream`, or that events are published to.
     pub(crate) fn start(kind: Kind, upstream: SocketAddr, pace: Pace) -> Result<Self> {
         match kind {
             Kind::Relay | Kind::WebSocket | Kind::Http2 => {
-                relay::start(Home::new(upstream, None, "")?)
+                relay::start(RelayFiles::new(upstream, None, "")?)
             }
-            Kind::Tls | Kind::TlsHttp2 => relay::start(Home::secure(upstream)?),
+            Kind::Tls | Kind::TlsHttp2 => relay::start(RelayFiles::secure(upstream)?),
             Kind::Durable => Self::durable(upstream, ""),
             Kind::Bare => Self::own(&[BARE, &upstream.to_string(), &pace.to_string()]),
             Kind::Naive => Self::own(&[NAIVE, &upstream.to_string(), &Naive::Plain.to_string()]),
@@ -52,12 +52,12 @@ impl Target {
     /// Starts a relay with a store that reads from `upstream`, with further tables in its
     /// configuration.
     pub(crate) fn durable(upstream: SocketAddr, tables: &str) -> Result<Self> {
-        relay::start(Home::new(upstream, Some(data_dir()?), tables)?)
+        relay::start(RelayFiles::new(upstream, Some(data_dir()?), tables)?)
     }
 
-    /// Starts a relay that keeps few events, in memory.
-    pub(crate) fn forgetful(upstream: SocketAddr, events: usize) -> Result<Self> {
-        relay::start(Home::forgetful(upstream, events)?)
+    /// Starts a relay with a small log in memory.
+    pub(crate) fn with_small_log(upstream: SocketAddr, events: usize) -> Result<Self> {
+        relay::start(RelayFiles::with_small_log(upstream, events)?)
     }
 
     /// Starts this executable as another process, which prints its address.
@@ -73,23 +73,23 @@ impl Target {
         Ok(target)
     }
 
-    /// Ends it in order and starts it again on what it has kept. The upstream must take it back.
-    /// What it has complained of so far goes into `remarks`.
+    /// Shuts it down gracefully and starts it again with its files. The upstream must accept it
+    /// again. Adds its complaints so far to `remarks`.
     ///
     /// # Errors
     ///
-    /// When it does not end well, or does not start.
+    /// If it fails to end or to start.
     pub(crate) fn restart(mut self, remarks: &mut Vec<String>) -> Result<(Self, Restart)> {
-        let home = self.home.take().ok_or("only a relay can be restarted")?;
+        let relay_files = self.relay_files.take().ok_or("only a relay can be restarted")?;
         let stopping = self.stop(remarks)?;
         let began = Instant::now();
-        let target = relay::start(home)?;
+        let target = relay::start(relay_files)?;
         Ok((target, Restart { stopping, starting: began.elapsed() }))
     }
 }
 
-/// Makes this executable the reference: followed by the upstream's address and its pace.
+/// Makes this executable the reference server: followed by the upstream's address and its pace.
 pub(crate) const BARE: &str = "--bare";
 
-/// Makes this executable the obvious server: followed by the upstream's address and how it listens.
+/// Makes this executable the naive server: followed by the upstream's address and its protocols.
 pub(crate) const NAIVE: &str = "--naive";

@@ -1,4 +1,4 @@
-//! Who may come in: keys, anonymous subscribers, hosts and origins; and that no secret comes out.
+//! Access by keys, anonymous access, allowed hosts and origins, and the admin key.
 
 use crate::common::{
     PRODUCT, STREAM, http,
@@ -8,7 +8,7 @@ use crate::common::{
 };
 
 #[test]
-fn a_key_opens_its_products_and_no_others() {
+fn a_key_grants_its_products_only() {
     let relay = with_keys("");
     let agent = bearer("key-of-agent-a");
     open(&relay, STREAM, &agent);
@@ -21,13 +21,13 @@ fn a_key_opens_its_products_and_no_others() {
 }
 
 #[test]
-fn a_key_without_the_permission_to_subscribe_is_403() {
+fn a_key_without_subscribe_permission_gets_403() {
     let relay = with_keys("");
     relay.get(STREAM, &[("Authorization", "Bearer key-of-publisher")]).problem(403);
 }
 
 #[test]
-fn no_credential_or_a_bad_one_is_401_and_told_how_to_do_better() {
+fn a_missing_or_invalid_credential_gets_401_with_a_challenge() {
     let relay = with_keys("");
     let bad = [
         "Bearer wrong",
@@ -52,7 +52,7 @@ fn no_credential_or_a_bad_one_is_401_and_told_how_to_do_better() {
 }
 
 #[test]
-fn a_bad_token_is_401_even_where_anonymous_is_allowed() {
+fn an_invalid_token_gets_401_even_where_anonymous_is_allowed() {
     let relay = with_keys("allow_anonymous = true");
     relay.subscribe();
     relay.get(STREAM, &[("Authorization", "Bearer wrong")]).problem(401);
@@ -61,7 +61,7 @@ fn a_bad_token_is_401_even_where_anonymous_is_allowed() {
 }
 
 #[test]
-fn who_may_not_subscribe_without_a_credential_is_told_to_bring_one() {
+fn an_anonymous_client_without_subscribe_permission_gets_401() {
     let relay = with_keys("allow_anonymous = true\nanonymous_permissions = ['publish']");
     let answer = relay.get(STREAM, &[]).problem(401);
     assert_eq!(answer.field("www-authenticate"), Some("Bearer"));
@@ -69,7 +69,7 @@ fn who_may_not_subscribe_without_a_credential_is_told_to_bring_one() {
 }
 
 #[test]
-fn a_key_in_the_query_opens_nothing() {
+fn a_key_in_the_query_is_refused() {
     for auth in ["", "allow_anonymous = true"] {
         let relay = with_keys(auth);
         relay.get(&format!("{STREAM}?access_token=key-of-agent-a"), &[]).problem(401);
@@ -77,7 +77,7 @@ fn a_key_in_the_query_opens_nothing() {
 }
 
 #[test]
-fn without_credentials_only_own_hosts_are_answered() {
+fn a_relay_without_credentials_answers_allowed_hosts_only() {
     let relay = anonymous("allowed_hosts = ['relay.test', 'with-port.test:8443']");
     let port = relay.public.port();
     let good = [
@@ -108,7 +108,7 @@ fn without_credentials_only_own_hosts_are_answered() {
 }
 
 #[test]
-fn without_credentials_only_pages_of_own_hosts_or_listed_origins_are_answered() {
+fn a_relay_without_credentials_answers_allowed_origins_only() {
     let relay =
         anonymous("cors_allowed_origins = ['https://app.test']\nallowed_hosts = ['relay.test']");
     for origin in
@@ -128,7 +128,7 @@ fn without_credentials_only_pages_of_own_hosts_or_listed_origins_are_answered() 
 }
 
 #[test]
-fn without_credentials_nothing_is_loaded_by_pages_that_do_not_say_which_they_are() {
+fn a_relay_without_credentials_refuses_cross_site_requests_without_an_origin() {
     let relay = anonymous("cors_allowed_origins = ['https://app.test']");
     for site in ["cross-site", "same-site"] {
         for mode in ["no-cors", "cors", "websocket", ""] {
@@ -154,7 +154,7 @@ fn without_credentials_nothing_is_loaded_by_pages_that_do_not_say_which_they_are
 }
 
 #[test]
-fn nothing_that_is_answered_is_to_be_taken_for_something_else() {
+fn every_response_forbids_content_type_sniffing() {
     let lines = "probe_listen = '127.0.0.1:0'\ncors_allowed_origins = ['https://app.test']";
     let relay = anonymous(lines);
     let evil = [("Origin", "https://evil.test")];
@@ -187,7 +187,7 @@ fn nothing_that_is_answered_is_to_be_taken_for_something_else() {
 }
 
 #[test]
-fn an_admin_listener_without_a_key_keeps_web_pages_out_of_every_route() {
+fn an_admin_listener_without_a_key_refuses_web_pages_on_every_route() {
     let relay = anonymous("probe_listen = '127.0.0.1:0'");
     for path in ["/metrics", "/healthz", "/readyz", "/api/v1/status", "/"] {
         http::get(relay.admin, path, &[("Host", "evil.test")]).problem(403);
@@ -206,7 +206,7 @@ fn an_admin_listener_without_a_key_keeps_web_pages_out_of_every_route() {
 }
 
 #[test]
-fn where_a_credential_is_demanded_host_and_origin_do_not_matter() {
+fn host_and_origin_are_not_checked_where_a_credential_is_required() {
     let relay = with_keys("admin_key = 'the-admin-key-of-this-test'");
     let authorization = bearer("key-of-agent-a");
     let elsewhere = [
@@ -219,7 +219,7 @@ fn where_a_credential_is_demanded_host_and_origin_do_not_matter() {
 }
 
 #[test]
-fn pages_of_listed_origins_may_read_and_no_others() {
+fn only_pages_of_listed_origins_may_read() {
     let relay =
         with_keys_and("", "cors_allowed_origins = ['https://app.test', 'https://two.test']");
     let authorization = bearer("key-of-agent-a");
@@ -243,7 +243,7 @@ fn pages_of_listed_origins_may_read_and_no_others() {
     assert_eq!(
         denied.field("access-control-allow-origin"),
         Some("https://app.test"),
-        "pages may read why not"
+        "pages may read the reason"
     );
 }
 
@@ -268,7 +268,7 @@ fn a_preflight_of_a_listed_origin_is_answered_without_a_credential() {
 }
 
 #[test]
-fn the_admin_api_asks_for_its_key() {
+fn the_admin_api_requires_its_key() {
     let relay = with_keys("admin_key = 'the-admin-key-of-this-test'");
     let status = |fields: &[(&str, &str)]| http::get(relay.admin, "/api/v1/status", fields);
     assert_eq!(status(&[("X-Admin-Key", "the-admin-key-of-this-test")]).status(), 200);
@@ -290,7 +290,7 @@ fn the_admin_api_asks_for_its_key() {
 }
 
 #[test]
-fn nothing_of_the_admin_side_is_on_the_public_listener() {
+fn the_public_listener_has_no_admin_route() {
     let relay = with_keys("admin_key = 'the-admin-key-of-this-test'");
     let keys = [
         ("X-Admin-Key", "the-admin-key-of-this-test"),

@@ -1,6 +1,6 @@
-//! Random tokens ask for random things, over SSE, over WebSocket and in pages: what comes is what
-//! is both granted and asked for, and all of it. `src/http/public/page/matrix.rs` does the same
-//! inside, a million times.
+//! Random tokens with random requests over SSE, over WebSocket and by pages: a client receives
+//! exactly the events that are both granted and requested. `src/http/public/page/matrix.rs` does
+//! the same inside the crate, a million times.
 
 use std::collections::BTreeSet;
 
@@ -18,20 +18,20 @@ use fastrand::Rng;
 use serde_json::{Value, json};
 
 #[test]
-fn hundreds_of_random_tokens_see_what_is_granted_and_asked_for_and_nothing_else() {
+fn random_tokens_see_exactly_the_requested_part_of_their_grant() {
     let rounds = if std::env::var_os("AUTOPLAY_RELAY_LONG").is_some() { 20 } else { 1 };
     let first: u64 =
         std::env::var("AUTOPLAY_RELAY_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
     for seed in first..first + rounds {
-        println!("seed {seed}"); // shown if it fails
-        World::new(seed).run();
+        println!("seed {seed}"); // printed if the test fails
+        Fixture::new(seed).run();
     }
 }
 
-/// A limit in names; none is no limit.
+/// A limit to some names; `None` is no limit.
 type Names = Option<BTreeSet<&'static str>>;
 
-/// What a token grants, or a request asks for.
+/// The limits of a token or of a request.
 #[derive(Clone, Debug)]
 struct Limits {
     sessions: Names,
@@ -47,33 +47,33 @@ impl Limits {
         Self { sessions: some(&SESSIONS[1..]), kinds: some(&KINDS) }
     }
 
-    /// What is asked for, often within what is granted.
-    fn wished(&self, rng: &mut Rng) -> Self {
-        let mut wished = Self::random(rng);
+    /// Returns the limits of a random request, which are often within the grant.
+    fn requested(&self, rng: &mut Rng) -> Self {
+        let mut requested = Self::random(rng);
         if rng.u8(..4) > 0 {
-            for (wished, granted) in
-                [(&mut wished.sessions, &self.sessions), (&mut wished.kinds, &self.kinds)]
+            for (requested, granted) in
+                [(&mut requested.sessions, &self.sessions), (&mut requested.kinds, &self.kinds)]
             {
-                if let (Some(wished), Some(granted)) = (wished, granted) {
-                    *wished = granted.iter().copied().take(wished.len()).collect();
+                if let (Some(requested), Some(granted)) = (requested, granted) {
+                    *requested = granted.iter().copied().take(requested.len()).collect();
                 }
             }
         }
-        wished
+        requested
     }
 
-    /// What is to be seen; none where more is asked for than is granted.
-    fn narrowed(&self, wished: &Self) -> Option<Self> {
-        let both = |granted: &Names, wished: &Names| match (granted, wished) {
+    /// Returns the effective limits; `None` if the request exceeds the grant.
+    fn narrowed(&self, requested: &Self) -> Option<Self> {
+        let both = |granted: &Names, requested: &Names| match (granted, requested) {
             (granted, None) => Some(granted.clone()),
-            (None, wished) => Some(wished.clone()),
-            (Some(granted), Some(wished)) => {
-                wished.is_subset(granted).then(|| Some(wished.clone()))
+            (None, requested) => Some(requested.clone()),
+            (Some(granted), Some(requested)) => {
+                requested.is_subset(granted).then(|| Some(requested.clone()))
             }
         };
         Some(Self {
-            sessions: both(&self.sessions, &wished.sessions)?,
-            kinds: both(&self.kinds, &wished.kinds)?,
+            sessions: both(&self.sessions, &requested.sessions)?,
+            kinds: both(&self.kinds, &requested.kinds)?,
         })
     }
 
@@ -88,44 +88,44 @@ impl Limits {
     }
 }
 
-/// One product: its link, and what its log holds.
-struct Stage {
-    product: &'static str,
+/// One product: its upstream connection and the entries of its log.
+struct Product {
+    name: &'static str,
     link: Option<Link>,
-    /// Session and kind of each event; none is a gap.
+    /// Session and kind of each event; `None` is a gap.
     log: Vec<Option<(&'static str, &'static str)>>,
     ids: Vec<String>,
 }
 
-impl Stage {
-    /// What these limits admit of the log behind a place: events by their number, gaps by their
+impl Product {
+    /// Returns the entries from an index on that these limits admit: events by number, gaps by
     /// reason.
-    fn due(&self, limits: &Limits, from: usize) -> Vec<String> {
+    fn expected(&self, limits: &Limits, from: usize) -> Vec<String> {
         let entries = self.log.iter().enumerate().skip(from);
-        let due = entries.filter_map(|(at, entry)| match entry {
+        let expected = entries.filter_map(|(at, entry)| match entry {
             None => Some("upstream_reconnect".to_owned()),
             Some((session, kind)) => limits.admits(session, kind).then(|| at.to_string()),
         });
-        due.collect()
+        expected.collect()
     }
 }
 
-/// Who has been let in, and what it has to get next.
-struct Guest {
+/// An admitted client, and the position from which it expects entries.
+struct Client {
     product: usize,
     granted: Limits,
     limits: Limits,
     from: usize,
-    /// It came with an id that no log has given.
+    /// The client resumed with an id of no log.
     is_foreign: bool,
     path: String,
     authorization: String,
 }
 
-impl Guest {
-    fn due(&self, stages: &[Stage]) -> Vec<String> {
+impl Client {
+    fn expected(&self, products: &[Product]) -> Vec<String> {
         let notice = self.is_foreign.then(|| "unknown_id".to_owned());
-        notice.into_iter().chain(stages[self.product].due(&self.limits, self.from)).collect()
+        notice.into_iter().chain(products[self.product].expected(&self.limits, self.from)).collect()
     }
 
     fn fields(&self) -> Vec<(&str, &str)> {
@@ -136,14 +136,14 @@ impl Guest {
     }
 }
 
-struct World {
+struct Fixture {
     rng: Rng,
     connector: Connector,
     relay: Relay,
-    stages: Vec<Stage>,
+    products: Vec<Product>,
 }
 
-impl World {
+impl Fixture {
     fn new(seed: u64) -> Self {
         let connector = Connector::new();
         let setup = PRODUCTS
@@ -152,101 +152,110 @@ impl World {
                 setup.upstream(product, &connector.url(product), "")
             });
         let relay = setup.start();
-        let stages =
-            PRODUCTS.map(|product| Stage { product, link: None, log: Vec::new(), ids: Vec::new() });
-        let mut world = Self { rng: Rng::with_seed(seed), connector, relay, stages: stages.into() };
-        world.connect();
-        world
+        let products =
+            PRODUCTS.map(|name| Product { name, link: None, log: Vec::new(), ids: Vec::new() });
+        let mut fixture =
+            Self { rng: Rng::with_seed(seed), connector, relay, products: products.into() };
+        fixture.connect();
+        fixture
     }
 
     fn run(mut self) {
         self.publish(150);
-        let streams = self.guests("stream", 60);
-        let sockets = self.guests("ws", 60);
+        let streams = self.clients("stream", 60);
+        let sockets = self.clients("ws", 60);
         let mut streams: Vec<_> =
-            streams.into_iter().map(|guest| (self.stream(&guest), guest)).collect();
+            streams.into_iter().map(|client| (self.stream(&client), client)).collect();
         let mut sockets: Vec<_> =
-            sockets.into_iter().map(|guest| (self.socket(&guest), guest)).collect();
+            sockets.into_iter().map(|client| (self.socket(&client), client)).collect();
         assert!(streams.len() > 15 && sockets.len() > 15, "{} {}", streams.len(), sockets.len());
         self.publish(150);
-        for (stream, guest) in &mut streams {
+        for (stream, client) in &mut streams {
             assert_eq!(
-                seen_by(stream, guest.due(&self.stages).len()),
-                guest.due(&self.stages),
+                seen_by(stream, client.expected(&self.products).len()),
+                client.expected(&self.products),
                 "{}",
-                guest.path
+                client.path
             );
         }
-        self.hear(&mut sockets);
+        self.check_received(&mut sockets);
         for _ in 0..2 {
             self.change(&mut sockets);
             self.publish(60);
-            self.hear(&mut sockets);
+            self.check_received(&mut sockets);
         }
-        for guest in self.guests("stream", 80) {
-            let due = guest.due(&self.stages);
-            if due.last().is_some_and(|last| last == "upstream_reconnect") {
-                assert_eq!(seen_by(&mut self.stream(&guest), due.len()), due, "{}", guest.path);
+        for client in self.clients("stream", 80) {
+            let expected = client.expected(&self.products);
+            if expected.last().is_some_and(|last| last == "upstream_reconnect") {
+                assert_eq!(
+                    seen_by(&mut self.stream(&client), expected.len()),
+                    expected,
+                    "{}",
+                    client.path
+                );
             }
         }
-        for guest in self.guests("events", 120) {
-            assert_eq!(self.paged(&guest), guest.due(&self.stages), "{}", guest.path);
+        for client in self.clients("events", 120) {
+            assert_eq!(self.paged(&client), client.expected(&self.products), "{}", client.path);
         }
     }
 
-    /// What has come for these since they were last heard.
-    fn hear(&self, sockets: &mut [(Socket, Guest)]) {
-        for (socket, guest) in sockets {
-            let due = guest.due(&self.stages);
-            assert_eq!(heard_by(socket, due.len()), due, "{}", guest.path);
-            (guest.from, guest.is_foreign) = (self.stages[guest.product].log.len(), false);
+    /// Checks that each client has received its expected entries, and advances its position.
+    fn check_received(&self, sockets: &mut [(Socket, Client)]) {
+        for (socket, client) in sockets {
+            let expected = client.expected(&self.products);
+            assert_eq!(received_by(socket, expected.len()), expected, "{}", client.path);
+            (client.from, client.is_foreign) = (self.products[client.product].log.len(), false);
         }
     }
 
-    /// Takes the connections of all products that have none.
+    /// Accepts the upstream connections of all products without one.
     fn connect(&mut self) {
-        for _ in 0..self.stages.iter().filter(|stage| stage.link.is_none()).count() {
+        for _ in 0..self.products.iter().filter(|product| product.link.is_none()).count() {
             let link = self.connector.stream();
-            let stage =
-                self.stages.iter_mut().find(|stage| link.request.path().ends_with(stage.product));
-            stage.unwrap().link = Some(link);
+            let product = self
+                .products
+                .iter_mut()
+                .find(|product| link.request.path().ends_with(product.name));
+            product.unwrap().link = Some(link);
         }
     }
 
-    /// So many events in each product and then a gap, which everybody is told of: the end of what
-    /// is to come.
+    /// Publishes this many events in each product, and then a gap, which every client receives: it
+    /// marks the end of the expected entries.
     fn publish(&mut self, events: usize) {
-        for stage in &mut self.stages {
+        for product in &mut self.products {
             for _ in 0..events {
                 let (session, kind) =
                     (self.rng.choice(SESSIONS).unwrap(), self.rng.choice(KINDS).unwrap());
                 let mut event =
-                    json!({"type": kind, "product_id": stage.product, "count": stage.log.len()});
+                    json!({"type": kind, "product_id": product.name, "count": product.log.len()});
                 if !session.is_empty() {
                     event["session_id"] = json!(session);
                 }
-                stage.link.as_mut().unwrap().event(event.to_string());
-                stage.log.push(Some((session, kind)));
+                product.link.as_mut().unwrap().event(event.to_string());
+                product.log.push(Some((session, kind)));
             }
-            stage.link = None;
-            stage.log.push(None);
+            product.link = None;
+            product.log.push(None);
         }
         self.connect();
-        for stage in &mut self.stages {
-            let all = format!("Bearer {}", token(&json!({"product_id": stage.product})));
-            let path = format!("/stream/{}?last_event_id=0", stage.product);
+        for product in &mut self.products {
+            let all = format!("Bearer {}", token(&json!({"product_id": product.name})));
+            let path = format!("/stream/{}?last_event_id=0", product.name);
             let mut witness =
                 Subscriber::open(self.relay.public, &path, &[("Authorization", &all)]);
-            stage.ids = stage.log.iter().map(|_| witness.item().id().to_owned()).collect();
+            product.ids = product.log.iter().map(|_| witness.item().id().to_owned()).collect();
         }
     }
 
-    /// Random tokens with random wishes; those that want too much are refused here.
-    fn guests(&mut self, route: &str, count: usize) -> Vec<Guest> {
-        (0..count).filter_map(|_| self.guest(route)).collect()
+    /// Returns clients with random tokens and requests. Requests beyond their grant are refused
+    /// here.
+    fn clients(&mut self, route: &str, count: usize) -> Vec<Client> {
+        (0..count).filter_map(|_| self.client(route)).collect()
     }
 
-    fn guest(&mut self, route: &str) -> Option<Guest> {
+    fn client(&mut self, route: &str) -> Option<Client> {
         let rng = &mut self.rng;
         let granted = Limits::random(rng);
         let products: BTreeSet<_> =
@@ -263,20 +272,20 @@ impl World {
                 several => claims[name] = json!(several),
             }
         }
-        let product = rng.usize(..PRODUCTS.len());
-        let stage = &self.stages[product];
-        let wished = granted.wished(rng);
-        let place = rng.usize(..stage.ids.len());
+        let index = rng.usize(..PRODUCTS.len());
+        let product = &self.products[index];
+        let requested = granted.requested(rng);
+        let position = rng.usize(..product.ids.len());
         let (id, from, is_foreign) = match rng.u8(..8) {
-            // Who polls without an id begins at the beginning.
-            0 | 1 => (String::new(), if route == "events" { 0 } else { stage.log.len() }, false),
+            // Polling without an id starts at the oldest entry.
+            0 | 1 => (String::new(), if route == "events" { 0 } else { product.log.len() }, false),
             2 => ("0".to_owned(), 0, false),
             3 => ("1-7".to_owned(), 0, true),
-            _ => (stage.ids[place].clone(), place + 1, false),
+            _ => (product.ids[position].clone(), position + 1, false),
         };
         let mut query = form_urlencoded::Serializer::new(String::new());
         query.append_pair("last_event_id", &id);
-        let [sessions, kinds] = wished.lists();
+        let [sessions, kinds] = requested.lists();
         query.extend_pairs(sessions.iter().map(|name| ("session_id", name)));
         query.extend_pairs(kinds.iter().map(|name| ("type", name)));
         let token = token(&claims);
@@ -284,10 +293,11 @@ impl World {
         if authorization.is_empty() {
             query.append_pair("access_token", &token);
         }
-        let path = format!("/{route}/{}?{}", stage.product, query.finish());
+        let path = format!("/{route}/{}?{}", product.name, query.finish());
         let may_subscribe = permissions.as_array().unwrap().contains(&json!("subscribe"));
-        let limits =
-            granted.narrowed(&wished).filter(|_| may_subscribe && products.contains(stage.product));
+        let limits = granted
+            .narrowed(&requested)
+            .filter(|_| may_subscribe && products.contains(product.name));
         let limits = limits.or_else(|| {
             let fields = [("Authorization", authorization.as_str())];
             let fields: &[_] = if authorization.is_empty() { &[] } else { &fields };
@@ -298,56 +308,56 @@ impl World {
             assert_eq!(status, 403, "{path} {claims}");
             None
         })?;
-        Some(Guest { product, granted, limits, from, is_foreign, path, authorization })
+        Some(Client { product: index, granted, limits, from, is_foreign, path, authorization })
     }
 
-    fn stream(&self, guest: &Guest) -> Subscriber {
-        Subscriber::open(self.relay.public, &guest.path, &guest.fields())
+    fn stream(&self, client: &Client) -> Subscriber {
+        Subscriber::open(self.relay.public, &client.path, &client.fields())
     }
 
-    fn socket(&self, guest: &Guest) -> Socket {
-        Socket::open(self.relay.public, &guest.path, &guest.fields())
+    fn socket(&self, client: &Client) -> Socket {
+        Socket::open(self.relay.public, &client.path, &client.fields())
     }
 
-    /// Another filter for each, where its token allows that.
-    fn change(&mut self, sockets: &mut [(Socket, Guest)]) {
-        let wishes: Vec<_> =
-            sockets.iter().map(|(_, guest)| guest.granted.wished(&mut self.rng)).collect();
-        for ((socket, _), wished) in sockets.iter_mut().zip(&wishes) {
-            let [sessions, kinds] = wished.lists();
-            socket.ask_for(&sessions, &kinds);
+    /// Sends each client's socket another filter, which its token may refuse.
+    fn change(&mut self, sockets: &mut [(Socket, Client)]) {
+        let requests: Vec<_> =
+            sockets.iter().map(|(_, client)| client.granted.requested(&mut self.rng)).collect();
+        for ((socket, _), requested) in sockets.iter_mut().zip(&requests) {
+            let [sessions, kinds] = requested.lists();
+            socket.send_filter(&sessions, &kinds);
         }
-        for ((socket, guest), wished) in sockets.iter_mut().zip(&wishes) {
+        for ((socket, client), requested) in sockets.iter_mut().zip(&requests) {
             let answer = socket.item();
-            match guest.granted.narrowed(wished) {
-                None => assert_eq!(answer["event"], "error", "{wished:?} of {}", guest.path),
+            match client.granted.narrowed(requested) {
+                None => assert_eq!(answer["event"], "error", "{requested:?} of {}", client.path),
                 Some(limits) => {
                     let [sessions, kinds] = limits.lists();
                     let data = json!({"session_ids": sessions, "types": kinds});
                     assert_eq!(
                         in_order(&answer["data"]),
                         in_order(&data),
-                        "{wished:?} of {}",
-                        guest.path
+                        "{requested:?} of {}",
+                        client.path
                     );
-                    guest.limits = limits;
+                    client.limits = limits;
                 }
             }
         }
     }
 
-    /// All pages of what it asks for, one behind the other.
-    fn paged(&mut self, guest: &Guest) -> Vec<String> {
+    /// Reads all pages of the client's request.
+    fn paged(&mut self, client: &Client) -> Vec<String> {
         let limit = self.rng.usize(1..60);
-        let (mut path, mut seen) = (format!("{}&limit={limit}", guest.path), Vec::new());
+        let (mut path, mut seen) = (format!("{}&limit={limit}", client.path), Vec::new());
         loop {
-            let page = Page::read(&self.relay.get(&path, &guest.fields()));
+            let page = Page::read(&self.relay.get(&path, &client.fields()));
             if page.events.is_empty() && page.gap.is_none() {
                 return seen;
             }
             seen.extend(page.reason().map(str::to_owned));
             seen.extend(page.numbers().iter().map(ToString::to_string));
-            path = format!("{}&limit={limit}&last_event_id={}", guest.path, page.next);
+            path = format!("{}&limit={limit}&last_event_id={}", client.path, page.next);
         }
     }
 }
@@ -360,7 +370,7 @@ fn seen_by(stream: &mut Subscriber, count: usize) -> Vec<String> {
     (0..count).map(|_| text(stream.item())).collect()
 }
 
-fn heard_by(socket: &mut Socket, count: usize) -> Vec<String> {
+fn received_by(socket: &mut Socket, count: usize) -> Vec<String> {
     let text = |message: Value| match message["event"].as_str() {
         Some("gap") => message["data"]["reason"].as_str().unwrap().to_owned(),
         Some("message") => websocket::number(&message).to_string(),
@@ -373,7 +383,7 @@ fn in_order(filter: &Value) -> [BTreeSet<String>; 2] {
     ["session_ids", "types"].map(|name| serde_json::from_value(filter[name].clone()).unwrap())
 }
 
-/// Names that a careless comparison would take for one another. The first session is none.
+/// Names that a careless comparison would confuse. The first session is empty.
 const PRODUCTS: [&str; 2] = ["prod_a", "prod_A"];
 
 const SESSIONS: [&str; 7] = ["", "s1", "s10", "S1", "s1 ", "*", "s1&session_id=s10"];

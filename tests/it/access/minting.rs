@@ -1,10 +1,10 @@
-//! Secrets and key files: what the command mints, and what the relay accepts.
+//! Secrets and key files: the `token` command, and the tokens that the relay accepts.
 
 use super::{open, setup};
 use crate::common::{PRODUCT, STREAM, process::Process, relay::Setup};
 
 #[test]
-fn the_command_mints_what_the_relay_accepts() {
+fn the_token_command_mints_tokens_that_the_relay_accepts() {
     let setup = setup("audience = 'relay'", "");
     let (_directory, file) = setup.write();
     let file = file.to_str().unwrap();
@@ -39,7 +39,7 @@ fn the_command_mints_what_the_relay_accepts() {
         .get(&format!("{STREAM}?session_id=s3"), &[("Authorization", &authorization)])
         .problem(403);
     relay.get(&format!("{STREAM}?type=actions"), &[("Authorization", &authorization)]).problem(403);
-    for (arguments, told) in [
+    for (arguments, expected) in [
         (["--product", "", "--ttl", "1h"], "must not be empty"),
         (["--product", PRODUCT, "--ttl", "0s"], "longer than 0s"),
         (["--product", PRODUCT, "--ttl", "7"], "--ttl"),
@@ -49,14 +49,14 @@ fn the_command_mints_what_the_relay_accepts() {
         let done =
             Process::run(&[["token", "--config", file].as_slice(), &arguments].concat(), &[]);
         assert_eq!((done.code, done.stdout.as_str()), (Some(2), ""), "{arguments:?}: {done:?}");
-        assert!(done.stderr.contains(told), "{arguments:?}: {done:?}");
+        assert!(done.stderr.contains(expected), "{arguments:?}: {done:?}");
     }
 }
 
 #[test]
-fn without_a_secret_no_token_can_be_minted() {
+fn the_token_command_refuses_to_mint_without_a_secret() {
     let keys = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/jwt/p256.pub.pem");
-    for (auth, told) in [
+    for (auth, expected) in [
         (format!("[auth.jwt]\nalgorithm = 'ES256'\npublic_key_file = '{keys}'"), "private key"),
         (String::new(), "[auth.jwt] is missing"),
     ] {
@@ -64,12 +64,16 @@ fn without_a_secret_no_token_can_be_minted() {
         let done =
             Process::run(&["token", "--config", file.to_str().unwrap(), "--product", PRODUCT], &[]);
         assert_eq!((done.code, done.stdout.as_str()), (Some(2), ""), "{done:?}");
-        assert!(done.stderr.contains(told) && done.stderr.lines().count() == 1, "{}", done.stderr);
+        assert!(
+            done.stderr.contains(expected) && done.stderr.lines().count() == 1,
+            "{}",
+            done.stderr
+        );
     }
 }
 
 #[test]
-fn a_wrong_key_file_ends_the_start_with_file_and_key() {
+fn an_invalid_key_file_ends_serve_with_its_path_and_configuration_key() {
     let keys = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/jwt/mixed.pub.pem");
     let (_directory, file) = Setup::new()
         .auth(&format!("[auth.jwt]\nalgorithm = 'ES256'\npublic_key_file = '{keys}'"))

@@ -1,4 +1,4 @@
-//! Access: keys, tokens, hosts and origins, and secrets that stay secret.
+//! Access: keys, tokens, hosts and origins, and the secrecy of secrets.
 
 mod keys;
 mod matrix;
@@ -25,12 +25,12 @@ fn setup(jwt_lines: &str, server: &str) -> Setup {
         .server(server)
 }
 
-/// A relay without events.
-fn alone(jwt_lines: &str, server: &str) -> Relay {
+/// Starts a relay whose upstreams never connect.
+fn relay_without_upstream(jwt_lines: &str, server: &str) -> Relay {
     setup(jwt_lines, server).start()
 }
 
-fn behind(jwt_lines: &str, server: &str) -> (Connector, Link, Relay) {
+fn relay_with_upstream(jwt_lines: &str, server: &str) -> (Connector, Link, Relay) {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).auth(&jwt(jwt_lines)).server(server).start();
     let link = connector.stream();
@@ -42,7 +42,7 @@ fn open(relay: &Relay, path: &str, authorization: &str) -> Subscriber {
     Subscriber::open(relay.public, path, &[("Authorization", authorization)])
 }
 
-/// All a client can tell answers apart by.
+/// Returns every part of a response by which a client can distinguish it from others.
 fn answer(answer: &Answer) -> (u16, Vec<(String, String)>, String) {
     let fields = answer.head.fields.iter().filter(|(name, _)| name != "date").cloned().collect();
     (answer.status(), fields, answer.text())

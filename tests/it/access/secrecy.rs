@@ -1,4 +1,4 @@
-//! Secrets, sessions and payloads stay out of everything that is written down.
+//! Secrets, sessions and payloads are absent from every output.
 
 use crate::common::{
     PRODUCT, SOCKET, STREAM,
@@ -18,8 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
 
 #[test]
-fn no_secret_no_session_and_no_payload_is_written_to_the_log_the_metrics_or_the_checked_configuration()
- {
+fn secrets_sessions_and_payloads_are_absent_from_log_metrics_and_checked_configuration() {
     const ADMIN: &str = "the-admin-key-of-this-test";
     let connector = Connector::new();
     let setup = Setup::behind(&connector).auth(&format!("admin_key = '{ADMIN}'\n{KEYS}")).upstream(
@@ -76,7 +75,7 @@ fn no_secret_no_session_and_no_payload_is_written_to_the_log_the_metrics_or_the_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_secret_is_written_to_the_log_however_much_it_tells() {
+async fn secrets_are_absent_from_the_log_at_trace_level() {
     let connector = Connector::new();
     let setup = Setup::behind(&connector)
         .auth(&format!("admin_key = 'the-admin-key-of-this-test'\n{KEYS}"));
@@ -108,13 +107,13 @@ async fn no_secret_is_written_to_the_log_however_much_it_tells() {
 }
 
 #[test]
-fn no_token_is_written_down_in_whatever_place_it_came() {
+fn tokens_are_absent_from_every_output_wherever_they_were_sent() {
     let connector = Connector::new();
     let lines = jwt("allow_query_token = true\ncookie_name = 'relay'");
     let mut relay = Setup::behind(&connector).auth(&lines).start_with(&[("RUST_LOG", "trace")]);
     let mut link = connector.stream();
-    // Each place has its own token; the last ones are refused, which is what logs like to tell
-    // about.
+    // Each place has its own token. The last two are refused, because logs tend to report refused
+    // credentials.
     let session = json!({"session_id": "session-nobody-may-see"});
     let tokens: Vec<_> =
         (0..9).map(|n| token(&json!({"exp": now() + 100.0 + f64::from(n), "sub": n}))).collect();
@@ -147,8 +146,8 @@ fn no_token_is_written_down_in_whatever_place_it_came() {
     relay.process.signal("TERM");
     assert_eq!(relay.process.exit_code(), Some(0));
     let log = relay.process.stderr.whole();
-    assert!(log.contains("TRACE") && seen[2].contains("token"), "they say something");
-    // A token's head is the same in all of them, and tells nothing.
+    assert!(log.contains("TRACE") && seen[2].contains("token"), "the outputs are not empty");
+    // The head is the same in all tokens and is no secret.
     let parts = tokens.iter().chain([&limited]).flat_map(|token| token.split('.').skip(1));
     for secret in parts.chain([SECRET, "nobody-may-see"]) {
         for written in seen.iter().chain([&log, &arguments]) {
@@ -159,7 +158,7 @@ fn no_token_is_written_down_in_whatever_place_it_came() {
 }
 
 #[test]
-fn whatever_clients_send_makes_no_new_series_of_metrics() {
+fn client_input_creates_no_metric_series() {
     let connector = Connector::new();
     let lines = format!("{}\n{KEYS}", jwt("allow_query_token = true"));
     let relay = Setup::behind(&connector)
@@ -167,7 +166,7 @@ fn whatever_clients_send_makes_no_new_series_of_metrics() {
         .server("cors_allowed_origins = ['https://app.test']")
         .start();
     let mut link = connector.stream();
-    let mut storm = |relay: &Relay, from: usize, to: usize| {
+    let mut series_after = |relay: &Relay, from: usize, to: usize| {
         for n in from..to {
             let all = bearer_of(
                 &json!({"sub": n, "session_id": format!("s{n}"), "type": format!("type-{n}"),
@@ -196,7 +195,7 @@ fn whatever_clients_send_makes_no_new_series_of_metrics() {
             relay.get(STREAM, &[("Authorization", &format!("Bearer guess-{n}"))]).problem(401);
         }
         // Disconnects are counted a moment after they happen.
-        crate::common::wait::until("all have gone", || {
+        crate::common::wait::until("all subscribers are disconnected", || {
             let status = relay.metrics();
             let of =
                 |transport| status.value("autoplay_relay_subscribers", &[("transport", transport)]);
@@ -206,8 +205,8 @@ fn whatever_clients_send_makes_no_new_series_of_metrics() {
         let series = metrics.lines().filter(|line| !line.starts_with('#'));
         series.filter_map(|line| Some(line.rsplit_once(' ')?.0.to_owned())).collect::<Vec<_>>()
     };
-    let few = storm(&relay, 0, 2);
-    assert_eq!(storm(&relay, 2, 40), few);
+    let few = series_after(&relay, 0, 2);
+    assert_eq!(series_after(&relay, 2, 40), few);
 }
 
 fn origin(n: usize) -> String {

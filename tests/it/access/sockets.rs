@@ -1,5 +1,5 @@
-//! WebSocket subscribers under scoped tokens: what they see whatever they ask for, and how they are
-//! ended.
+//! WebSocket subscribers with scoped tokens: which events they receive, and how they are
+//! disconnected.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::common::{
 use serde_json::{Value, json};
 
 #[test]
-fn a_token_limits_a_socket_at_its_beginning_in_the_replay_and_through_every_change() {
+fn a_token_limits_a_websocket_in_live_events_replay_and_filter_changes() {
     let (_connector, mut link, relay) = behind();
     let token = bearer(&json!({"session_id": ["s1", "s2"], "type": ["summary", "own"]}));
     let mut witness = open(&relay, SOCKET, &bearer(&json!({})));
@@ -33,22 +33,18 @@ fn a_token_limits_a_socket_at_its_beginning_in_the_replay_and_through_every_chan
     for more in
         [r#"{"session_ids":["s3"]}"#, r#"{"session_ids":["s1","s3"]}"#, r#"{"types":["actions"]}"#]
     {
-        socket.say(&format!(r#"{{"subscribe":{more}}}"#));
+        socket.send_text(&format!(r#"{{"subscribe":{more}}}"#));
         assert_eq!(socket.message()["event"], "error", "{more}");
     }
-    socket.say(r#"{"subscribe":{"session_ids":["s2"]}}"#);
+    socket.send_text(r#"{"subscribe":{"session_ids":["s2"]}}"#);
     let narrowed = json!({"session_ids": ["s2"], "types": ["summary", "own"]});
     assert_eq!(socket.message(), json!({"event": "subscribed", "data": narrowed}));
     publish("summary", "s1", 4);
     publish("summary", "s2", 5);
     assert_eq!(socket.numbers(1), [5]);
-    socket.say(r#"{"subscribe":{}}"#);
+    socket.send_text(r#"{"subscribe":{}}"#);
     let granted = json!({"session_ids": ["s1", "s2"], "types": ["summary", "own"]});
-    assert_eq!(
-        socket.message()["data"],
-        granted,
-        "asking for nothing gets the limit, not everything"
-    );
+    assert_eq!(socket.message()["data"], granted, "an empty filter is the grant");
     publish("actions", "s2", 6);
     publish("own", "s1", 7);
     assert_eq!(socket.numbers(1), [7]);
@@ -63,7 +59,7 @@ fn a_token_limits_a_socket_at_its_beginning_in_the_replay_and_through_every_chan
 }
 
 #[test]
-fn a_socket_is_closed_with_1008_before_its_token_is_over() {
+fn a_websocket_is_closed_with_1008_before_its_token_expires() {
     let (_connector, mut link, relay) = behind();
     let began = now();
     let mut socket = open(&relay, SOCKET, &bearer(&json!({"exp": began + 2.0})));
@@ -79,12 +75,12 @@ fn a_socket_is_closed_with_1008_before_its_token_is_over() {
 }
 
 #[test]
-fn a_token_that_is_over_ends_also_a_socket_that_is_leaving_and_takes_nothing() {
+fn an_expired_token_ends_a_draining_websocket_that_reads_nothing() {
     let connector = Connector::new();
     let relay =
         Setup::behind(&connector).server("max_connection_age = '500ms'").auth(&jwt("")).start();
     let mut link = connector.stream();
-    let _takes_nothing = open(&relay, SOCKET, &bearer(&json!({"exp": now() + 3.0})));
+    let _stalled = open(&relay, SOCKET, &bearer(&json!({"exp": now() + 3.0})));
     let session = "x".repeat(8000);
     (0..3000).for_each(|n| link.event(event_like("actions", &session, n)));
     relay.wait_for_events(3000);
@@ -96,13 +92,13 @@ fn a_token_that_is_over_ends_also_a_socket_that_is_leaving_and_takes_nothing() {
 }
 
 #[test]
-fn an_operator_sees_a_socket_and_ends_it_with_1008() {
+fn an_operator_lists_a_websocket_and_disconnects_it_with_1008() {
     let (_connector, mut link, relay) = behind();
     let mut socket = open(&relay, SOCKET, &bearer(&json!({"session_id": "s1"})));
     link.event(event_like("actions", "s1", 0));
     assert_eq!(socket.numbers(1), [0]);
     let mut listed = Value::Null;
-    crate::common::wait::until("it has everything", || {
+    crate::common::wait::until("the subscriber is caught up", || {
         listed =
             http::get(relay.admin, "/api/v1/subscribers", &[]).json()["subscribers"][0].clone();
         listed["behind"] == 0
@@ -111,14 +107,14 @@ fn an_operator_sees_a_socket_and_ends_it_with_1008() {
     let path = format!("/api/v1/subscribers/{}", listed["id"].as_str().unwrap());
     assert_eq!(http::ask(relay.admin, "DELETE", &path, &[]).status(), 204);
     assert_eq!(socket.close_code(), 1008);
-    // Once the closing handshake is over.
-    crate::common::wait::until("it is known no more", || {
+    // The subscriber is removed once the closing handshake is complete.
+    crate::common::wait::until("the subscriber is removed", || {
         http::ask(relay.admin, "DELETE", &path, &[]).status() == 404
     });
 }
 
 #[test]
-fn what_a_token_publishes_stays_within_it() {
+fn a_token_publishes_only_within_its_grant() {
     let (_connector, _link, relay) = behind();
     let mut witness = open(&relay, SOCKET, &bearer(&json!({})));
     let may = bearer(&json!({"session_id": "s1", "type": "own", "permissions": ["publish"]}));

@@ -1,6 +1,6 @@
-//! Header, query and cookie: where a token may come from, and which web pages may use it.
+//! Where a token may come from (header, query, cookie), and which web pages may use it.
 
-use super::{alone, open};
+use super::{open, relay_without_upstream};
 use crate::common::{
     STREAM,
     http::{self},
@@ -10,8 +10,8 @@ use crate::common::{
 use serde_json::json;
 
 #[test]
-fn a_token_in_the_query_counts_where_that_is_allowed_and_a_key_never_does() {
-    let relay = alone("allow_query_token = true", "");
+fn a_token_in_the_query_is_accepted_where_allowed_and_a_key_never() {
+    let relay = relay_without_upstream("allow_query_token = true", "");
     let token = token(&json!({}));
     assert_eq!(http::status(relay.public, &format!("{STREAM}?access_token={token}"), &[]), 200);
     let limited = crate::common::token::token(&json!({"session_id": "s1"}));
@@ -22,14 +22,14 @@ fn a_token_in_the_query_counts_where_that_is_allowed_and_a_key_never_does() {
     relay
         .get(&format!("{STREAM}?access_token={token}"), &[("Authorization", "Bearer wrong")])
         .problem(401);
-    let elsewhere = alone("", "");
+    let elsewhere = relay_without_upstream("", "");
     elsewhere.get(&format!("{STREAM}?access_token={token}"), &[]).problem(401);
     open(&elsewhere, &format!("{STREAM}?access_token={token}"), "Bearer key-of-agent-a");
 }
 
 #[test]
-fn a_cookie_counts_from_own_and_listed_pages_only() {
-    let relay = alone(
+fn a_cookie_is_accepted_from_own_and_listed_origins_only() {
+    let relay = relay_without_upstream(
         "cookie_name = '__Secure-relay'",
         "cors_allowed_origins = ['https://app.test', 'https://two.test:81']",
     );
@@ -65,8 +65,8 @@ fn a_cookie_counts_from_own_and_listed_pages_only() {
 }
 
 #[test]
-fn a_cookie_carries_no_key_and_a_bad_header_is_not_made_up_for() {
-    let relay = alone("cookie_name = 'relay'\nallow_query_token = true", "");
+fn a_cookie_carries_no_key_and_does_not_replace_an_invalid_header() {
+    let relay = relay_without_upstream("cookie_name = 'relay'\nallow_query_token = true", "");
     let good = format!("relay={}", token(&json!({})));
     let status = |path: &str, fields: &[(&str, &str)]| http::status(relay.public, path, fields);
     assert_eq!(status(STREAM, &[("Cookie", &good)]), 200);
@@ -84,15 +84,15 @@ fn a_cookie_carries_no_key_and_a_bad_header_is_not_made_up_for() {
     let in_query = format!("{STREAM}?access_token={}", token(&json!({})));
     assert_eq!(status(&in_query, &[("Cookie", "relay=x.y.z")]), 401);
     assert_eq!(status(&format!("{STREAM}?access_token=x.y.z"), &[("Cookie", &good)]), 200);
-    let without = alone("", "");
+    let without = relay_without_upstream("", "");
     assert_eq!(http::status(without.public, STREAM, &[("Cookie", &good)]), 401);
 }
 
 #[test]
-fn what_pages_may_read_is_marked_exactly() {
+fn cors_headers_name_exactly_the_listed_origins() {
     let lines = "cors_allowed_origins = ['https://app.test']";
     for (jwt_lines, with_cookie) in [("cookie_name = 'relay'", Some("true")), ("", None)] {
-        let relay = alone(jwt_lines, lines);
+        let relay = relay_without_upstream(jwt_lines, lines);
         let authorization = bearer(&json!({}));
         let ask = |method: &str, path: &str, origin: Option<&str>, authorization: &str| {
             let mut fields =

@@ -1,9 +1,8 @@
-//! Scoped tokens from outside: what their holders see, where tokens may come from, and when streams
-//! under them end.
+//! Scoped tokens: the events that they admit, their errors, and the end of streams at their expiry.
 
 use std::time::{Duration, Instant};
 
-use super::{alone, answer, behind, open, setup};
+use super::{answer, open, relay_with_upstream, relay_without_upstream, setup};
 use crate::common::{
     PRODUCT, STREAM,
     connector::Connector,
@@ -18,8 +17,8 @@ use crate::common::{
 use serde_json::json;
 
 #[test]
-fn a_token_shows_its_sessions_and_types_and_nothing_else_live_replayed_and_in_pages() {
-    let (_connector, mut link, relay) = behind("", "");
+fn a_token_limits_live_events_replay_and_pages_to_its_sessions_and_types() {
+    let (_connector, mut link, relay) = relay_with_upstream("", "");
     let both = bearer(&json!({"session_id": ["s1", "s2"], "type": "summary"}));
     let mut live = open(&relay, STREAM, &both);
     let mut one = open(&relay, &format!("{STREAM}?session_id=s2"), &both);
@@ -37,7 +36,7 @@ fn a_token_shows_its_sessions_and_types_and_nothing_else_live_replayed_and_in_pa
     {
         link.event(event_like(kind, session, n));
     }
-    // of no session
+    // without a session
     link.event(format!(r#"{{"type":"summary","product_id":"{PRODUCT}","count":6}}"#));
     assert_eq!(all.numbers(7), [0, 1, 2, 3, 4, 5, 6]);
     assert_eq!(live.numbers(3), [0, 2, 5]);
@@ -57,8 +56,8 @@ fn a_token_shows_its_sessions_and_types_and_nothing_else_live_replayed_and_in_pa
 }
 
 #[test]
-fn asking_for_more_than_is_granted_is_403() {
-    let relay = alone("", "");
+fn a_request_beyond_its_grant_gets_403() {
+    let relay = relay_without_upstream("", "");
     let limited = bearer(&json!({"session_id": ["s1", "s2"], "type": ["summary"]}));
     for query in [
         "session_id=s3",
@@ -81,7 +80,7 @@ fn asking_for_more_than_is_granted_is_403() {
 }
 
 #[test]
-fn whatever_is_wrong_with_a_token_the_answer_is_the_same_and_the_log_says_why_without_the_token() {
+fn every_invalid_token_gets_the_same_response_and_the_log_has_the_reason() {
     let setup = setup("audience = 'relay'", "")
         .auth(&format!("allow_anonymous = true\n{}", jwt("audience = 'relay'")));
     let mut relay = setup.start_with(&[("RUST_LOG", "debug")]);
@@ -143,21 +142,21 @@ fn whatever_is_wrong_with_a_token_the_answer_is_the_same_and_the_log_says_why_wi
 }
 
 #[test]
-fn a_stream_ends_with_its_token_though_events_keep_coming() {
-    let (_connector, mut link, relay) = behind("", "");
+fn a_busy_stream_ends_when_its_token_expires() {
+    let (_connector, mut link, relay) = relay_with_upstream("", "");
     let began = now();
     let authorization = bearer(&json!({"exp": began + 2.0}));
     let mut busy = open(&relay, STREAM, &authorization);
     let mut idle = open(&relay, &format!("{STREAM}?session_id=nobody"), &authorization);
     let since = Instant::now();
     let mut n = 0;
-    while !busy.has_ended() && since.elapsed() < wait::PATIENCE {
+    while !busy.has_ended() && since.elapsed() < wait::TIMEOUT {
         link.event(event_like("actions", "s1", n));
         n += 1;
-        std::thread::sleep(Duration::from_millis(5)); // a steady stream, not a wait
+        std::thread::sleep(Duration::from_millis(5)); // the rate of events, not a wait
     }
     let lasted = now() - began;
-    assert!((1.5..2.0 + wait::LATE.as_secs_f64()).contains(&lasted), "it lasted {lasted} s");
+    assert!((1.5..2.0 + wait::SLACK.as_secs_f64()).contains(&lasted), "it lasted {lasted} s");
     assert!(n > 50, "{n} events");
     for subscriber in [&mut busy, &mut idle] {
         let (rest, ending) = subscriber.rest();
@@ -173,21 +172,21 @@ fn a_stream_ends_with_its_token_though_events_keep_coming() {
 }
 
 #[test]
-fn a_token_that_is_over_ends_also_a_stream_that_takes_nothing() {
-    let (_connector, mut link, relay) = behind("", "");
-    let mut takes_nothing = open(&relay, STREAM, &bearer(&json!({"exp": now() + 3.0})));
+fn an_expired_token_ends_a_stream_that_reads_nothing() {
+    let (_connector, mut link, relay) = relay_with_upstream("", "");
+    let mut stalled = open(&relay, STREAM, &bearer(&json!({"exp": now() + 3.0})));
     let session = "x".repeat(8000);
     (0..3000).for_each(|n| link.event(event_like("actions", &session, n)));
     let labels = [("transport", "sse"), ("reason", "expired")];
     relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &labels, 1.0);
-    assert_eq!(takes_nothing.rest().1, Ending::BrokenOff, "it was not asked for its last bytes");
+    assert_eq!(stalled.rest().1, Ending::BrokenOff, "cut without its last bytes");
 }
 
 #[test]
-fn each_token_is_counted_by_itself_for_the_limit_per_key() {
-    let (_connector, _link, relay) = behind("", "max_subscribers_per_key = 2");
+fn the_limit_per_key_counts_each_token_separately() {
+    let (_connector, _link, relay) = relay_with_upstream("", "max_subscribers_per_key = 2");
     let (one, other) = (bearer(&json!({"sub": "a"})), bearer(&json!({"sub": "b"})));
-    let seated = [open(&relay, STREAM, &one), open(&relay, STREAM, &one)];
+    let connected = [open(&relay, STREAM, &one), open(&relay, STREAM, &one)];
     relay.get(STREAM, &[("Authorization", &one)]).problem(429);
     let _others = [open(&relay, STREAM, &other), open(&relay, STREAM, &other)];
     relay.get(STREAM, &[("Authorization", &other)]).problem(429);
@@ -196,14 +195,14 @@ fn each_token_is_counted_by_itself_for_the_limit_per_key() {
         listed["subscribers"].as_array().unwrap().iter().all(|it| it["key"] == "token"),
         "{listed}"
     );
-    drop(seated);
+    drop(connected);
     relay.wait_for_subscribers(2.0);
     open(&relay, STREAM, &one);
 }
 
 #[test]
-fn a_stream_that_ends_with_its_token_is_the_last_answer_on_its_connection() {
-    let (_connector, _link, relay) = behind("", "");
+fn a_stream_that_ends_with_its_token_closes_its_connection() {
+    let (_connector, _link, relay) = relay_with_upstream("", "");
     let mut first = open(&relay, STREAM, &bearer(&json!({"exp": now() + 1.0})));
     assert_eq!(first.rest().1, Ending::Proper);
     wait::until("the connection is closed", || {
@@ -212,8 +211,8 @@ fn a_stream_that_ends_with_its_token_is_the_last_answer_on_its_connection() {
 }
 
 #[test]
-fn a_token_that_ends_while_the_body_comes_publishes_nothing() {
-    let (_connector, _link, relay) = behind("", "");
+fn a_token_that_expires_during_the_body_publishes_nothing() {
+    let (_connector, _link, relay) = relay_with_upstream("", "");
     let mut witness = open(&relay, STREAM, &bearer(&json!({})));
     let begin = |ends: f64| {
         let authorization = bearer(&json!({"exp": ends, "permissions": ["publish"]}));
@@ -227,7 +226,7 @@ fn a_token_that_ends_while_the_body_comes_publishes_nothing() {
     let ends = now() + 1.0;
     let (mut late, body) = begin(ends);
     let (mut early, _) = begin(ends + 60.0);
-    wait::until("the token is over", || now() > ends + 0.1);
+    wait::until("the token has expired", || now() > ends + 0.1);
     late.send(&body[10..]);
     assert_eq!(late.head().status(), 401);
     early.send(&body[10..]);
@@ -237,20 +236,20 @@ fn a_token_that_ends_while_the_body_comes_publishes_nothing() {
 }
 
 #[test]
-fn a_token_that_ends_while_its_page_waits_shows_nothing() {
+fn a_token_that_expires_while_its_page_waits_gets_401() {
     let edge = Connector::new();
     let relay = Setup::behind_relay(edge.address).auth(&jwt("")).start();
-    let mut link = edge.found_as_relay();
+    let mut link = edge.accept_leaf();
     let ask = |ends: f64| {
         let authorization = bearer(&json!({"exp": ends}));
         let mut wire = Wire::connect(relay.public);
-        let path = format!("{PAGES}?last_event_id=7-41"); // it may still come
+        let path = format!("{PAGES}?last_event_id=7-41"); // an id that the leaf may still receive
         wire.send(http::request(relay.public, "GET", &path, &[("Authorization", &authorization)]));
         wire
     };
     let ends = now() + 1.0;
     let (mut late, mut early) = (ask(ends), ask(ends + 60.0));
-    wait::until("the token is over", || now() > ends + 0.1);
+    wait::until("the token has expired", || now() > ends + 0.1);
     link.event_as("7-41", event_like("actions", "s1", 1));
     link.heartbeat();
     assert_eq!((late.head().status(), early.head().status()), (401, 200));

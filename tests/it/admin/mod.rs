@@ -1,4 +1,4 @@
-//! What operators see and do: health, metrics, status, who is connected.
+//! The admin listener: health, metrics, status, subscribers.
 
 mod status;
 mod subscribers;

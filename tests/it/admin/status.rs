@@ -1,4 +1,4 @@
-//! What operators see: health, readiness, metrics, status.
+//! Health, readiness, metrics, status.
 
 use std::time::Duration;
 
@@ -7,13 +7,13 @@ use crate::common::{
     connector::Connector,
     events::event,
     http,
-    page::{Keeping, publish},
+    page::{Storage, publish},
     relay::{Relay, Setup},
 };
 use serde_json::{Value, json};
 
 #[test]
-fn a_relay_is_healthy_and_ready_before_its_upstream_answers_unless_that_is_required() {
+fn a_relay_is_ready_before_its_upstream_connects_unless_that_is_required() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     assert_eq!(relay.ask_admin("/healthz").status(), 200);
@@ -33,7 +33,7 @@ fn a_relay_is_healthy_and_ready_before_its_upstream_answers_unless_that_is_requi
 }
 
 #[test]
-fn every_upstream_must_be_connected_when_upstreams_are_required() {
+fn a_readiness_check_that_requires_upstreams_requires_all_of_them() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector)
         .upstream("prod_xyz", "http://127.0.0.1:1/stream/prod_xyz", "")
@@ -46,7 +46,7 @@ fn every_upstream_must_be_connected_when_upstreams_are_required() {
 }
 
 #[test]
-fn what_is_kept_where_stands_in_the_status() {
+fn the_status_shows_what_memory_and_disk_hold() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -57,7 +57,7 @@ fn what_is_kept_where_stands_in_the_status() {
     assert_eq!(relay.ask_admin("/readyz").json()["degraded"], false);
 
     let connector = Connector::new();
-    let (setup, _directory) = Keeping::Disk.setup(&connector);
+    let (setup, _directory) = Storage::Disk.setup(&connector);
     let relay = setup.start();
     let mut link = connector.stream();
     let frames = publish(&relay, &mut link, (0..20).map(event));
@@ -79,7 +79,7 @@ fn what_is_kept_where_stands_in_the_status() {
 }
 
 #[test]
-fn every_metric_family_of_the_interface_is_there_with_its_type_and_labels() {
+fn every_metric_family_of_the_interface_has_its_type_and_labels() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -121,7 +121,7 @@ fn every_metric_family_of_the_interface_is_there_with_its_type_and_labels() {
 }
 
 #[test]
-fn what_has_not_happened_yet_is_counted_as_0_and_not_missing() {
+fn counters_without_events_are_exported_as_0() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let metrics = relay.metrics();
@@ -185,7 +185,7 @@ fn the_counters_count_what_happened() {
 }
 
 #[test]
-fn the_status_says_what_the_relay_is_doing() {
+fn the_status_describes_the_relay() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -218,7 +218,7 @@ fn the_status_says_what_the_relay_is_doing() {
 }
 
 #[test]
-fn the_probe_listener_has_health_and_metrics_and_nothing_else() {
+fn the_probe_listener_has_health_and_metrics_only() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("probe_listen = '127.0.0.1:0'").start();
     let probe = relay.probe.unwrap();
@@ -234,7 +234,7 @@ fn the_probe_listener_has_health_and_metrics_and_nothing_else() {
 }
 
 #[test]
-fn the_console_is_open_and_may_run_and_load_nothing_but_its_own_files() {
+fn the_console_needs_no_key_and_its_policy_allows_only_its_own_files() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).auth("admin_key = 'the-admin-key-of-this-test'").start();
     let files = [
@@ -282,7 +282,7 @@ fn metrics_come_as_prometheus_text() {
 }
 
 #[test]
-fn the_admin_side_answers_while_the_public_side_is_full() {
+fn the_admin_listener_answers_while_the_public_listener_is_full() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("max_subscribers = 1").start();
     let mut subscriber = relay.subscribe();

@@ -1,5 +1,4 @@
-//! Who is connected: seen by operators, sent away by them, and what they see of the stream
-//! themselves.
+//! The list of subscribers, disconnecting one of them, and operator streams.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,7 @@ use crate::common::{
 use serde_json::Value;
 
 #[test]
-fn everybody_who_is_connected_is_listed_with_what_is_known_of_them() {
+fn every_subscriber_is_listed_with_its_properties() {
     let connector = Connector::new();
     let relay = setup(&connector).start();
     let mut link = connector.stream();
@@ -40,15 +39,17 @@ fn everybody_who_is_connected_is_listed_with_what_is_known_of_them() {
         link.event(event_of("a", n));
         first.event();
     }
-    wait::until("both have everything that is for them", || {
+    wait::until("both subscribers are caught up", || {
         list(&relay, "")["subscribers"].as_array().unwrap().iter().all(|it| it["behind"] == 0)
     });
     drop(first);
-    wait::until("one has left", || list(&relay, "")["subscribers"].as_array().unwrap().len() == 1);
+    wait::until("one subscriber is removed", || {
+        list(&relay, "")["subscribers"].as_array().unwrap().len() == 1
+    });
 }
 
 #[test]
-fn who_takes_nothing_is_behind() {
+fn a_subscriber_that_reads_nothing_is_listed_as_behind() {
     let connector = Connector::new();
     let relay = setup(&connector).start();
     let mut link = connector.stream();
@@ -60,8 +61,8 @@ fn who_takes_nothing_is_behind() {
         quick.event();
     }
     let behind = |of: usize| list(&relay, "")["subscribers"][of]["behind"].as_u64().unwrap();
-    wait::until("the quick one has everything", || behind(1) == 0);
-    // Eight megabytes: the kernel's buffers hold some of it.
+    wait::until("the quick subscriber is caught up", || behind(1) == 0);
+    // The events are eight megabytes, of which the kernel's buffers hold a part.
     assert!((50..400).contains(&behind(0)), "{}", behind(0));
     drop(slow);
 }
@@ -70,7 +71,7 @@ fn who_takes_nothing_is_behind() {
 fn pages_of_the_list_are_complete_and_in_order() {
     let connector = Connector::new();
     let relay = setup(&connector).start();
-    let _seated: Vec<_> = (0..7).map(|_| open(&relay, "")).collect();
+    let _connected: Vec<_> = (0..7).map(|_| open(&relay, "")).collect();
     let (mut after, mut numbers) = (String::new(), Vec::new());
     loop {
         let page = list(&relay, &format!("?limit=3&{after}"));
@@ -87,7 +88,7 @@ fn pages_of_the_list_are_complete_and_in_order() {
 }
 
 #[test]
-fn who_is_sent_away_gets_a_proper_end_and_the_others_stay() {
+fn a_kicked_subscriber_gets_a_proper_end_and_the_others_stay() {
     let connector = Connector::new();
     let relay = setup(&connector).start();
     let mut link = connector.stream();
@@ -96,7 +97,7 @@ fn who_is_sent_away_gets_a_proper_end_and_the_others_stay() {
     let path = format!("{LIST}/{}", list(&relay, "")["subscribers"][0]["id"].as_str().unwrap());
     let answer = ask(&relay, "DELETE", &path);
     assert_eq!((answer.status(), answer.body.len()), (204, 0));
-    assert_eq!(kicked.numbers(1), [1], "what was on its way");
+    assert_eq!(kicked.numbers(1), [1], "the event before the command");
     assert_eq!(kicked.rest().1, Ending::Proper);
     let labels = [("transport", "sse"), ("reason", "kicked")];
     relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &labels, 1.0);
@@ -111,11 +112,11 @@ fn who_is_sent_away_gets_a_proper_end_and_the_others_stay() {
 }
 
 #[test]
-fn who_is_sent_away_is_gone_though_it_takes_nothing() {
+fn a_kicked_subscriber_that_reads_nothing_is_disconnected() {
     let connector = Connector::new();
     let relay = setup(&connector).start();
     let mut link = connector.stream();
-    let mut takes_nothing = open(&relay, "");
+    let mut stalled = open(&relay, "");
     let payload = event_of(&"s".repeat(20_000), 1);
     (0..1000).for_each(|_| link.event(&payload));
     relay.wait_for_metric(
@@ -123,82 +124,90 @@ fn who_is_sent_away_is_gone_though_it_takes_nothing() {
         &[("product_id", PRODUCT), ("type", "actions")],
         1000.0,
     );
-    let sent_away = Instant::now();
+    let kicked_at = Instant::now();
     let path = format!("{LIST}/{}", list(&relay, "")["subscribers"][0]["id"].as_str().unwrap());
     assert_eq!(ask(&relay, "DELETE", &path).status(), 204);
     let labels = [("transport", "sse"), ("reason", "kicked")];
     relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &labels, 1.0);
-    wait::assert_within(Duration::from_secs(1), sent_away);
+    wait::assert_within(Duration::from_secs(1), kicked_at);
     assert_eq!(list(&relay, "")["subscribers"], serde_json::json!([]));
-    assert_eq!(takes_nothing.rest().1, Ending::BrokenOff);
+    assert_eq!(stalled.rest().1, Ending::BrokenOff);
 }
 
 #[test]
-fn without_the_admin_key_nobody_is_seen_sent_away_or_looked_on() {
+fn subscribers_and_operator_streams_require_the_admin_key() {
     let relay = setup(&Connector::new()).start();
-    for (method, path) in [("GET", LIST), ("DELETE", "/api/v1/subscribers/1"), ("GET", WATCH)] {
+    for (method, path) in
+        [("GET", LIST), ("DELETE", "/api/v1/subscribers/1"), ("GET", OPERATOR_STREAM)]
+    {
         http::ask(relay.admin, method, path, &[]).problem(401);
         http::ask(relay.admin, method, path, &[("Authorization", "Bearer key-of-all")])
             .problem(401);
     }
     relay.get(LIST, &[]).problem(404);
     let open = Setup::behind(&Connector::new()).start();
-    http::get(open.admin, WATCH, &[("Origin", "https://evil.test")]).problem(403);
+    http::get(open.admin, OPERATOR_STREAM, &[("Origin", "https://evil.test")]).problem(403);
 }
 
 #[test]
-fn an_operator_sees_the_stream_and_is_no_subscriber() {
+fn an_operator_stream_shows_events_and_is_no_subscriber() {
     let connector = Connector::new();
     let relay =
         setup(&connector).server("max_subscribers = 1\nheartbeat_interval = '500ms'").start();
     let mut link = connector.stream();
-    let mut seated = open(&relay, "");
-    let mut onlooker = watch(&relay, "");
-    let mut narrow = watch(&relay, "?session_id=b");
+    let mut connected = open(&relay, "");
+    let mut operator = open_operator_stream(&relay, "");
+    let mut narrow = open_operator_stream(&relay, "?session_id=b");
     link.event(event_of("a", 1));
     link.event(event_of("b", 2));
-    let frames = [seated.event(), seated.event()];
-    assert_eq!([onlooker.event(), onlooker.event()], frames);
+    let frames = [connected.event(), connected.event()];
+    assert_eq!([operator.event(), operator.event()], frames);
     assert_eq!(narrow.event(), frames[1]);
-    let mut again = watch(&relay, &format!("?last_event_id={}", frames[0].id()));
+    let mut again = open_operator_stream(&relay, &format!("?last_event_id={}", frames[0].id()));
     assert_eq!(again.event(), frames[1]);
-    assert_eq!(onlooker.frame().event.as_deref(), Some("heartbeat"), "its own timer turns");
+    assert_eq!(
+        operator.frame().event.as_deref(),
+        Some("heartbeat"),
+        "it has heartbeats of its own"
+    );
     assert_eq!(list(&relay, "")["subscribers"].as_array().unwrap().len(), 1);
     let metric =
         |name: &str| relay.metrics().value(name, &[("product_id", PRODUCT), ("transport", "sse")]);
     assert_eq!(metric("autoplay_relay_subscribers"), Some(1.0));
     assert_eq!(metric("autoplay_relay_delivered_events_total"), Some(2.0));
-    drop([onlooker, narrow, again]);
+    drop([operator, narrow, again]);
     ask(&relay, "GET", "/api/v1/stream/prod_nothing").problem(404);
-    ask(&relay, "GET", &format!("{WATCH}?type=")).problem(400);
-    http::get(relay.admin, WATCH, &[KEY, ("Accept", "text/html")]).problem(406);
-    assert_eq!(ask(&relay, "HEAD", WATCH).status(), 405);
-    assert_eq!(ask(&relay, "POST", WATCH).field("allow"), Some("GET"));
+    ask(&relay, "GET", &format!("{OPERATOR_STREAM}?type=")).problem(400);
+    http::get(relay.admin, OPERATOR_STREAM, &[KEY, ("Accept", "text/html")]).problem(406);
+    assert_eq!(ask(&relay, "HEAD", OPERATOR_STREAM).status(), 405);
+    assert_eq!(ask(&relay, "POST", OPERATOR_STREAM).field("allow"), Some("GET"));
     assert_eq!(metric("autoplay_relay_subscribers"), Some(1.0));
 }
 
 #[test]
-fn an_operator_who_looks_on_does_not_keep_the_relay_from_leaving() {
+fn an_operator_stream_does_not_delay_shutdown() {
     let connector = Connector::new();
     let mut relay = setup(&connector).server("drain_window = '10s'").start();
     let _link = connector.stream();
-    let mut onlooker = watch(&relay, "");
+    let mut operator = open_operator_stream(&relay, "");
     let began = Instant::now();
     relay.process.signal("TERM");
-    assert_eq!(onlooker.rest().1, Ending::Proper);
+    assert_eq!(operator.rest().1, Ending::Proper);
     assert_eq!(relay.process.exit_code(), Some(0));
     assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
 }
 
 #[test]
-fn there_is_an_end_to_how_many_look_on() {
+fn the_number_of_operator_streams_is_bounded() {
     let relay = setup(&Connector::new()).start();
-    let mut onlookers: Vec<_> = (0..64).map(|_| watch(&relay, "")).collect();
+    let mut operators: Vec<_> = (0..64).map(|_| open_operator_stream(&relay, "")).collect();
     let mut wire = Wire::connect(relay.admin);
-    wire.send(http::request(relay.admin, "GET", WATCH, &[KEY]));
+    wire.send(http::request(relay.admin, "GET", OPERATOR_STREAM, &[KEY]));
     assert_eq!(wire.head().status(), 503);
-    onlookers.pop();
-    wait::until("there is room again", || http::status(relay.admin, WATCH, &[KEY]) == 200);
+    operators.pop();
+    wait::until("an operator stream is free again", || {
+        http::status(relay.admin, OPERATOR_STREAM, &[KEY]) == 200
+    });
 }
 
 fn setup(connector: &Connector) -> Setup {
@@ -213,8 +222,8 @@ fn open(relay: &Relay, query: &str) -> Subscriber {
     )
 }
 
-fn watch(relay: &Relay, query: &str) -> Subscriber {
-    Subscriber::open(relay.admin, &format!("{WATCH}{query}"), &[KEY])
+fn open_operator_stream(relay: &Relay, query: &str) -> Subscriber {
+    Subscriber::open(relay.admin, &format!("{OPERATOR_STREAM}{query}"), &[KEY])
 }
 
 fn ask(relay: &Relay, method: &str, path: &str) -> Answer {
@@ -231,6 +240,6 @@ fn number(subscriber: &Value) -> u64 {
 
 const LIST: &str = "/api/v1/subscribers";
 
-const WATCH: &str = "/api/v1/stream/prod_abc";
+const OPERATOR_STREAM: &str = "/api/v1/stream/prod_abc";
 
 const KEY: (&str, &str) = ("X-Admin-Key", "key-of-admin");

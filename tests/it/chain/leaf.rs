@@ -1,12 +1,12 @@
-//! A relay behind a relay, as it stands to that one: the test plays the edge, frame by frame.
+//! A leaf and its edge. The test plays the edge, frame by frame.
 
 use std::time::{Duration, Instant};
 
-use super::scripted::{EVERYTHING, asked, edge_and_leaf, send, send_of};
+use super::scripted::{FROM_OLDEST, edge_and_leaf, resume_fields, send, send_of};
 use crate::common::{connector::Connector, events::event, relay::Relay};
 
 #[test]
-fn a_connector_is_never_asked_to_go_on_nor_told_that_a_relay_asks() {
+fn a_connector_gets_neither_a_resume_id_nor_the_follow_header() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut subscriber = relay.subscribe();
@@ -17,7 +17,7 @@ fn a_connector_is_never_asked_to_go_on_nor_told_that_a_relay_asks() {
             (None, None),
             "{n}"
         );
-        link.event_as(&format!("7-{n}"), event(n)); // ids of a connector mean nothing
+        link.event_as(&format!("7-{n}"), event(n)); // ids of a connector are ignored
         if n > 0 {
             subscriber.gap();
         }
@@ -28,34 +28,34 @@ fn a_connector_is_never_asked_to_go_on_nor_told_that_a_relay_asks() {
 }
 
 #[test]
-fn a_relay_is_asked_for_everything_it_keeps_and_then_for_what_comes_behind_the_newest_id() {
+fn a_leaf_asks_its_edge_for_everything_first_and_then_resumes_after_its_newest_id() {
     let (edge, leaf) = edge_and_leaf();
-    let mut subscriber = leaf.subscribe_to(EVERYTHING);
-    let mut link = edge.found_as_relay();
+    let mut subscriber = leaf.subscribe_to(FROM_OLDEST);
+    let mut link = edge.accept_leaf();
     assert_eq!(link.request.field("last-event-id"), Some("0"));
     send(&mut link, 1..4);
     link.heartbeat();
     assert_eq!(subscriber.numbers(3), [1, 2, 3]);
     link.end();
     let mut link = edge.stream_as_relay();
-    assert_eq!(asked(&link), (Some("7-3"), Some("follow")));
+    assert_eq!(resume_fields(&link), (Some("7-3"), Some("follow")));
     link.send("id: 7-3\nevent: heartbeat\ndata:\n\n");
     send(&mut link, 4..6);
     assert_eq!(subscriber.numbers(2), [4, 5]);
     link.reset();
     edge.accept().refuse("503 Service Unavailable", "");
     let mut link = edge.stream_as_relay();
-    assert_eq!(asked(&link), (Some("7-5"), Some("follow")));
+    assert_eq!(resume_fields(&link), (Some("7-5"), Some("follow")));
     send(&mut link, 6..7);
     assert_eq!(subscriber.numbers(1), [6]);
-    assert_eq!(leaf.all_gaps(), 0.0, "a relay repeats what was missed");
+    assert_eq!(leaf.all_gaps(), 0.0, "a relay replays missed events");
 }
 
 #[test]
-fn what_the_edge_repeats_comes_once() {
+fn an_entry_that_the_edge_repeats_is_delivered_once() {
     let (edge, leaf) = edge_and_leaf();
-    let mut subscriber = leaf.subscribe_to(EVERYTHING);
-    let mut link = edge.found_as_relay();
+    let mut subscriber = leaf.subscribe_to(FROM_OLDEST);
+    let mut link = edge.accept_leaf();
     send(&mut link, 1..4);
     link.gap_as("7-4", "upstream_reconnect", "7-3");
     send(&mut link, 5..7);
@@ -79,10 +79,10 @@ fn what_the_edge_repeats_comes_once() {
 }
 
 #[test]
-fn what_an_edge_says_under_no_id_takes_the_one_before_it_with_a_suffix() {
+fn an_entry_without_an_id_gets_the_id_before_it_with_a_suffix() {
     let (edge, leaf) = edge_and_leaf();
-    let mut subscriber = leaf.subscribe_to(EVERYTHING);
-    let mut link = edge.found_as_relay();
+    let mut subscriber = leaf.subscribe_to(FROM_OLDEST);
+    let mut link = edge.accept_leaf();
     send(&mut link, 1..4);
     link.send("event: gap\ndata: {}\n\n");
     link.event(event(100));
@@ -103,21 +103,21 @@ fn what_an_edge_says_under_no_id_takes_the_one_before_it_with_a_suffix() {
         }
     }
     link.end();
-    assert_eq!(asked(&edge.stream_as_relay()), (Some("7-5.1"), Some("follow")));
+    assert_eq!(resume_fields(&edge.stream_as_relay()), (Some("7-5.1"), Some("follow")));
     assert_eq!(leaf.all_gaps(), 1.0);
 }
 
 #[test]
-fn an_edge_that_begins_anew_with_its_clock_set_back_loses_nothing() {
+fn an_edge_that_restarts_with_its_clock_set_back_loses_nothing() {
     let (edge, leaf) = edge_and_leaf();
-    let mut subscriber = leaf.subscribe_to(EVERYTHING);
-    let mut link = edge.found_as_relay();
+    let mut subscriber = leaf.subscribe_to(FROM_OLDEST);
+    let mut link = edge.accept_leaf();
     send_of(&mut link, 9, 1..4);
     link.heartbeat();
     assert_eq!(subscriber.numbers(3), [1, 2, 3]);
     link.reset();
     let mut link = edge.stream_as_relay();
-    assert_eq!(asked(&link).0, Some("9-3"));
+    assert_eq!(resume_fields(&link).0, Some("9-3"));
     link.gap_as("8-0", "unknown_id", "9-3");
     send_of(&mut link, 8, 1..4);
     let gap = subscriber.gap();
@@ -132,18 +132,18 @@ fn an_edge_that_begins_anew_with_its_clock_set_back_loses_nothing() {
     assert_eq!(leaf.resume("8-1").numbers(2), [2, 3]);
     link.reset();
     let mut link = edge.stream_as_relay();
-    assert_eq!(asked(&link).0, Some("8-3"));
+    assert_eq!(resume_fields(&link).0, Some("8-3"));
     send_of(&mut link, 8, 4..5);
     assert_eq!(subscriber.numbers(1), [4]);
     assert_eq!((leaf.all_gaps(), leaf.gaps("unknown_id")), (1.0, 1.0));
 }
 
 #[test]
-fn who_comes_from_a_leaf_that_is_ahead_waits_and_gets_exactly_the_rest() {
+fn a_subscriber_that_comes_from_a_leaf_further_ahead_waits_and_gets_exactly_the_rest() {
     let (edge, leaf) = edge_and_leaf();
-    // Before the leaf has heard of its edge, before the end of the replay, and after it.
+    // Resumes before the edge has answered, before the end of the replay, and after it.
     let early = leaf.resume("7-5");
-    let mut link = edge.found_as_relay();
+    let mut link = edge.accept_leaf();
     send(&mut link, 1..3);
     leaf.wait_for_events(2);
     let during = leaf.resume("7-5");
@@ -168,9 +168,9 @@ fn who_comes_from_a_leaf_that_is_ahead_waits_and_gets_exactly_the_rest() {
 }
 
 #[test]
-fn an_id_that_never_comes_is_unknown_after_a_while_and_one_that_is_none_at_once() {
+fn a_missing_id_is_unknown_after_a_wait_and_a_malformed_one_at_once() {
     let (edge, leaf) = edge_and_leaf();
-    let mut link = edge.found_as_relay();
+    let mut link = edge.accept_leaf();
     send(&mut link, 1..4);
     link.heartbeat();
     leaf.wait_for_end_of_replay();
@@ -190,7 +190,7 @@ fn an_id_that_never_comes_is_unknown_after_a_while_and_one_that_is_none_at_once(
     }
     assert!(
         begin.elapsed() < Duration::from_secs(3),
-        "malformed ids wait for nothing: {:?}",
+        "malformed ids are not waited for: {:?}",
         begin.elapsed()
     );
     for subscriber in &mut waiting {
@@ -203,9 +203,9 @@ fn an_id_that_never_comes_is_unknown_after_a_while_and_one_that_is_none_at_once(
 }
 
 #[test]
-fn what_the_edge_no_longer_had_is_a_gap_for_who_had_not_seen_it() {
+fn an_event_that_the_edge_had_evicted_is_a_gap_for_readers_that_missed_it() {
     let (edge, leaf) = edge_and_leaf();
-    let mut link = edge.found_as_relay();
+    let mut link = edge.accept_leaf();
     send(&mut link, 41..44);
     link.heartbeat();
     leaf.wait_for_end_of_replay();
@@ -215,17 +215,17 @@ fn what_the_edge_no_longer_had_is_a_gap_for_who_had_not_seen_it() {
     assert_eq!((&notice["reason"], &notice["after"]), (&"evicted".into(), &"7-7".into()));
     assert_eq!(notice["before"], "7-41");
     assert_eq!(late.numbers(3), [41, 42, 43]);
-    assert_eq!(gap.id(), "7-40", "an id that every leaf knows");
+    assert_eq!(gap.id(), "7-40", "an id known to every leaf");
     assert_eq!(leaf.resume(gap.id()).numbers(3), [41, 42, 43]);
     assert_eq!(leaf.gaps("evicted"), 1.0, "7-40 has missed nothing");
 }
 
 #[test]
-fn a_gap_up_to_the_oldest_id_remembered_is_told_once() {
+fn a_gap_up_to_the_oldest_remembered_id_is_announced_once() {
     let (edge, leaf) = edge_and_leaf();
-    let mut link = edge.found_as_relay();
-    // As an edge gives them that is asked for some types only: each hole begins a span, of which
-    // 4096 are remembered.
+    let mut link = edge.accept_leaf();
+    // Ids as an edge sends them to a leaf that requests some types only: each hole begins a span,
+    // and the leaf remembers 4096 spans.
     (1..5001).for_each(|n| link.event_as(&format!("7-{}", 2 * n), event(n)));
     link.heartbeat();
     leaf.wait_for_end_of_replay();
@@ -237,14 +237,14 @@ fn a_gap_up_to_the_oldest_id_remembered_is_told_once() {
     for across in [&mut late, &mut again] {
         assert_eq!(across.numbers(3), [905, 906, 907]);
     }
-    assert_eq!(leaf.resume("0").numbers(3), [1, 2, 3], "they are all there");
+    assert_eq!(leaf.resume("0").numbers(3), [1, 2, 3], "the log has all events");
 }
 
 #[test]
-fn who_asks_for_news_gets_no_history_and_who_asks_for_everything_does() {
+fn a_new_subscriber_gets_no_history_unless_it_asks_for_everything() {
     let (edge, leaf) = edge_and_leaf();
-    let (before, mut all) = (leaf.subscribe(), leaf.subscribe_to(EVERYTHING));
-    let mut link = edge.found_as_relay();
+    let (before, mut all) = (leaf.subscribe(), leaf.subscribe_to(FROM_OLDEST));
+    let mut link = edge.accept_leaf();
     send(&mut link, 1..4);
     assert_eq!(all.numbers(3), [1, 2, 3]);
     let during = leaf.subscribe();
@@ -263,15 +263,15 @@ fn who_asks_for_news_gets_no_history_and_who_asks_for_everything_does() {
 }
 
 #[test]
-fn a_replay_that_is_cut_goes_on_and_is_still_history() {
+fn a_replay_that_is_cut_continues_and_is_still_history() {
     let (edge, leaf) = edge_and_leaf();
-    let (mut newcomer, mut all) = (leaf.subscribe(), leaf.subscribe_to(EVERYTHING));
-    let mut link = edge.found_as_relay();
+    let (mut newcomer, mut all) = (leaf.subscribe(), leaf.subscribe_to(FROM_OLDEST));
+    let mut link = edge.accept_leaf();
     send(&mut link, 1..4);
     assert_eq!(all.numbers(3), [1, 2, 3]);
     link.reset();
     let mut link = edge.stream_as_relay();
-    assert_eq!(asked(&link).0, Some("7-3"));
+    assert_eq!(resume_fields(&link).0, Some("7-3"));
     send(&mut link, 4..6);
     assert_eq!(all.numbers(2), [4, 5]);
     newcomer.expect_nothing(Duration::from_millis(200));
@@ -282,31 +282,35 @@ fn a_replay_that_is_cut_goes_on_and_is_still_history() {
 }
 
 #[test]
-fn what_comes_to_a_log_that_had_caught_up_with_nothing_is_news() {
+fn an_event_after_the_replay_of_an_empty_log_is_live() {
     let (edge, leaf) = edge_and_leaf();
-    let mut link = edge.found_as_relay();
+    let mut link = edge.accept_leaf();
     link.heartbeat();
     leaf.wait_for_end_of_replay();
     let mut subscriber = leaf.subscribe();
     link.reset();
     let mut link = edge.stream_as_relay();
-    assert_eq!(asked(&link).0, Some("0"));
+    assert_eq!(resume_fields(&link).0, Some("0"));
     send(&mut link, 1..3);
     link.heartbeat();
-    assert_eq!(subscriber.numbers(2), [1, 2], "it was there all the time");
+    assert_eq!(subscriber.numbers(2), [1, 2], "the subscriber was connected all the time");
 }
 
 #[test]
-fn an_upstream_that_is_a_relay_no_longer_repeats_nothing_any_more() {
+fn an_upstream_that_is_no_longer_a_relay_is_not_asked_to_resume() {
     let (edge, leaf) = edge_and_leaf();
-    let mut subscriber = leaf.subscribe_to(EVERYTHING);
-    let mut link = edge.found_as_relay();
+    let mut subscriber = leaf.subscribe_to(FROM_OLDEST);
+    let mut link = edge.accept_leaf();
     send(&mut link, 1..4);
     link.heartbeat();
     assert_eq!(subscriber.numbers(3), [1, 2, 3]);
     link.end();
     let mut link = edge.stream();
-    assert_eq!(asked(&link).0, Some("7-3"), "it could not know");
+    assert_eq!(
+        resume_fields(&link).0,
+        Some("7-3"),
+        "the leaf does not know yet that its upstream is a connector"
+    );
     let gap = subscriber.gap();
     assert_eq!(
         (&gap.json()["reason"], &gap.json()["after"]),
@@ -321,7 +325,7 @@ fn an_upstream_that_is_a_relay_no_longer_repeats_nothing_any_more() {
     assert_eq!(across.event(), own);
     link.end();
     let link = edge.stream();
-    assert_eq!(asked(&link), (None, None), "a connector again");
+    assert_eq!(resume_fields(&link), (None, None), "a connector again");
     subscriber.gap();
     assert_eq!(leaf.gaps("upstream_reconnect"), 2.0);
 }

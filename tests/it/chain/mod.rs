@@ -1,4 +1,4 @@
-//! Relays in a row: one edge behind the connector, leaves behind the edge.
+//! Chained relays: one edge behind the connector, leaves behind the edge.
 
 mod leaf;
 mod middle;
@@ -15,14 +15,14 @@ use crate::common::{
     subscriber::{Frame, Subscriber},
 };
 
-/// A leaf that has caught up.
+/// Starts a leaf behind this edge, and waits for the end of its replay.
 fn leaf_of(edge: &Relay) -> Relay {
     let leaf = Setup::behind_relay(edge.public).start();
     leaf.wait_for_end_of_replay();
     leaf
 }
 
-/// The same at the end of a bridge.
+/// Starts a leaf behind a bridge, and waits for the end of its replay.
 fn leaf_behind(bridge: &Bridge, log: &str) -> Relay {
     let leaf = setup_behind(bridge, log).start();
     leaf.wait_for_end_of_replay();
@@ -33,12 +33,12 @@ fn setup_behind(bridge: &Bridge, log: &str) -> Setup {
     Setup::behind_relay(bridge.address).log(log)
 }
 
-/// An address where nobody listens.
+/// Returns an address at which no process listens.
 fn nowhere() -> std::net::SocketAddr {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
-/// Sends events, and returns them as a subscriber of the edge gets them.
+/// Sends events, and returns the frames that a subscriber of the edge receives.
 fn publish(
     link: &mut Link,
     at_edge: &mut Subscriber,
@@ -54,7 +54,7 @@ fn publish(
         .collect()
 }
 
-/// The next block that is no heartbeat, byte for byte.
+/// Returns the exact bytes of the next block other than a heartbeat.
 fn payload_of(subscriber: &mut Subscriber) -> Vec<u8> {
     loop {
         let block = subscriber.block();

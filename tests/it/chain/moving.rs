@@ -1,4 +1,4 @@
-//! Clients that move between the relays of a row.
+//! Clients that move between chained relays.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::common::{
 };
 
 #[test]
-fn a_client_that_moves_to_a_leaf_that_lags_waits_for_it() {
+fn a_client_that_moves_to_a_lagging_leaf_waits_for_it() {
     let connector = Connector::new();
     let edge = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -34,7 +34,7 @@ fn a_client_that_moves_to_a_leaf_that_lags_waits_for_it() {
 }
 
 #[test]
-fn a_client_that_wanders_between_edge_and_leaves_sees_every_event_once() {
+fn a_client_that_moves_between_edge_and_leaves_sees_every_event_once() {
     const EVENTS: usize = 400;
     let connector = Connector::new();
     let edge = Relay::behind(&connector);
@@ -71,7 +71,7 @@ fn a_client_that_wanders_between_edge_and_leaves_sees_every_event_once() {
 }
 
 #[test]
-fn three_in_a_row_are_as_good_as_one() {
+fn a_chain_of_three_relays_delivers_the_same_as_one() {
     let connector = Connector::new();
     let edge = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -94,8 +94,8 @@ fn three_in_a_row_are_as_good_as_one() {
     middle.process.exit_code();
     to_edge.block();
     let middle = setup_behind(&to_edge, "").start();
-    to_middle.lead_to(middle.public);
-    middle.wait_for_subscribers(1.0); // the leaf is back, before the middle has anything
+    to_middle.redirect_to(middle.public);
+    middle.wait_for_subscribers(1.0); // the leaf reconnects before the middle has any event
     to_edge.unblock();
     same(&mut link, 15..20);
     link.reset();

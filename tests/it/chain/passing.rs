@@ -1,5 +1,4 @@
-//! Relays in a row: one edge behind the connector, leaves behind the edge, clients that move
-//! between them.
+//! Entries that a leaf forwards: events, gaps, ids.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +13,7 @@ use crate::common::{
 };
 
 #[test]
-fn a_leaf_hands_on_the_edges_bytes_with_the_edges_ids() {
+fn a_leaf_forwards_the_bytes_and_ids_of_its_edge() {
     let connector = Connector::new();
     let edge = Setup::behind(&connector).server("heartbeat_interval = '200ms'").start();
     let mut link = connector.stream();
@@ -53,7 +52,7 @@ fn a_leaf_hands_on_the_edges_bytes_with_the_edges_ids() {
 }
 
 #[test]
-fn an_outage_of_the_connector_is_one_gap_with_the_same_id_wherever_it_is_read() {
+fn a_connector_outage_is_one_gap_with_the_same_id_on_every_relay() {
     let connector = Connector::new();
     let edge = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -70,9 +69,9 @@ fn an_outage_of_the_connector_is_one_gap_with_the_same_id_wherever_it_is_read() 
     link.event(event(2));
     let after = at_edge.event();
     for subscriber in [&mut at_leaf, &mut other, &mut leaf.resume(before.id())] {
-        let passed_on = subscriber.gap();
-        assert_eq!((passed_on.id(), passed_on.reason().as_str()), (gap.id(), "upstream_reconnect"));
-        assert_eq!(passed_on.json()["after"], before.id());
+        let forwarded = subscriber.gap();
+        assert_eq!((forwarded.id(), forwarded.reason().as_str()), (gap.id(), "upstream_reconnect"));
+        assert_eq!(forwarded.json()["after"], before.id());
         assert_eq!(subscriber.event(), after);
     }
     for relay in [&edge, &leaf] {
@@ -82,7 +81,7 @@ fn an_outage_of_the_connector_is_one_gap_with_the_same_id_wherever_it_is_read() 
 }
 
 #[test]
-fn a_leaf_that_was_away_for_longer_than_the_edge_remembers_passes_that_on() {
+fn a_leaf_disconnected_for_longer_than_its_edge_keeps_events_forwards_the_gap() {
     let connector = Connector::new();
     let edge = Setup::behind(&connector).log("memory_events = 16").start();
     let mut link = connector.stream();
@@ -91,10 +90,10 @@ fn a_leaf_that_was_away_for_longer_than_the_edge_remembers_passes_that_on() {
     let (mut at_edge, mut at_leaf) = (edge.subscribe(), leaf.subscribe());
     let seen = publish(&mut link, &mut at_edge, 0..3).pop().unwrap();
     assert_eq!(at_leaf.numbers(3), [0, 1, 2]);
-    bridge.lead_to(nowhere());
+    bridge.redirect_to(nowhere());
     bridge.cut();
     let missed = publish(&mut link, &mut at_edge, 3..43);
-    bridge.lead_to(edge.public);
+    bridge.redirect_to(edge.public);
     let gap = at_leaf.gap();
     assert_eq!((gap.id(), gap.reason().as_str()), (missed[23].id(), "evicted"));
     assert_eq!(gap.json()["after"], seen.id());
@@ -104,7 +103,7 @@ fn a_leaf_that_was_away_for_longer_than_the_edge_remembers_passes_that_on() {
     assert_eq!(across.gap().id(), gap.id());
     assert!(across.numbers(16).into_iter().eq(27..43));
     let mut between = leaf.resume(missed[10].id());
-    assert_eq!(between.gap().id(), gap.id(), "who has read some of it at the edge");
+    assert_eq!(between.gap().id(), gap.id(), "a reader that has read a part at the edge");
 }
 
 #[test]
@@ -126,7 +125,7 @@ fn a_cut_between_leaf_and_edge_loses_nothing_and_is_no_gap() {
 }
 
 #[test]
-fn at_an_edge_an_id_from_the_future_is_unknown_at_once() {
+fn an_id_from_the_future_is_unknown_to_an_edge_at_once() {
     let connector = Connector::new();
     let edge = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -144,11 +143,11 @@ fn at_an_edge_an_id_from_the_future_is_unknown_at_once() {
         assert_eq!(resumed.gap().reason(), "unknown_id", "{id}");
         assert_eq!(resumed.numbers(3), [0, 1, 2], "{id}");
     }
-    wait::assert_within(Duration::ZERO, begin); // a leaf would wait that long for each of them
+    wait::assert_within(Duration::ZERO, begin); // a leaf waits 3 s for each unknown id
     let of_a_leaf = format!("{}.1", frames[1].id());
     assert_eq!(
         edge.resume(&of_a_leaf).numbers(1),
         [2],
-        "a leaf's own entry stands behind the id before it"
+        "an entry of a leaf follows the id before it"
     );
 }

@@ -1,4 +1,4 @@
-//! Relays of a row that are started anew, with their log and without it.
+//! Restarts of chained relays, with a stored log and without one.
 
 use std::time::Duration;
 
@@ -11,31 +11,31 @@ use crate::common::{
     relay::{Relay, Setup},
 };
 
-/// How a relay is ended, and what it keeps on disk.
-const ENDINGS: [(&str, Kept); 4] = [
-    ("TERM", Kept::InMemory),
-    ("KILL", Kept::InMemory),
-    ("TERM", Kept::OnDisk),
-    ("KILL", Kept::OnDisk),
+/// How a relay is ended, and where its log is.
+const ENDINGS: [(&str, Log); 4] = [
+    ("TERM", Log::InMemory),
+    ("KILL", Log::InMemory),
+    ("TERM", Log::OnDisk),
+    ("KILL", Log::OnDisk),
 ];
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Kept {
+enum Log {
     InMemory,
     OnDisk,
 }
 
 #[test]
-fn a_leaf_that_is_started_anew_loses_nothing_even_for_who_comes_before_it_has_caught_up() {
-    for (signal, kept) in ENDINGS {
+fn a_restarted_leaf_loses_nothing_even_for_subscribers_before_its_replay_ends() {
+    for (signal, log_place) in ENDINGS {
         let connector = Connector::new();
         let edge = Relay::behind(&connector);
         let mut link = connector.stream();
         let bridge = Bridge::to(edge.public);
         let directory = tempfile::tempdir().unwrap();
-        let log = match kept {
-            Kept::InMemory => String::new(),
-            Kept::OnDisk => {
+        let log = match log_place {
+            Log::InMemory => String::new(),
+            Log::OnDisk => {
                 format!("memory_events = 16\ndata_dir = '{}'", directory.path().display())
             }
         };
@@ -51,7 +51,7 @@ fn a_leaf_that_is_started_anew_loses_nothing_even_for_who_comes_before_it_has_ca
         let seen = [49, 45, 10];
         let mut resumed = seen.map(|n| leaf.resume(frames[n].id()));
         let mut newcomer = leaf.subscribe();
-        if kept == Kept::InMemory {
+        if log_place == Log::InMemory {
             resumed[0].expect_nothing(Duration::from_millis(300));
         }
         bridge.unblock();
@@ -60,26 +60,26 @@ fn a_leaf_that_is_started_anew_loses_nothing_even_for_who_comes_before_it_has_ca
         for (n, subscriber) in seen.into_iter().zip(&mut resumed) {
             assert!(
                 subscriber.numbers(62 - n).into_iter().eq(n + 1..63),
-                "{signal} {kept:?} behind {n}"
+                "{signal} {log_place:?} behind {n}"
             );
         }
         let first = newcomer.numbers(1)[0];
-        match (signal, kept) {
-            (_, Kept::InMemory) => assert_eq!(first, 60, "{signal}: no history for newcomers"),
-            ("TERM", Kept::OnDisk) => {
-                assert_eq!(first, 50, "what comes to a log with a past is news");
+        match (signal, log_place) {
+            (_, Log::InMemory) => assert_eq!(first, 60, "{signal}: no history for newcomers"),
+            ("TERM", Log::OnDisk) => {
+                assert_eq!(first, 50, "an entry after the stored ones is live");
             }
-            _ => assert!(first <= 50, "the same, and what the log had not kept yet"),
+            _ => assert!(first <= 50, "live entries, and those not persisted yet"),
         }
         assert!(newcomer.numbers(62 - first).into_iter().eq(first + 1..63));
         let mut all = leaf.resume("0");
-        assert!(all.numbers(63).into_iter().eq(0..63), "{signal} {kept:?}");
-        assert_eq!(leaf.all_gaps(), 0.0, "{signal} {kept:?}");
+        assert!(all.numbers(63).into_iter().eq(0..63), "{signal} {log_place:?}");
+        assert_eq!(leaf.all_gaps(), 0.0, "{signal} {log_place:?}");
     }
 }
 
 #[test]
-fn an_edge_that_keeps_its_log_comes_back_with_the_connectors_outage_and_no_other_gap() {
+fn a_restarted_edge_with_a_stored_log_announces_only_the_connector_outage() {
     for signal in ["TERM", "KILL"] {
         let connector = Connector::new();
         let directory = tempfile::tempdir().unwrap();
@@ -91,7 +91,7 @@ fn an_edge_that_keeps_its_log_comes_back_with_the_connectors_outage_and_no_other
         let (mut at_edge, mut at_leaf) = (edge.subscribe(), leaf.subscribe());
         let frames = publish(&mut link, &mut at_edge, 0..30);
         assert!(at_leaf.numbers(30).into_iter().eq(0..30));
-        bridge.lead_to(nowhere());
+        bridge.redirect_to(nowhere());
         bridge.cut();
         publish(&mut link, &mut at_edge, 30..50);
         let on_disk = [("product_id", PRODUCT), ("tier", "disk")];
@@ -102,7 +102,7 @@ fn an_edge_that_keeps_its_log_comes_back_with_the_connectors_outage_and_no_other
         let edge = Setup::behind(&connector).log(&log).start();
         let mut link = connector.stream();
         edge.wait_for_metric("autoplay_relay_log_events", &on_disk, 51.0);
-        bridge.lead_to(edge.public);
+        bridge.redirect_to(edge.public);
         link.event(event(50));
         assert!(at_leaf.numbers(20).into_iter().eq(30..50), "{signal}");
         let gap = at_leaf.gap();
@@ -119,7 +119,7 @@ fn an_edge_that_keeps_its_log_comes_back_with_the_connectors_outage_and_no_other
 }
 
 #[test]
-fn an_edge_that_has_forgotten_everything_is_one_gap_and_its_new_ids_go_on() {
+fn a_restarted_edge_without_its_log_is_one_gap_and_its_new_ids_continue() {
     let connector = Connector::new();
     let mut edge = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -135,14 +135,14 @@ fn an_edge_that_has_forgotten_everything_is_one_gap_and_its_new_ids_go_on() {
     let mut link = connector.stream();
     let mut at_edge = edge.subscribe();
     let after = publish(&mut link, &mut at_edge, 5..8);
-    bridge.lead_to(edge.public);
+    bridge.redirect_to(edge.public);
     let gap = at_leaf.gap();
     assert_eq!(
         (gap.reason().as_str(), &gap.json()["after"]),
         ("unknown_id", &before[4].id().into())
     );
     let (epoch, _) = after[0].id().split_once('-').unwrap();
-    assert_eq!(gap.id(), format!("{epoch}-0"), "as the edge has it: the place before everything");
+    assert_eq!(gap.id(), format!("{epoch}-0"), "the edge's id before its first entry");
     after.iter().for_each(|frame| assert_eq!(at_leaf.event(), *frame));
     let more = publish(&mut link, &mut at_edge, 8..10);
     more.iter().for_each(|frame| assert_eq!(at_leaf.event(), *frame));
@@ -160,7 +160,7 @@ fn an_edge_that_has_forgotten_everything_is_one_gap_and_its_new_ids_go_on() {
 }
 
 #[test]
-fn when_all_three_begin_anew_newcomers_get_no_history() {
+fn a_new_subscriber_gets_no_history_when_all_three_relays_start() {
     let connector = Connector::new();
     let directory = tempfile::tempdir().unwrap();
     let log = format!("data_dir = '{}'", directory.path().display());

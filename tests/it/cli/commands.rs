@@ -1,4 +1,4 @@
-//! The commands beside `serve`, and how `serve` starts and does not start.
+//! The commands other than `serve`, and how `serve` starts or fails to start.
 
 use std::net::{SocketAddr, TcpListener};
 
@@ -25,7 +25,7 @@ fn check_prints_the_effective_configuration_with_secrets_masked() {
         &[("AUTOPLAY_RELAY__SERVER__WRITE_TIMEOUT", "7s")],
     );
     assert_eq!(done.code, Some(0), "{done:?}");
-    let printed: toml::Table = done.stdout.parse().expect("what it prints is a configuration");
+    let printed: toml::Table = done.stdout.parse().expect("the output is a configuration");
     let server = printed["server"].as_table().unwrap();
     assert_eq!(server["write_timeout"].as_str(), Some("7s"), "the environment overrides the file");
     assert_eq!(server["head_timeout"].as_str(), Some("10s"), "defaults are shown");
@@ -35,7 +35,7 @@ fn check_prints_the_effective_configuration_with_secrets_masked() {
 }
 
 #[test]
-fn everything_wrong_with_a_configuration_is_told_at_once_by_file_line_and_key() {
+fn every_error_of_a_configuration_is_reported_with_file_line_and_key() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("relay.toml");
     let text = "[server]\nlisten = 'nonsense'\nhead_timeout = '10'\ncolour = 'blue'\n\n[[upstreams]]\nurl = 'ftp://x/'\n";
@@ -58,7 +58,7 @@ fn everything_wrong_with_a_configuration_is_told_at_once_by_file_line_and_key() 
 }
 
 #[test]
-fn a_file_that_is_not_there_or_no_toml_is_named() {
+fn a_file_that_is_missing_or_no_toml_is_named() {
     let done = Process::run(&["check", "--config", "/no/such/relay.toml"], &[]);
     assert_eq!(done.code, Some(2), "{done:?}");
     assert!(done.stderr.contains("/no/such/relay.toml"), "{}", done.stderr);
@@ -71,7 +71,7 @@ fn a_file_that_is_not_there_or_no_toml_is_named() {
 }
 
 #[test]
-fn bad_usage_is_2() {
+fn invalid_usage_exits_with_2() {
     for arguments in [
         [].as_slice(),
         &["nonsense"],
@@ -91,7 +91,7 @@ fn bad_usage_is_2() {
 }
 
 #[test]
-fn anonymous_subscribers_on_an_open_address_need_a_word_on_the_command_line() {
+fn anonymous_access_on_a_public_address_requires_a_flag() {
     let setup = Setup::new().server("listen = '0.0.0.0:0'");
     let (_directory, file) = setup.write();
     let file = file.to_str().unwrap();
@@ -108,7 +108,7 @@ fn anonymous_subscribers_on_an_open_address_need_a_word_on_the_command_line() {
 }
 
 #[test]
-fn a_taken_port_is_named_and_ends_serve_with_1() {
+fn a_port_in_use_is_named_and_serve_exits_with_1() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
     for key in ["listen", "admin_listen", "probe_listen"] {
@@ -120,7 +120,7 @@ fn a_taken_port_is_named_and_ends_serve_with_1() {
 }
 
 #[test]
-fn the_environment_alone_makes_a_sidecar() {
+fn the_environment_alone_configures_a_sidecar() {
     let connector = Connector::new();
     let environment = [
         ("AUTOPLAY_STREAM_URL", connector.url("prod%20x")),
@@ -143,7 +143,7 @@ fn the_environment_alone_makes_a_sidecar() {
 }
 
 #[test]
-fn healthcheck_says_by_its_exit_code_whether_the_relay_is_ready() {
+fn healthcheck_exits_by_the_readiness_of_the_relay() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let check = |path: &str| {
@@ -162,7 +162,7 @@ fn healthcheck_says_by_its_exit_code_whether_the_relay_is_ready() {
 }
 
 #[test]
-fn an_address_without_a_path_is_asked_whether_it_is_ready_and_not_for_the_console() {
+fn healthcheck_of_an_address_without_a_path_asks_for_readiness() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("drain_window = '6s'").start();
     let check = |path: &str| {
@@ -173,7 +173,7 @@ fn an_address_without_a_path_is_asked_whether_it_is_ready_and_not_for_the_consol
     relay.wait_for_subscribers(12.0);
     relay.process.signal("TERM");
     wait::until("readiness ends", || relay.ask_admin("/readyz").status() == 503);
-    assert_eq!(relay.ask_admin("/").status(), 200, "the console is still there");
+    assert_eq!(relay.ask_admin("/").status(), 200, "the console is still served");
     assert_eq!([check(""), check("/")], [Some(1); 2]);
 }
 
@@ -200,7 +200,7 @@ fn tail_json_prints_a_line_for_each_block() {
 }
 
 #[test]
-fn tail_reconnects_and_resumes_behind_the_last_id() {
+fn tail_reconnects_and_resumes_after_its_last_id() {
     let connector = Connector::new();
     let url = connector.url(PRODUCT);
     let tail = Process::start(
@@ -230,7 +230,7 @@ fn tail_reconnects_and_resumes_behind_the_last_id() {
 }
 
 #[test]
-fn tail_ends_with_0_after_as_many_events_as_it_is_to_count() {
+fn tail_exits_with_0_after_its_count_of_events() {
     let connector = Connector::new();
     let mut tail =
         Process::start(&["tail", &connector.url(PRODUCT), "--json", "--count", "2"], &[]);
@@ -246,7 +246,7 @@ fn tail_ends_with_0_after_as_many_events_as_it_is_to_count() {
 }
 
 #[test]
-fn tail_ends_with_1_where_trying_again_mends_nothing() {
+fn tail_exits_with_1_on_a_permanent_error() {
     for status in ["401 Unauthorized", "403 Forbidden", "404 Not Found"] {
         let connector = Connector::new();
         let mut tail = Process::start(&["tail", &connector.url(PRODUCT)], &[]);
@@ -271,14 +271,14 @@ fn tail_prints_a_readable_line_without_control_characters() {
 }
 
 #[test]
-fn demo_starts_and_what_it_tells_to_try_works() {
+fn demo_starts_and_the_commands_that_it_prints_work() {
     let environment = [
         ("AUTOPLAY_RELAY__SERVER__LISTEN", "127.0.0.1:0"),
         ("AUTOPLAY_RELAY__SERVER__ADMIN_LISTEN", "127.0.0.1:0"),
     ];
     let mut demo = Process::start(&["--log-format", "json", "demo"], &environment);
     let relay = demo.log_line("serving")["listen"].as_str().unwrap().to_owned();
-    let url = demo.stdout.first("a stream to curl", |line| {
+    let url = demo.stdout.first("the demo prints a stream to curl", |line| {
         let url = line.split("curl -N http://").nth(1)?.split_whitespace().next()?;
         Some(url.to_owned())
     });
@@ -292,7 +292,7 @@ fn demo_starts_and_what_it_tells_to_try_works() {
 }
 
 #[test]
-fn help_is_there_for_every_command() {
+fn every_command_has_help() {
     let help = |arguments: &[&str]| {
         let done = Process::run(arguments, &[]);
         assert_eq!((done.code, done.stderr.as_str()), (Some(0), ""), "{arguments:?}: {done:?}");
@@ -307,7 +307,7 @@ fn help_is_there_for_every_command() {
 }
 
 #[test]
-fn global_options_stand_before_or_after_the_command() {
+fn global_options_are_accepted_before_and_after_the_command() {
     let setup = Setup::new();
     let (_directory, file) = setup.write();
     let file = file.to_str().unwrap();
@@ -321,7 +321,7 @@ fn global_options_stand_before_or_after_the_command() {
 }
 
 #[test]
-fn rust_log_sets_the_level_and_nonsense_in_it_is_2() {
+fn rust_log_sets_the_level_and_an_invalid_value_exits_with_2() {
     let (_directory, file) = Setup::new().write();
     let arguments = ["serve", "--config", file.to_str().unwrap()];
     let Finished { code, stderr, .. } =
@@ -338,7 +338,7 @@ fn rust_log_sets_the_level_and_nonsense_in_it_is_2() {
 }
 
 #[test]
-fn unknown_routes_of_the_simulator_and_its_token_are_as_the_connector_has_them() {
+fn the_simulator_answers_unknown_routes_and_tokens_as_the_connector_does() {
     let simulator = Process::start(
         &[
             "--log-format",

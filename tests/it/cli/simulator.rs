@@ -1,4 +1,4 @@
-//! The stand-in connector: what it sends follows from its seed.
+//! The simulated connector, whose events depend on its seed.
 
 use std::{
     collections::BTreeSet,
@@ -9,12 +9,12 @@ use crate::common::{
     http::{self, Look, Wire},
     process::{self, Process},
     relay::Setup,
-    wait::PATIENCE,
+    wait::TIMEOUT,
 };
 use serde_json::Value;
 
 #[test]
-fn the_same_seed_makes_the_same_events_but_for_their_times() {
+fn the_same_seed_makes_the_same_events_except_for_their_times() {
     let simulators = [simulate("7"), simulate("7"), simulate("8")];
     let events: Vec<Vec<Value>> = std::thread::scope(|scope| {
         let readers: Vec<_> =
@@ -26,7 +26,7 @@ fn the_same_seed_makes_the_same_events_but_for_their_times() {
 }
 
 #[test]
-fn every_type_of_payload_comes_and_a_relay_takes_all_of_them() {
+fn the_simulator_sends_every_payload_type_and_a_relay_accepts_all() {
     let (_simulator, address) = simulate("1");
     let relay =
         Setup::new().upstream("prod_1", &format!("http://{address}/stream/prod_1"), "").start();
@@ -54,7 +54,7 @@ fn every_type_of_payload_comes_and_a_relay_takes_all_of_them() {
 }
 
 #[test]
-fn heartbeats_come_at_the_time_given() {
+fn the_simulator_sends_heartbeats_at_the_given_interval() {
     let arguments = [
         "--log-format",
         "json",
@@ -97,21 +97,21 @@ fn simulate(seed: &str) -> Simulator {
     (simulator, address)
 }
 
-/// The next events of a simulator, without what tells the time.
+/// Returns the next events of a simulator without their times.
 fn events(simulator: &Simulator, count: usize) -> Vec<Value> {
     let blocks = blocks(simulator, count, |block| block.starts_with("data: "));
     let payloads = blocks
         .iter()
         .map(|block| serde_json::from_str(block.strip_prefix("data: ").unwrap()).unwrap());
-    payloads.map(timeless).collect()
+    payloads.map(without_times).collect()
 }
 
-/// The next blocks of a kind.
+/// Returns the next blocks of a kind.
 fn blocks(simulator: &Simulator, count: usize, is_wanted: impl Fn(&str) -> bool) -> Vec<String> {
     let mut wire = Wire::connect(simulator.1);
     wire.send(http::request(simulator.1, "GET", "/stream/prod_1", &[]));
     let mut framing = wire.head().framing();
-    let (mut body, deadline) = (Vec::new(), Instant::now() + PATIENCE);
+    let (mut body, deadline) = (Vec::new(), Instant::now() + TIMEOUT);
     loop {
         wire.decode(&mut framing, &mut body);
         let text = String::from_utf8_lossy(&body);
@@ -130,29 +130,29 @@ fn blocks(simulator: &Simulator, count: usize, is_wanted: impl Fn(&str) -> bool)
     }
 }
 
-fn timeless(mut value: Value) -> Value {
+fn without_times(mut value: Value) -> Value {
     match &mut value {
         Value::Object(fields) => {
             fields.retain(|name, _| {
                 !matches!(name.as_str(), "forwarded_at" | "timestamp_start" | "timestamp_end")
             });
-            fields.values_mut().for_each(|field| *field = timeless(field.take()));
+            fields.values_mut().for_each(|field| *field = without_times(field.take()));
         }
-        Value::Array(items) => items.iter_mut().for_each(|item| *item = timeless(item.take())),
+        Value::Array(items) => items.iter_mut().for_each(|item| *item = without_times(item.take())),
         _ => {}
     }
     value
 }
 
-/// Whether the two are the same sequence but for where they begin: nobody can join at the very
-/// first event.
+/// Returns true if one sequence continues the other: no client can connect before the very first
+/// event.
 fn are_parts_of_one(one: &[Value], other: &[Value]) -> bool {
     let begins_later = |early: &[Value], late: &[Value]| {
-        (0..early.len() - LEAST_OVERLAP)
+        (0..early.len() - MIN_OVERLAP)
             .any(|shift| early[shift..].iter().zip(late).all(|(a, b)| a == b))
     };
     begins_later(one, other) || begins_later(other, one)
 }
 
-/// Events that must be the same, at the least.
-const LEAST_OVERLAP: usize = 200;
+/// Minimum length of the common part.
+const MIN_OVERLAP: usize = 200;

@@ -1,4 +1,4 @@
-//! A stream leaves the HTTP server after its head: nobody can tell.
+//! A stream is detached from the HTTP server after its head, which no client can notice.
 
 use std::{io::Write, net::Shutdown, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::common::{
 };
 
 #[test]
-fn a_stream_may_follow_other_answers_on_its_connection_in_one_breath() {
+fn a_stream_may_follow_pipelined_requests_on_its_connection() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -21,7 +21,7 @@ fn a_stream_may_follow_other_answers_on_its_connection_in_one_breath() {
     let page = http::request(to, "GET", &format!("/events/{PRODUCT}"), &[]);
     let stream = http::request(to, "GET", &format!("/stream/{PRODUCT}?last_event_id=0"), &[]);
     let mut wire = Wire::connect(to);
-    // Three requests in one packet: nothing is answered before the one that comes first.
+    // Three requests in one packet: the relay answers them in order.
     wire.send([page.clone(), page, stream].concat());
     for _ in 0..2 {
         let head = wire.head();
@@ -31,27 +31,31 @@ fn a_stream_may_follow_other_answers_on_its_connection_in_one_breath() {
         assert_eq!(page["events"].as_array().unwrap().len(), 3);
     }
     let mut subscriber = Subscriber::on(wire);
-    assert_eq!(subscriber.head.field("connection"), Some("close"), "it is the last answer");
+    assert_eq!(
+        subscriber.head.field("connection"),
+        Some("close"),
+        "the stream is the last response"
+    );
     assert_eq!(subscriber.numbers(3), [0, 1, 2]);
     relay.publish(&mut link, 3..5);
     assert_eq!(subscriber.numbers(2), [3, 4]);
 }
 
 #[test]
-fn what_a_client_sends_on_its_stream_is_not_looked_at_and_closing_ends_it() {
+fn input_on_a_stream_is_ignored_and_a_half_close_ends_the_stream() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("heartbeat_interval = '1s'").start();
     let mut link = connector.stream();
-    let mut talker = relay.subscribe();
+    let mut sender = relay.subscribe();
     let mut other = relay.subscribe();
     relay.wait_for_subscribers(2.0);
     for n in 0..20 {
-        talker.wire.send(vec![b'x'; 2_000]);
+        sender.wire.send(vec![b'x'; 2_000]);
         link.event(event(n));
-        assert_eq!(number(&talker.event().data), n);
+        assert_eq!(number(&sender.event().data), n);
     }
     assert_eq!(other.numbers(20), (0..20).collect::<Vec<_>>());
-    talker.wire.socket().shutdown(Shutdown::Write).unwrap();
+    sender.wire.socket().shutdown(Shutdown::Write).unwrap();
     relay.wait_for_subscribers(1.0);
     let client = [("transport", "sse"), ("reason", "client")];
     relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &client, 1.0);
@@ -60,28 +64,29 @@ fn what_a_client_sends_on_its_stream_is_not_looked_at_and_closing_ends_it() {
 }
 
 #[test]
-fn a_client_that_does_not_stop_sending_is_not_read_any_more_but_gets_its_events() {
+fn a_client_that_sends_without_end_is_not_read_and_still_gets_its_events() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("heartbeat_interval = '1s'").start();
     let mut link = connector.stream();
-    let mut talker = relay.subscribe();
+    let mut sender = relay.subscribe();
     relay.wait_for_subscribers(1.0);
-    let socket = talker.wire.socket();
-    // Nobody reads: its buffers are full after a while.
+    let socket = sender.wire.socket();
+    // The relay does not read, so the buffers fill up after a while.
     socket.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
     let mut sent = 0;
     while let Ok(bytes) = (&*socket).write(&[b'x'; 100_000]) {
         sent += bytes;
-        assert!(sent < MORE_THAN_BUFFERS_HOLD, "what it sends is read");
+        assert!(sent < BEYOND_BUFFERS, "the relay reads the input");
     }
     for n in 0..20 {
         link.event(event(n));
-        assert_eq!(number(&talker.event().data), n);
+        assert_eq!(number(&sender.event().data), n);
     }
-    drop(talker);
-    // It is seen to be gone by what is written to it.
+    drop(sender);
+    // The relay notices the closed connection when it writes.
     relay.wait_for_subscribers(0.0);
 }
 
-/// Both ends of a connection on loopback, however the kernel has let them grow.
-const MORE_THAN_BUFFERS_HOLD: usize = 64 << 20;
+/// More than the buffers of both ends of a loopback connection hold, however the kernel has let
+/// them grow.
+const BEYOND_BUFFERS: usize = 64 << 20;

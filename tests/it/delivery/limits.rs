@@ -1,4 +1,5 @@
-//! Limits: who comes too many is told so, a browser in the only way that it bears.
+//! Limits on subscribers and connections, and how clients beyond them are answered. Browsers get a
+//! response after which an EventSource reconnects.
 
 use std::{
     io::Write,
@@ -15,36 +16,36 @@ use crate::common::{
 };
 
 #[test]
-fn beyond_max_subscribers_newcomers_are_503_until_a_seat_is_given_back() {
+fn a_subscriber_beyond_max_subscribers_gets_503_until_a_permit_is_free() {
     let relay = limited("max_subscribers = 3");
-    let mut seated: Vec<Subscriber> = (0..3).map(|_| relay.subscribe()).collect();
+    let mut connected: Vec<Subscriber> = (0..3).map(|_| relay.subscribe()).collect();
     let answer = relay.get(STREAM, &[]).problem(503);
     assert!(answer.field("retry-after").unwrap().parse::<u32>().unwrap() >= 1);
     relay.wait_for_shed("max_subscribers", 1.0);
-    seated.pop();
+    connected.pop();
     relay.wait_for_subscribers(2.0);
-    seated.push(relay.subscribe());
+    connected.push(relay.subscribe());
     relay.get(STREAM, &[]).problem(503);
     relay.wait_for_shed("max_subscribers", 2.0);
 }
 
 #[test]
-fn many_who_come_at_one_moment_do_not_get_past_the_limit_together() {
-    const CROWD: usize = 120;
+fn simultaneous_connects_do_not_exceed_max_subscribers() {
+    const CONNECTIONS: usize = 120;
     let relay = limited("max_subscribers = 5");
     let request = http::request(relay.public, "GET", STREAM, &[]);
-    let mut wires: Vec<Wire> = (0..CROWD).map(|_| Wire::connect(relay.public)).collect();
+    let mut wires: Vec<Wire> = (0..CONNECTIONS).map(|_| Wire::connect(relay.public)).collect();
     wires.iter_mut().for_each(|wire| wire.send(&request));
-    let let_in =
+    let admitted =
         wires.iter_mut().map(|wire| wire.head().status()).filter(|status| *status == 200).count();
-    assert_eq!(let_in, 5);
-    relay.wait_for_shed("max_subscribers", (CROWD - 5) as f64);
+    assert_eq!(admitted, 5);
+    relay.wait_for_shed("max_subscribers", (CONNECTIONS - 5) as f64);
 }
 
 #[test]
-fn a_browser_past_a_limit_gets_200_a_retry_line_and_a_close() {
+fn a_browser_beyond_a_limit_gets_200_a_retry_line_and_a_close() {
     let relay = limited("max_subscribers = 1");
-    let _seated = relay.subscribe();
+    let _connected = relay.subscribe();
     let mut waits = std::collections::BTreeSet::new();
     for _ in 0..5 {
         let mut wire = Wire::connect(relay.public);
@@ -61,7 +62,7 @@ fn a_browser_past_a_limit_gets_200_a_retry_line_and_a_close() {
 }
 
 #[test]
-fn beyond_max_subscribers_per_ip_newcomers_are_429() {
+fn a_subscriber_beyond_max_subscribers_per_ip_gets_429() {
     let relay =
         limited("max_subscribers_per_ip = 2\ntrusted_proxies = ['127.0.0.0/8', '10.0.0.0/8']");
     let from = |hops: &str| http::status(relay.public, STREAM, &[("X-Forwarded-For", hops)]);
@@ -72,7 +73,7 @@ fn beyond_max_subscribers_per_ip_newcomers_are_429() {
         relay.get(STREAM, &[("X-Forwarded-For", "203.0.113.5, 198.51.100.1")]).problem(429);
     assert!(
         answer.field("retry-after").unwrap().parse::<u32>().unwrap() >= 1,
-        "what the client wrote itself is not believed"
+        "addresses before the trusted hops are ignored"
     );
     relay.wait_for_shed("per_ip", 2.0);
     assert_eq!(from("198.51.100.2"), 200);
@@ -83,7 +84,7 @@ fn beyond_max_subscribers_per_ip_newcomers_are_429() {
 }
 
 #[test]
-fn without_trusted_proxies_what_a_client_says_of_its_address_does_not_count() {
+fn x_forwarded_for_is_ignored_without_trusted_proxies() {
     let relay = limited("max_subscribers_per_ip = 1");
     let one = Subscriber::open(relay.public, STREAM, &[("X-Forwarded-For", "198.51.100.1")]);
     relay.get(STREAM, &[("X-Forwarded-For", "198.51.100.2")]).problem(429);
@@ -93,44 +94,46 @@ fn without_trusted_proxies_what_a_client_says_of_its_address_does_not_count() {
 }
 
 #[test]
-fn beyond_max_subscribers_per_key_newcomers_are_429() {
+fn a_subscriber_beyond_max_subscribers_per_key_gets_429() {
     let relay = Setup::new()
         .upstream(PRODUCT, NO_CONNECTOR, "")
         .server("max_subscribers_per_key = 1")
         .auth("[[auth.keys]]\nname = 'a'\nkey = 'key-a'\nproducts = ['*']\npermissions = ['subscribe']\n[[auth.keys]]\nname = 'b'\nkey = 'key-b'\nproducts = ['*']\npermissions = ['subscribe']")
         .start();
     let (a, b) = ([("Authorization", "Bearer key-a")], [("Authorization", "Bearer key-b")]);
-    let seated = Subscriber::open(relay.public, STREAM, &a);
+    let connected = Subscriber::open(relay.public, STREAM, &a);
     let answer = relay.get(STREAM, &a).problem(429);
     assert!(answer.field("retry-after").is_some());
     assert_eq!(http::status(relay.public, STREAM, &b), 200);
     relay.wait_for_shed("per_key", 1.0);
-    drop(seated);
+    drop(connected);
     relay.wait_for_subscribers(0.0);
     Subscriber::open(relay.public, STREAM, &a);
 }
 
 #[test]
-fn more_connects_in_a_second_than_allowed_are_503_and_later_ones_are_not() {
+fn connects_beyond_the_rate_get_503_and_later_ones_succeed() {
     let relay = limited("max_connects_per_second = 2");
     let begin = Instant::now();
-    let mut turned_away = 0.0;
-    let mut let_in = 0;
+    let mut shed = 0.0;
+    let mut admitted = 0;
     for _ in 0..20 {
         match http::status(relay.public, STREAM, &[]) {
-            200 => let_in += 1,
-            503 => turned_away += 1.0,
+            200 => admitted += 1,
+            503 => shed += 1.0,
             other => panic!("{other}"),
         }
     }
-    let most = 2 * (begin.elapsed().as_secs() + 2);
-    assert!((2..=most).contains(&let_in), "{let_in} of 20 within {:?}", begin.elapsed());
-    relay.wait_for_shed("connect_rate", turned_away);
-    wait::until("somebody is let in again", || http::status(relay.public, STREAM, &[]) == 200);
+    let max = 2 * (begin.elapsed().as_secs() + 2);
+    assert!((2..=max).contains(&admitted), "{admitted} of 20 within {:?}", begin.elapsed());
+    relay.wait_for_shed("connect_rate", shed);
+    wait::until("a subscriber is admitted again", || {
+        http::status(relay.public, STREAM, &[]) == 200
+    });
 }
 
 #[test]
-fn who_is_turned_away_by_a_check_takes_no_seat() {
+fn a_refused_request_takes_no_permit() {
     let relay = limited("max_subscribers = 1\nmax_subscribers_per_ip = 1");
     for _ in 0..3 {
         relay.get("/stream/prod_xyz", &[]).problem(404);
@@ -141,9 +144,9 @@ fn who_is_turned_away_by_a_check_takes_no_seat() {
 }
 
 #[test]
-fn a_connection_that_sends_no_whole_request_is_closed_after_the_head_timeout() {
+fn a_connection_without_a_whole_request_is_closed_after_the_head_timeout() {
     let relay = limited("head_timeout = '600ms'");
-    let seated = relay.subscribe();
+    let connected = relay.subscribe();
     let beginnings: [&[u8]; 6] = [
         b"",
         b"GET /stream/prod_abc HTTP/1.1\r\nHost: 127.0.0.1\r\n",
@@ -167,12 +170,12 @@ fn a_connection_that_sends_no_whole_request_is_closed_after_the_head_timeout() {
             });
         }
     });
-    let mut seated = seated;
-    seated.expect_nothing(Duration::from_millis(20));
+    let mut connected = connected;
+    connected.expect_nothing(Duration::from_millis(20));
 }
 
 #[test]
-fn a_connection_that_stays_after_an_answer_and_asks_no_more_is_closed() {
+fn a_connection_without_a_further_request_is_closed_after_the_head_timeout() {
     let relay = limited("head_timeout = '600ms'");
     for next in ["", "GET /stream/prod_abc HTTP/1.1\r\n"] {
         let mut wire = Wire::connect(relay.public);
@@ -186,7 +189,7 @@ fn a_connection_that_stays_after_an_answer_and_asks_no_more_is_closed() {
 }
 
 #[test]
-fn a_head_that_comes_byte_by_byte_is_not_waited_for_longer() {
+fn the_head_timeout_covers_a_head_that_arrives_byte_by_byte() {
     let relay = limited("head_timeout = '600ms'");
     let mut wire = Wire::connect(relay.public);
     let begin = Instant::now();
@@ -206,7 +209,7 @@ fn a_head_that_comes_byte_by_byte_is_not_waited_for_longer() {
 }
 
 #[test]
-fn a_head_beyond_all_measure_is_refused() {
+fn a_head_beyond_the_limit_is_refused() {
     let relay = limited("");
     for (length, is_read_whole) in [(17_000, true), (100_000, false)] {
         let mut wire = Wire::connect(relay.public);
@@ -214,7 +217,7 @@ fn a_head_beyond_all_measure_is_refused() {
             "GET {STREAM} HTTP/1.1\r\nHost: 127.0.0.1\r\nX: {}\r\n\r\n",
             "x".repeat(length)
         );
-        // The relay need not take all of it before it closes.
+        // The relay may close before it has taken the whole head.
         let _ = wire.socket.write_all(head.as_bytes());
         let answer = String::from_utf8(wire.rest()).unwrap();
         assert!(
@@ -229,5 +232,5 @@ fn limited(server: &str) -> Relay {
     Setup::new().upstream(PRODUCT, NO_CONNECTOR, "").server(server).start()
 }
 
-/// Nobody listens there.
+/// No process listens there.
 const NO_CONNECTOR: &str = "http://127.0.0.1:1/stream/prod_abc";

@@ -1,4 +1,4 @@
-//! From an event that came in to the subscribers that asked for it.
+//! Delivery of events to the subscribers that requested them.
 
 mod detach;
 mod limits;

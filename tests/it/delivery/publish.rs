@@ -1,4 +1,5 @@
-//! Publishing: what comes in by it goes the way of all events, and the answer says how safe it is.
+//! Publishing: published events are delivered like any others, and the response says whether they
+//! are durable.
 
 use std::{
     io::Write,
@@ -20,11 +21,11 @@ use crate::common::{
 };
 
 #[test]
-fn what_is_published_reaches_subscribers_pages_and_who_resumes_under_the_id_of_the_answer() {
+fn a_published_event_reaches_subscribers_pages_and_replay_under_the_returned_id() {
     let connector = Connector::new();
     let relay = setup(&connector).start();
     let mut link = connector.stream();
-    let mut subscriber = listen(&relay, "0");
+    let mut subscriber = subscribe(&relay, "0");
     link.event(event(1));
     let first = subscriber.event();
     let answer = publish(&relay, &event(2));
@@ -34,7 +35,7 @@ fn what_is_published_reaches_subscribers_pages_and_who_resumes_under_the_id_of_t
     let frame = subscriber.event();
     assert_eq!((frame.id(), number(&frame.data)), (&*id(&answer), 2));
     assert_eq!(number(&subscriber.event().data), 3);
-    assert_eq!(listen(&relay, first.id()).numbers(2), [2, 3]);
+    assert_eq!(subscribe(&relay, first.id()).numbers(2), [2, 3]);
     assert_eq!(Page::read(&relay.get(PAGES, &[KEY])).numbers(), [1, 2, 3]);
     let metric = |name: &str| relay.metrics().value(name, &[("product_id", PRODUCT)]);
     assert_eq!(metric("autoplay_relay_published_events_total"), Some(1.0));
@@ -46,10 +47,10 @@ fn what_is_published_reaches_subscribers_pages_and_who_resumes_under_the_id_of_t
 }
 
 #[test]
-fn bytes_are_kept_and_a_missing_product_is_added() {
+fn published_bytes_are_kept_and_a_missing_product_is_added() {
     let connector = Connector::new();
     let relay = setup(&connector).start();
-    let mut subscriber = listen(&relay, "0");
+    let mut subscriber = subscribe(&relay, "0");
     for (sent, delivered) in [
         (
             r#"{"type" : "x", "product_id":"prod_abc","n": 1.50e3 }"#,
@@ -68,7 +69,7 @@ fn bytes_are_kept_and_a_missing_product_is_added() {
 }
 
 #[test]
-fn what_is_not_understood_is_400_with_the_reason() {
+fn an_invalid_event_gets_400_with_the_reason() {
     let connector = Connector::new();
     let relay = setup(&connector).start();
     for (body, reason) in [
@@ -94,7 +95,7 @@ fn what_is_not_understood_is_400_with_the_reason() {
 }
 
 #[test]
-fn who_may_not_publish_is_told_so() {
+fn a_client_without_publish_permission_is_refused() {
     let connector = Connector::new();
     let relay = setup(&connector).start();
     let post = |path: &str, fields: &[(&str, &str)]| {
@@ -107,11 +108,11 @@ fn who_may_not_publish_is_told_so() {
     post("/events/prod_nothing", &[PUBLISHER]).problem(403);
     post("/events/prod_nothing", &[KEY]).problem(404);
     post("/stream/prod_abc", &[KEY]).problem(405);
-    assert_eq!(post(PAGES, &[PUBLISHER]).status(), 202, "who may not subscribe may publish");
+    assert_eq!(post(PAGES, &[PUBLISHER]).status(), 202, "publishing needs no subscribe permission");
 }
 
 #[test]
-fn where_no_credential_is_demanded_web_pages_are_kept_out() {
+fn a_relay_without_credentials_accepts_no_event_from_a_web_page() {
     let connector = Connector::new();
     let anonymous = "allow_anonymous = true\nanonymous_permissions = ['publish']";
     let relay = Setup::behind(&connector).auth(anonymous).start();
@@ -125,7 +126,7 @@ fn where_no_credential_is_demanded_web_pages_are_kept_out() {
 }
 
 #[test]
-fn over_the_smaller_limit_it_is_413_and_no_more_is_read() {
+fn a_body_beyond_the_smaller_limit_gets_413() {
     for (server, upstream) in [("1KiB", "2KiB"), ("2KiB", "1KiB")] {
         let connector = Connector::new();
         let relay = Setup::behind_with(&connector, &format!("max_event_bytes = '{upstream}'"))
@@ -135,7 +136,7 @@ fn over_the_smaller_limit_it_is_413_and_no_more_is_read() {
         let of = |bytes: usize| event_of(&"s".repeat(bytes - event_of("", 1).len()), 1);
         assert_eq!(publish(&relay, &of(1024)).status(), 202);
         publish(&relay, &of(1025)).problem(413);
-        // With its product added, it would be more than a relay behind this one takes.
+        // With its product added, the event would exceed the limit of a relay behind this one.
         let unnamed = of(1024 + 20).replace(r#""product_id":"prod_abc","#, "");
         assert!(unnamed.len() <= 1024);
         publish(&relay, &unnamed).problem(413);
@@ -143,7 +144,7 @@ fn over_the_smaller_limit_it_is_413_and_no_more_is_read() {
 }
 
 #[test]
-fn a_body_announced_too_large_is_refused_before_it_is_sent() {
+fn a_body_announced_as_too_large_is_refused_before_it_is_sent() {
     let connector = Connector::new();
     let relay = setup(&connector).server("max_publish_bytes = '1KiB'").start();
     assert_eq!(
@@ -153,14 +154,14 @@ fn a_body_announced_too_large_is_refused_before_it_is_sent() {
     let mut wire = begin(&relay, "Transfer-Encoding: chunked\r\n");
     wire.send(format!("400\r\n{}\r\n", " ".repeat(1024)));
     wire.send("1\r\n \r\n");
-    assert_eq!(wire.head().status(), 413, "although it has not ended");
+    assert_eq!(wire.head().status(), 413, "before the body has ended");
 }
 
 #[test]
-fn a_whole_body_is_published_though_nobody_reads_the_answer_and_half_of_one_is_not() {
+fn a_whole_body_is_published_without_a_reader_of_the_response_and_half_a_body_is_not() {
     let connector = Connector::new();
     let relay = setup(&connector).start();
-    let mut subscriber = listen(&relay, "0");
+    let mut subscriber = subscribe(&relay, "0");
     let body = event(1);
     let mut wire = begin(&relay, &format!("Content-Length: {}\r\n", body.len()));
     wire.send(&body);
@@ -173,17 +174,17 @@ fn a_whole_body_is_published_though_nobody_reads_the_answer_and_half_of_one_is_n
 }
 
 #[test]
-fn what_many_publish_at_once_is_in_one_order_for_all_and_in_each_publishers_own() {
+fn events_of_concurrent_publishers_have_one_order_that_keeps_each_publishers_own() {
     const PUBLISHERS: usize = 20;
     const EACH: usize = 25;
     let connector = Connector::new();
     let relay = setup(&connector).start();
-    let subscribers: Vec<_> = (0..4).map(|_| listen(&relay, "0")).collect();
+    let subscribers: Vec<_> = (0..4).map(|_| subscribe(&relay, "0")).collect();
     let orders: Vec<Vec<(String, usize)>> = thread::scope(|scope| {
         for publisher in 0..PUBLISHERS {
             let relay = &relay;
             scope.spawn(move || {
-                // All on one connection, one behind the other, none waiting for an answer.
+                // All requests on one connection, pipelined.
                 let mut wire = Wire::connect(relay.public);
                 for n in 0..EACH {
                     let body = event_of(&publisher.to_string(), publisher * EACH + n);
@@ -223,10 +224,10 @@ fn what_many_publish_at_once_is_in_one_order_for_all_and_in_each_publishers_own(
 }
 
 #[test]
-fn what_was_answered_as_durable_is_there_after_a_kill() {
+fn an_event_acknowledged_as_durable_survives_a_kill() {
     let (connector, data) = (Connector::new(), DataDir::new());
-    let mut promised: Vec<(String, usize)> = Vec::new();
-    for life in 0..3 {
+    let mut acknowledged: Vec<(String, usize)> = Vec::new();
+    for run in 0..3 {
         let mut relay = data.setup(&connector, "").auth(KEYS).start();
         let kept = relay.get(&format!("{PAGES}?limit=1000"), &[KEY]);
         let kept: Vec<_> = Page::read(&kept)
@@ -234,14 +235,17 @@ fn what_was_answered_as_durable_is_there_after_a_kill() {
             .iter()
             .map(|frame| (frame.id().to_owned(), number(&frame.data)))
             .collect();
-        assert!(promised.iter().all(|it| kept.contains(it)), "life {life}: {promised:?} {kept:?}");
+        assert!(
+            acknowledged.iter().all(|it| kept.contains(it)),
+            "run {run}: {acknowledged:?} {kept:?}"
+        );
         let count = AtomicUsize::new(0);
         let answered: Vec<_> = thread::scope(|scope| {
             let publishers = (0..3).map(|n| {
                 let (relay, count) = (&relay, &count);
                 scope.spawn(move || {
                     let mut answered = Vec::new();
-                    for n in (life * 3 + n) * 20..(life * 3 + n + 1) * 20 {
+                    for n in (run * 3 + n) * 20..(run * 3 + n + 1) * 20 {
                         let answer = publish(relay, &event(n));
                         assert_eq!(answer.json()["durable"], true);
                         answered.push((id(&answer), n));
@@ -253,25 +257,25 @@ fn what_was_answered_as_durable_is_there_after_a_kill() {
             let publishers: Vec<_> = publishers.collect();
             publishers.into_iter().flat_map(|it| it.join().unwrap()).collect()
         });
-        relay.process.kill_dash_nine();
+        relay.process.kill();
         assert_eq!(answered.len(), count.into_inner());
-        promised.extend(answered);
+        acknowledged.extend(answered);
     }
     let relay = data.setup(&connector, "").auth(KEYS).start();
     let kept = Page::read(&relay.get(&format!("{PAGES}?limit=1000"), &[KEY]));
-    assert_eq!(kept.events.len(), promised.len());
+    assert_eq!(kept.events.len(), acknowledged.len());
 }
 
 #[test]
-fn while_the_store_fails_it_is_not_durable_and_not_waited_for() {
+fn an_event_is_acknowledged_as_not_durable_while_the_store_fails() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let relay = data.setup(&connector, "").auth(KEYS).start();
-    let mut subscriber = listen(&relay, "0");
+    let mut subscriber = subscribe(&relay, "0");
     assert_eq!(publish(&relay, &event(0)).json()["durable"], true);
     relay.process.limit_file_size(Some(0));
-    // The first one is waited for until the store is seen to fail.
+    // This response waits until the store has failed.
     assert_eq!(publish(&relay, &event(1)).json()["durable"], false);
-    wait::until("it is degraded", || {
+    wait::until("the store is degraded", || {
         relay.metrics().value("autoplay_relay_log_degraded", &[]) == Some(1.0)
     });
     let asked = Instant::now();
@@ -279,40 +283,40 @@ fn while_the_store_fails_it_is_not_durable_and_not_waited_for() {
     assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
     assert_eq!(subscriber.numbers(3), [0, 1, 2], "live delivery does not wait");
     relay.process.limit_file_size(None);
-    wait::until("it is well again", || {
+    wait::until("the store has recovered", || {
         relay.metrics().value("autoplay_relay_log_degraded", &[]) == Some(0.0)
     });
     assert_eq!(publish(&relay, &event(3)).json()["durable"], true);
 }
 
 #[test]
-fn a_relay_behind_a_relay_names_the_one_to_publish_at() {
+fn a_relay_behind_a_relay_names_the_relay_to_publish_at() {
     let (edge, data) = (Connector::new(), DataDir::new());
     let log = format!("data_dir = '{}'", data.path().display());
     let leaf = Setup::behind_relay(edge.address).auth(KEYS).log(&log).start();
-    let mut link = edge.found_as_relay();
+    let mut link = edge.accept_leaf();
     link.event_as("7-41", event(1));
     link.heartbeat();
     leaf.wait_for_end_of_replay();
     let refused = |leaf: &Relay| {
         let problem = publish(leaf, &event(2)).problem(403).json();
-        let place = format!("http://{}", edge.address);
+        let address = format!("http://{}", edge.address);
         assert!(
-            problem["detail"].as_str().unwrap().ends_with(&format!("publish at {place}")),
+            problem["detail"].as_str().unwrap().ends_with(&format!("publish at {address}")),
             "{problem}"
         );
     };
     refused(&leaf);
     link.end();
     refused(&leaf);
-    leaf.wait_until_kept(1);
+    leaf.wait_until_persisted(1);
     leaf.stop();
     let leaf = Setup::behind_relay(edge.address).auth(KEYS).log(&log).start();
-    refused(&leaf); // nobody has answered it yet, but what it keeps tells
+    refused(&leaf); // the edge has not answered, but the log is that of a leaf
 }
 
 #[test]
-fn an_edge_takes_what_is_published_before_its_connector_has_answered() {
+fn an_edge_accepts_events_before_its_connector_answers() {
     let connector = Connector::new();
     let relay = setup(&connector).start();
     assert_eq!(publish(&relay, &event(1)).status(), 202);
@@ -324,19 +328,19 @@ fn an_edge_takes_what_is_published_before_its_connector_has_answered() {
 }
 
 #[test]
-fn who_publishes_while_the_relay_leaves_is_told_to_come_back() {
+fn a_publisher_gets_503_while_the_relay_drains() {
     let connector = Connector::new();
     let relay = setup(&connector).server("drain_window = '5s'").start();
-    // The last of several leaves late enough.
-    let _seated: Vec<_> = (0..20).map(|_| listen(&relay, "0")).collect();
+    // With several subscribers, the drain takes long enough.
+    let _connected: Vec<_> = (0..20).map(|_| subscribe(&relay, "0")).collect();
     relay.process.signal("TERM");
-    wait::until("it is leaving", || relay.ask_admin("/readyz").status() == 503);
+    wait::until("the relay drains", || relay.ask_admin("/readyz").status() == 503);
     let answer = publish(&relay, &event(1)).problem(503);
     assert!(answer.field("retry-after").unwrap().parse::<u32>().unwrap() >= 1);
 }
 
 #[test]
-fn a_late_body_does_not_keep_its_publisher_from_other_connections() {
+fn a_late_body_does_not_block_other_connections_of_its_publisher() {
     let connector = Connector::new();
     let relay = setup(&connector).start();
     let slow: Vec<_> = (0..10).map(|_| begin(&relay, "Content-Length: 100\r\n")).collect();
@@ -347,43 +351,43 @@ fn a_late_body_does_not_keep_its_publisher_from_other_connections() {
 }
 
 #[test]
-fn who_announces_much_and_sends_nothing_takes_no_room() {
+fn a_body_announced_and_not_sent_takes_no_memory_quota() {
     let connector = Connector::new();
     let relay = setup(&connector).start();
-    // More than all the room there is.
+    // More than the whole memory quota.
     let lines = "Content-Length: 1048576\r\nExpect: 100-continue\r\n";
     let mut silent: Vec<_> = (0..80).map(|_| begin(&relay, lines)).collect();
     silent
         .iter_mut()
-        .for_each(|wire| assert_eq!(wire.head().status(), 100, "each body is awaited"));
+        .for_each(|wire| assert_eq!(wire.head().status(), 100, "the relay waits for each body"));
     let asked = Instant::now();
     assert_eq!(publish(&relay, &event(1)).status(), 202);
     wait::assert_within(Duration::ZERO, asked); // a body has 30 s
 }
 
 #[test]
-fn one_address_whose_bodies_do_not_end_leaves_the_others_their_room() {
+fn an_address_with_unfinished_bodies_leaves_the_quota_of_the_others() {
     let connector = Connector::new();
     let relay = setup(&connector).server("trusted_proxies = ['127.0.0.1/32']").start();
-    let most = " ".repeat((1 << 20) - 1);
+    let almost_whole = " ".repeat((1 << 20) - 1);
     let of = |address: &'static str| [KEY, ("X-Forwarded-For", address)];
     let publish = |address| http::ask_with(relay.public, "POST", PAGES, &of(address), &event(1));
-    // Each a mebibyte but one byte, a quarter of all the room together.
+    // Each body has a mebibyte but one byte; together they are a quarter of the quota.
     let endless: Vec<_> = (0..16)
         .map(|_| {
             let mut wire =
                 begin(&relay, "Content-Length: 1048576\r\nX-Forwarded-For: 192.0.2.1\r\n");
-            wire.send(&most);
+            wire.send(&almost_whole);
             wire
         })
         .collect();
-    wait::until("its share is taken", || publish("192.0.2.1").status() == 503);
+    wait::until("the share of the address is used", || publish("192.0.2.1").status() == 503);
     assert_eq!(publish("192.0.2.2").status(), 202);
     drop(endless);
-    wait::until("its share is free again", || publish("192.0.2.1").status() == 202);
+    wait::until("the share of the address is free again", || publish("192.0.2.1").status() == 202);
 }
 
-/// A relay with keys.
+/// Returns the setup of a relay with keys.
 fn setup(connector: &Connector) -> Setup {
     Setup::behind(connector).auth(KEYS)
 }
@@ -392,7 +396,7 @@ fn publish(relay: &Relay, body: &str) -> Answer {
     http::ask_with(relay.public, "POST", PAGES, &[KEY], body)
 }
 
-/// The head of a request, with these lines about its body.
+/// Sends the head of a publish request, with these lines about its body.
 fn begin(relay: &Relay, lines: &str) -> Wire {
     let mut wire = Wire::connect(relay.public);
     let head = http::request(relay.public, "POST", PAGES, &[KEY]);
@@ -400,7 +404,7 @@ fn begin(relay: &Relay, lines: &str) -> Wire {
     wire
 }
 
-fn listen(relay: &Relay, from: &str) -> Subscriber {
+fn subscribe(relay: &Relay, from: &str) -> Subscriber {
     Subscriber::open(relay.public, STREAM, &[KEY, ("Last-Event-ID", from)])
 }
 

@@ -1,4 +1,4 @@
-//! Streams of several products share lanes, and know nothing of each other.
+//! Streams of several products share shards and are independent of each other.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -11,18 +11,18 @@ use crate::common::{
     subscriber::Subscriber,
 };
 
-/// So many on two lanes that one event takes each lane several turns: who comes meanwhile may get
-/// the number of one who has gone.
+/// There are so many subscribers on two shards that one event takes each shard several turns: a new
+/// subscriber may get the number of one that has disconnected meanwhile.
 #[test]
-fn products_get_their_own_events_and_all_of_them_while_subscribers_come_and_go() {
+fn products_get_all_and_only_their_events_while_subscribers_connect_and_disconnect() {
     let connectors = [Connector::new(), Connector::new()];
     let both = PRODUCTS.iter().zip(&connectors);
     let relay = both
         .fold(Setup::new(), |setup, (product, it)| setup.upstream(product, &it.url(product), ""))
         .start();
     let mut links = connectors.each_ref().map(Connector::stream);
-    let mut crowds =
-        PRODUCTS.map(|product| (0..CROWD).map(|_| follow(&relay, product)).collect::<Vec<_>>());
+    let mut subscribers = PRODUCTS
+        .map(|product| (0..SUBSCRIBERS).map(|_| follow(&relay, product)).collect::<Vec<_>>());
     let is_over = AtomicBool::new(false);
     let visit = |product| {
         while !is_over.load(Ordering::SeqCst) {
@@ -38,12 +38,12 @@ fn products_get_their_own_events_and_all_of_them_while_subscribers_come_and_go()
         let visitors: Vec<_> = (0..VISITORS)
             .map(|turn| scope.spawn(move || visit(PRODUCTS[turn % PRODUCTS.len()])))
             .collect();
-        let readers = PRODUCTS.into_iter().zip(&mut crowds).map(|(product, crowd)| {
+        let readers = PRODUCTS.into_iter().zip(&mut subscribers).map(|(product, subscribers)| {
             scope.spawn(move || {
                 for n in 0..EVENTS {
-                    crowd
-                        .iter_mut()
-                        .for_each(|follower| assert_eq!(next(follower, product), n, "{product}"));
+                    subscribers.iter_mut().for_each(|subscriber| {
+                        assert_eq!(next(subscriber, product), n, "{product}")
+                    });
                 }
             })
         });
@@ -51,7 +51,7 @@ fn products_get_their_own_events_and_all_of_them_while_subscribers_come_and_go()
         for n in 0.. {
             is_over.store(readers.iter().all(ScopedJoinHandle::is_finished), Ordering::SeqCst);
             if visitors.iter().all(ScopedJoinHandle::is_finished) {
-                break; // those who have come last have waited for something, too
+                break; // the last visitors have received their events, too
             }
             links.iter_mut().zip(PRODUCTS).for_each(|(link, product)| publish(link, product, n));
         }
@@ -75,7 +75,7 @@ fn next(subscriber: &mut Subscriber, product: &str) -> usize {
 
 const PRODUCTS: [&str; 2] = ["one", "two"];
 
-const CROWD: usize = 300;
+const SUBSCRIBERS: usize = 300;
 
 const VISITORS: usize = 8;
 

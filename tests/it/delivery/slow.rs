@@ -1,4 +1,4 @@
-//! One subscriber that reads nothing costs only itself.
+//! A subscriber that does not read affects no other.
 
 use crate::common::{
     PRODUCT,
@@ -8,14 +8,14 @@ use crate::common::{
 };
 
 #[test]
-fn who_takes_nothing_is_disconnected_while_all_others_get_everything_in_order() {
+fn a_subscriber_that_reads_nothing_is_disconnected_while_the_others_get_everything_in_order() {
     const EVENTS: usize = 1500;
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("write_timeout = '1s'").start();
     let mut link = connector.stream();
     let _stalled = relay.subscribe();
     let mut others: Vec<_> = (0..4).map(|_| relay.subscribe()).collect();
-    // Twelve megabytes: more than the sockets between the two can hold.
+    // Twelve megabytes: more than the sockets of both ends hold.
     let session = "x".repeat(8000);
     std::thread::scope(|scope| {
         let readers: Vec<_> = others
@@ -41,7 +41,7 @@ fn who_takes_nothing_is_disconnected_while_all_others_get_everything_in_order() 
 }
 
 #[test]
-fn who_reads_slowly_but_reads_is_not_disconnected() {
+fn a_subscriber_that_reads_slowly_is_not_disconnected() {
     const EVENTS: usize = 1500;
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("write_timeout = '2s'").start();
@@ -53,8 +53,8 @@ fn who_reads_slowly_but_reads_is_not_disconnected() {
         for n in 0..EVENTS {
             assert_eq!(number(&slow.event().data), n);
             if n % 150 == 149 {
-                // The script of this reader: each pause is far shorter than the time-out, all
-                // together longer.
+                // The reader's script: each pause is far shorter than the time-out, all together
+                // are longer.
                 std::thread::sleep(std::time::Duration::from_millis(300));
             }
         }
@@ -65,13 +65,13 @@ fn who_reads_slowly_but_reads_is_not_disconnected() {
 }
 
 #[test]
-fn a_stalled_reader_that_wakes_up_late_is_told_of_what_it_missed() {
+fn a_stalled_subscriber_gets_a_gap_for_the_events_that_it_missed() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).log("memory_events = 16").start();
     let mut link = connector.stream();
     let mut subscriber = relay.subscribe();
     let large = |n| event_of(&"x".repeat(20_000), n);
-    // What the sockets between them can hold is a few megabytes at the most.
+    // The sockets hold a few megabytes at most.
     (0..1000).for_each(|n| link.event(large(n)));
     relay.wait_for_metric(
         "autoplay_relay_upstream_events_total",

@@ -1,4 +1,4 @@
-//! What a subscriber of `GET /stream/{product_id}` sees.
+//! The bytes that a subscriber of `GET /stream/{product_id}` receives.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::common::{
 };
 
 #[test]
-fn the_head_comes_at_once_before_any_event_and_whatever_the_upstream_does() {
+fn the_head_arrives_at_once_before_any_event() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let subscriber = relay.subscribe();
@@ -29,7 +29,7 @@ fn the_head_comes_at_once_before_any_event_and_whatever_the_upstream_does() {
 }
 
 #[test]
-fn the_retry_line_has_no_blank_line_of_its_own_and_an_event_is_one_exact_frame() {
+fn the_retry_line_has_no_blank_line_and_an_event_is_one_exact_frame() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -72,7 +72,7 @@ fn retry_is_jittered_per_connection() {
 }
 
 #[test]
-fn ids_increase_and_all_subscribers_see_the_same() {
+fn ids_increase_and_are_the_same_for_all_subscribers() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -83,14 +83,14 @@ fn ids_increase_and_all_subscribers_see_the_same() {
         let frame = one.event();
         assert_eq!(frame, other.event());
         let (epoch, sequence) = frame.id().split_once('-').unwrap();
-        let place: (u64, u64) = (epoch.parse().unwrap(), sequence.parse().unwrap());
-        assert!(last < Some(place), "{last:?} {place:?}");
-        last = Some(place);
+        let position: (u64, u64) = (epoch.parse().unwrap(), sequence.parse().unwrap());
+        assert!(last < Some(position), "{last:?} {position:?}");
+        last = Some(position);
     }
 }
 
 #[test]
-fn session_filters_let_through_exactly_their_sessions() {
+fn session_filters_admit_exactly_their_sessions() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -98,12 +98,17 @@ fn session_filters_let_through_exactly_their_sessions() {
     let mut two = relay.subscribe_to("/stream/prod_abc?session_id=a&session_id=b%20b");
     let mut prefix = relay.subscribe_to("/stream/prod_abc?session_id=A&session_id=a%20");
     let mut all = relay.subscribe();
-    let without =
+    let null_session =
         format!(r#"{{"type":"actions","product_id":"{PRODUCT}","session_id":null,"count":2}}"#);
     let absent = format!(r#"{{"type":"actions","product_id":"{PRODUCT}","count":3}}"#);
-    for payload in
-        [event_of("a", 0), event_of("b b", 1), without, absent, event_of("c", 4), event_of("a", 5)]
-    {
+    for payload in [
+        event_of("a", 0),
+        event_of("b b", 1),
+        null_session,
+        absent,
+        event_of("c", 4),
+        event_of("a", 5),
+    ] {
         link.event(payload);
     }
     assert_eq!(all.numbers(6), [0, 1, 2, 3, 4, 5]);
@@ -114,7 +119,7 @@ fn session_filters_let_through_exactly_their_sessions() {
 }
 
 #[test]
-fn type_filters_let_through_exactly_their_types() {
+fn type_filters_admit_exactly_their_types() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -140,7 +145,7 @@ fn type_filters_let_through_exactly_their_types() {
 }
 
 #[test]
-fn a_connection_that_has_been_silent_gets_heartbeats() {
+fn an_idle_stream_gets_heartbeats() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("heartbeat_interval = '300ms'").start();
     let mut subscriber = relay.subscribe();
@@ -149,7 +154,7 @@ fn a_connection_that_has_been_silent_gets_heartbeats() {
 }
 
 #[test]
-fn a_heartbeat_moves_the_id_on_over_events_that_the_filter_hides_and_only_then() {
+fn a_heartbeat_advances_the_id_only_past_events_that_the_filter_hides() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("heartbeat_interval = '300ms'").start();
     let mut link = connector.stream();
@@ -184,7 +189,7 @@ fn a_heartbeat_moves_the_id_on_over_events_that_the_filter_hides_and_only_then()
 }
 
 #[test]
-fn the_block_of_a_moving_heartbeat_begins_with_its_id() {
+fn a_heartbeat_with_an_id_begins_with_the_id_line() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("heartbeat_interval = '300ms'").start();
     let mut link = connector.stream();
@@ -203,7 +208,7 @@ fn the_block_of_a_moving_heartbeat_begins_with_its_id() {
 }
 
 #[test]
-fn two_thousand_events_reach_twenty_subscribers_in_order_and_none_is_lost() {
+fn two_thousand_events_reach_twenty_subscribers_in_order() {
     const EVENTS: usize = 2000;
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
@@ -230,7 +235,7 @@ fn two_thousand_events_reach_twenty_subscribers_in_order_and_none_is_lost() {
 }
 
 #[test]
-fn the_last_event_id_header_wins_over_the_query() {
+fn the_last_event_id_header_overrides_the_query() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -245,7 +250,7 @@ fn the_last_event_id_header_wins_over_the_query() {
 }
 
 #[test]
-fn other_methods_are_405_and_told_which_one_is_allowed() {
+fn other_methods_get_405_with_the_allowed_method() {
     let relay = Setup::new().upstream(PRODUCT, NO_CONNECTOR, "").start();
     for method in ["POST", "PUT", "DELETE", "PATCH"] {
         let answer =
@@ -258,7 +263,7 @@ fn other_methods_are_405_and_told_which_one_is_allowed() {
 }
 
 #[test]
-fn head_is_405_as_well_for_a_stream_has_no_end_to_describe() {
+fn head_gets_405() {
     let relay = Setup::new().upstream(PRODUCT, NO_CONNECTOR, "").start();
     let answer = http::ask(relay.public, "HEAD", STREAM, &[]);
     assert_eq!(
@@ -269,7 +274,7 @@ fn head_is_405_as_well_for_a_stream_has_no_end_to_describe() {
 }
 
 #[test]
-fn what_is_not_there_is_404() {
+fn unknown_paths_get_404() {
     let relay = Setup::new().upstream(PRODUCT, NO_CONNECTOR, "").start();
     for path in ["/stream/prod_xyz", "/", "/stream", "/stream/", "/stream/prod_abc/x", "/nothing"] {
         relay.get(path, &[]).problem(404);
@@ -277,7 +282,7 @@ fn what_is_not_there_is_404() {
 }
 
 #[test]
-fn an_accept_that_excludes_event_streams_is_406() {
+fn an_accept_header_that_excludes_event_streams_gets_406() {
     let relay = Setup::new().upstream(PRODUCT, NO_CONNECTOR, "").start();
     for accept in [
         "application/json",
@@ -295,7 +300,7 @@ fn an_accept_that_excludes_event_streams_is_406() {
 }
 
 #[test]
-fn filters_that_mean_nothing_are_400() {
+fn invalid_filters_get_400() {
     let relay = Setup::new().upstream(PRODUCT, NO_CONNECTOR, "").start();
     relay.get("/stream/prod_abc?session_id=", &[]).problem(400);
     relay.get("/stream/prod_abc?type=", &[]).problem(400);
@@ -308,7 +313,7 @@ fn filters_that_mean_nothing_are_400() {
 }
 
 #[test]
-fn no_id_whatever_it_is_ends_a_stream_with_400() {
+fn a_stream_with_an_invalid_last_event_id_opens() {
     let relay = Setup::new().upstream(PRODUCT, NO_CONNECTOR, "").start();
     let long = "9".repeat(5000);
     for id in ["", "x", "-", "1-", "-1", "1-1-1", "18446744073709551616-1", "1 1", "\u{fc}", &long]
@@ -321,14 +326,14 @@ fn no_id_whatever_it_is_ends_a_stream_with_400() {
 }
 
 #[test]
-fn a_subscriber_that_leaves_is_counted_as_a_client_that_left() {
+fn a_disconnect_by_the_client_is_counted_as_client() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
-    let leaving = relay.subscribe();
+    let closing = relay.subscribe();
     let mut staying = relay.subscribe();
     relay.wait_for_subscribers(2.0);
-    drop(leaving);
+    drop(closing);
     relay.wait_for_subscribers(1.0);
     let labels = [("transport", "sse"), ("reason", "client")];
     relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &labels, 1.0);
@@ -338,7 +343,7 @@ fn a_subscriber_that_leaves_is_counted_as_a_client_that_left() {
 }
 
 #[test]
-fn streams_end_in_order_at_their_greatest_age() {
+fn a_stream_gets_a_proper_end_at_its_maximum_age() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("max_connection_age = '500ms'").start();
     let mut subscriber = relay.subscribe();
@@ -349,5 +354,5 @@ fn streams_end_in_order_at_their_greatest_age() {
     relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &labels, 1.0);
 }
 
-/// Nobody listens there.
+/// No process listens there.
 const NO_CONNECTOR: &str = "http://127.0.0.1:1/stream/prod_abc";

@@ -1,5 +1,5 @@
-//! Bytes that no honest client sends: slow ones, too many, and requests that two readers would
-//! understand differently.
+//! Hostile HTTP/1.1 and TLS clients: slow bytes, too many bytes, and requests that two readers
+//! would understand differently.
 
 use std::{
     io::Write,
@@ -17,12 +17,12 @@ use crate::common::{
     http::{self, Look, Wire},
     page::PAGES,
     relay::Setup,
-    tls::{Authority, Secure},
+    tls::{Authority, TlsClient},
     wait,
 };
 
 #[test]
-fn whoever_is_slow_in_whatever_way_is_closed_and_subscribers_notice_nothing() {
+fn slow_request_heads_are_closed_and_subscribers_are_unaffected() {
     let connector = Connector::new();
     let relay = setup(&connector).server("head_timeout = '700ms'").start();
     let mut canaries = Canaries::of(&relay, &connector);
@@ -30,31 +30,32 @@ fn whoever_is_slow_in_whatever_way_is_closed_and_subscribers_notice_nothing() {
     let half_an_http2_head =
         [frames::PREFACE, &frames::settings(&[]), &unfinished_head(to)].concat();
     let head = format!("GET {STREAM} HTTP/1.1\r\nHost: {to}\r\nX-Filler: {}", "x".repeat(1000));
-    let ways: [&[u8]; 4] = [b"", head.as_bytes(), frames::PREFACE, &half_an_http2_head];
+    let beginnings: [&[u8]; 4] = [b"", head.as_bytes(), frames::PREFACE, &half_an_http2_head];
     canaries.during(&relay, || {
         thread::scope(|scope| {
-            for way in ways {
-                scope.spawn(move || assert_closed(drip(to, way, CROWD), CROWD));
+            for beginning in beginnings {
+                scope.spawn(move || assert_closed(drip(to, beginning, CONNECTIONS), CONNECTIONS));
             }
         });
     });
 }
 
 #[test]
-fn whoever_is_slow_at_shaking_hands_is_closed_and_others_are_let_in() {
+fn slow_tls_handshakes_are_closed_and_other_clients_are_served() {
     let authority = Authority::new();
     authority.issue_as("relay", "IP:127.0.0.1,DNS:localhost", "-days 2");
     let setup = Setup::new().with_tls(&authority.path("relay.pem"), &authority.path("relay.key"));
     let relay = setup.server("head_timeout = '700ms'").start();
-    // The beginning of a TLS record that holds a ClientHello of 512 bytes.
+    // The beginning of a TLS record with a ClientHello of 512 bytes.
     let hello = [&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xFC, 3, 3][..], &[7; 300]].concat();
     let is_served = || {
-        let mut secure = Secure::connect(relay.public, &authority.client(&["http/1.1"]));
+        let mut secure = TlsClient::connect(relay.public, &authority.client(&["http/1.1"]));
         secure.ask(relay.public, "/nothing", &[]).status() == 404
     };
     assert!(is_served());
     thread::scope(|scope| {
-        let attack = scope.spawn(|| assert_closed(drip(relay.public, &hello, CROWD), CROWD));
+        let attack =
+            scope.spawn(|| assert_closed(drip(relay.public, &hello, CONNECTIONS), CONNECTIONS));
         while !attack.is_finished() {
             assert!(is_served());
         }
@@ -63,14 +64,14 @@ fn whoever_is_slow_at_shaking_hands_is_closed_and_others_are_let_in() {
 }
 
 #[test]
-fn bodies_that_come_byte_by_byte_keep_nobody_from_publishing() {
+fn slow_bodies_do_not_block_other_publishers() {
     let connector = Connector::new();
     let relay = setup(&connector).start();
     let mut canaries = Canaries::of(&relay, &connector);
     let to = relay.public;
     canaries.during(&relay, || {
         let head = http::request(to, "POST", PAGES, &[("Content-Length", "100")]);
-        let mut slow: Vec<_> = (0..CROWD).map(|_| Wire::connect(to)).collect();
+        let mut slow: Vec<_> = (0..CONNECTIONS).map(|_| Wire::connect(to)).collect();
         slow.iter_mut().for_each(|wire| wire.send(&head));
         for _ in 0..20 {
             slow.iter_mut().for_each(|wire| wire.send("{"));
@@ -83,7 +84,7 @@ fn bodies_that_come_byte_by_byte_keep_nobody_from_publishing() {
 }
 
 #[test]
-fn heads_beyond_all_measure_are_refused_in_whatever_way_they_are() {
+fn every_head_beyond_a_limit_is_refused() {
     let connector = Connector::new();
     let relay = setup(&connector).start();
     let mut canaries = Canaries::of(&relay, &connector);
@@ -99,7 +100,7 @@ fn heads_beyond_all_measure_are_refused_in_whatever_way_they_are() {
     canaries.during(&relay, || {
         for (head, status) in &heads {
             let mut wire = Wire::connect(to);
-            let _ = wire.socket.write_all(head.as_bytes()); // it need not take all of it
+            let _ = wire.socket.write_all(head.as_bytes()); // the relay may close early
             let answer = String::from_utf8(wire.rest()).unwrap();
             assert!(
                 answer.starts_with(&format!("HTTP/1.1 {status} ")),
@@ -110,10 +111,10 @@ fn heads_beyond_all_measure_are_refused_in_whatever_way_they_are() {
     });
 }
 
-/// Behind a proxy that takes the first of two requests for one with a longer body, the second would
-/// be run in somebody else's name.
+/// A proxy that takes the first of two requests for one with a longer body would forward the second
+/// in the name of another client.
 #[test]
-fn a_request_hidden_in_the_body_of_another_never_runs() {
+fn a_request_hidden_in_a_body_never_runs() {
     let connector = Connector::new();
     let relay = setup(&connector).start();
     let mut canaries = Canaries::of(&relay, &connector);
@@ -189,7 +190,7 @@ fn a_request_hidden_in_the_body_of_another_never_runs() {
             for (what, beginning) in &beginnings {
                 let mut wire = Wire::connect(to);
                 let request = format!("POST {path} HTTP/1.1\r\nHost: {to}\r\n{beginning}{hidden}");
-                let _ = wire.socket.write_all(request.as_bytes()); // it need not take all of it
+                let _ = wire.socket.write_all(request.as_bytes()); // the relay may close early
                 let answer = String::from_utf8(wire.rest()).unwrap();
                 assert!(answer.matches("HTTP/1.1 ").count() <= 1, "{what}, {path}: {answer}");
                 assert!(!answer.starts_with("HTTP/1.1 2"), "{what}, {path}: {answer}");
@@ -198,10 +199,9 @@ fn a_request_hidden_in_the_body_of_another_never_runs() {
     });
 }
 
-/// The request line, the lines' ends and what stands beside a body in order: one way to read it,
-/// and both requests are seen.
+/// With valid framing there is one beginning to read the bytes, and both requests are seen.
 #[test]
-fn two_requests_in_one_piece_are_two() {
+fn two_pipelined_requests_are_two_requests() {
     let connector = Connector::new();
     let relay = setup(&connector).start();
     let _link = connector.stream();
@@ -220,15 +220,15 @@ fn two_requests_in_one_piece_are_two() {
     }
 }
 
-/// A request's head over HTTP/2 that says that more is to come.
+/// Returns an HTTP/2 request head that announces more to come.
 fn unfinished_head(to: SocketAddr) -> Vec<u8> {
     let mut head = frames::head(to, "GET", STREAM);
     (0..8).for_each(|n| head.extend(frames::field(&format!("x-{n}"), &"y".repeat(100))));
     frames::frame(HEADERS, 0, 1, &head)
 }
 
-/// Connections on which these bytes come one by one; what is left of them when all bytes have come,
-/// or nobody wants them any more.
+/// Opens connections and sends each these bytes one by one. Returns the connections that are open
+/// once all bytes are sent.
 fn drip(to: SocketAddr, bytes: &[u8], count: usize) -> Vec<Wire> {
     let mut wires: Vec<_> = (0..count).map(|_| Wire::connect(to)).collect();
     let begin = Instant::now();
@@ -239,16 +239,12 @@ fn drip(to: SocketAddr, bytes: &[u8], count: usize) -> Vec<Wire> {
         if wires.is_empty() {
             break;
         }
-        assert!(
-            begin.elapsed() < wait::PATIENCE,
-            "{} of {count} are still listened to",
-            wires.len()
-        );
+        assert!(begin.elapsed() < wait::TIMEOUT, "{} of {count} are still open", wires.len());
     }
     wires
 }
 
-/// What is left is closed without a byte more.
+/// Checks that the relay closes these connections without a further byte.
 fn assert_closed(wires: Vec<Wire>, count: usize) {
     let begin = Instant::now();
     let left = wires.len();
@@ -260,14 +256,14 @@ fn assert_closed(wires: Vec<Wire>, count: usize) {
     );
 }
 
-/// A relay to which everybody may publish.
+/// Returns the setup of a relay that lets anonymous clients publish.
 fn setup(connector: &Connector) -> Setup {
     let auth = "allow_anonymous = true\nanonymous_permissions = ['subscribe', 'publish']";
     Setup::behind(connector).upstream("prod_xyz", "http://127.0.0.1:1/", "").auth(auth)
 }
 
-/// Of each kind.
-const CROWD: usize = 30;
+/// Connections of each kind.
+const CONNECTIONS: usize = 30;
 
 const HIDDEN: &str = r#"{"type":"actions","count":666}"#;
 

@@ -1,4 +1,4 @@
-//! Bytes that no honest client sends.
+//! Hostile clients.
 
 mod http1;
 mod http2;

@@ -1,4 +1,4 @@
-//! Pages: which clients get them, and what clients that do not read them may cost.
+//! Pages: which clients may read them, and what clients that do not read them may cost.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::common::{
 };
 
 #[test]
-fn pages_are_opened_by_the_keys_of_the_stream() {
+fn pages_require_the_same_keys_as_streams() {
     let setup = Setup::new()
         .upstream("prod_abc", "http://127.0.0.1:1/", "")
         .upstream("prod_xyz", "http://127.0.0.1:1/", "")
@@ -41,7 +41,7 @@ fn pages_are_opened_by_the_keys_of_the_stream() {
 }
 
 #[test]
-fn a_page_takes_no_seat_and_its_events_are_counted() {
+fn a_page_takes_no_permit_and_its_events_are_counted() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("max_subscribers = 1").start();
     let mut link = connector.stream();
@@ -58,7 +58,7 @@ fn a_page_takes_no_seat_and_its_events_are_counted() {
 }
 
 #[test]
-fn who_does_not_read_its_page_is_cut_off_and_the_next_one_gets_a_page() {
+fn a_client_that_does_not_read_its_page_is_cut_off_and_the_next_gets_a_page() {
     let connector = Connector::new();
     let lines = format!("write_timeout = '1s'\nhead_timeout = '1s'\n{BEHIND_PROXY}");
     let relay = Setup::behind(&connector).server(&lines).start();
@@ -69,11 +69,11 @@ fn who_does_not_read_its_page_is_cut_off_and_the_next_one_gets_a_page() {
     let page = Page::get(&relay, "?limit=1000");
     assert!(page.numbers().into_iter().eq(0..page.events.len()) && page.events.len() > 100);
     let rests: Vec<_> = stalled.iter_mut().map(|wire| wire.rest().len()).collect();
-    assert!(rests.iter().any(|bytes| *bytes < 500_000), "nobody was cut off: {rests:?}");
+    assert!(rests.iter().any(|bytes| *bytes < 500_000), "no client was cut off: {rests:?}");
 }
 
 #[test]
-fn two_hundred_who_do_not_read_their_pages_cost_no_more_than_sixteen_pages() {
+fn two_hundred_unread_pages_use_the_memory_of_sixteen() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server(BEHIND_PROXY).start();
     let mut link = connector.stream();
@@ -91,12 +91,12 @@ fn two_hundred_who_do_not_read_their_pages_cost_no_more_than_sixteen_pages() {
     assert_eq!(
         Page::get(&relay, "?limit=1").events.len(),
         1,
-        "a place is free when its client has left"
+        "a permit is free once its client has closed"
     );
 }
 
 #[test]
-fn one_address_that_does_not_read_its_pages_leaves_the_others_theirs() {
+fn an_address_that_does_not_read_its_pages_leaves_pages_for_the_others() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server(BEHIND_PROXY).start();
     let mut link = connector.stream();
@@ -104,7 +104,7 @@ fn one_address_that_does_not_read_its_pages_leaves_the_others_theirs() {
     let mut served: Vec<_> = (0..4).map(|_| stalled_at(&relay, 1)).collect();
     served.iter_mut().for_each(|wire| assert_eq!(wire.head().status(), 200));
     let waiting: Vec<_> = (0..16).map(|_| stalled_at(&relay, 1)).collect();
-    relay.get(PAGES, &[("X-Forwarded-For", "192.0.2.1")]).problem(503); // behind all of them
+    relay.get(PAGES, &[("X-Forwarded-For", "192.0.2.1")]).problem(503); // its share is used
     let asked = Instant::now();
     assert_eq!(
         Page::read(&relay.get(PAGES, &[("X-Forwarded-For", "192.0.2.2")])).events.len(),
@@ -114,12 +114,12 @@ fn one_address_that_does_not_read_its_pages_leaves_the_others_theirs() {
     drop((served, waiting));
 }
 
-/// Clients of many addresses that ask for a large page, and read no more than the test does.
+/// Opens connections of many addresses that request a large page and do not read it.
 fn stalled(relay: &Relay, count: usize) -> Vec<Wire> {
     (0..count).map(|n| stalled_at(relay, n)).collect()
 }
 
-/// One of them.
+/// Opens such a connection for one address.
 fn stalled_at(relay: &Relay, last: usize) -> Wire {
     let mut wire = Wire::connect(relay.public);
     let address = format!("192.0.2.{last}");
@@ -132,11 +132,11 @@ fn stalled_at(relay: &Relay, last: usize) -> Wire {
     wire
 }
 
-/// A proxy says which addresses clients have.
+/// Lets a proxy name the addresses of clients.
 const BEHIND_PROXY: &str = "trusted_proxies = ['127.0.0.1/32']";
 
 #[test]
-fn while_draining_pages_are_refused() {
+fn pages_are_refused_while_the_relay_drains() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("drain_window = '1h'").start();
     let _subscribers: Vec<_> = (0..3).map(|_| relay.subscribe()).collect();

@@ -1,4 +1,4 @@
-//! Pages: the log for those who ask every now and then.
+//! Pages: the log for clients that poll.
 
 mod limits;
 mod reading;

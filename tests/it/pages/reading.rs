@@ -1,38 +1,38 @@
-//! Pages: the log for those who ask every now and then.
+//! The contents of pages.
 
 use crate::common::{
     PRODUCT,
     connector::{Connector, Link},
     events::{event, event_like, event_of},
-    page::{Keeping, PAGES, Page, publish},
+    page::{PAGES, Page, Storage, publish},
     relay::{Relay, Setup},
     wait,
 };
 
 #[test]
-fn going_on_from_next_gives_every_event_once_in_order_and_byte_for_byte() {
-    for keeping in Keeping::ALL {
+fn pages_read_by_next_return_every_event_once_in_order_byte_for_byte() {
+    for storage in Storage::ALL {
         let connector = Connector::new();
-        let (setup, _directory) = keeping.setup(&connector);
+        let (setup, _directory) = storage.setup(&connector);
         let relay = setup.start();
         let mut link = connector.stream();
         let frames = publish(&relay, &mut link, (0..150).map(peculiar));
-        keeping.expect_kept(&relay, 150);
+        storage.wait_until_stored(&relay, 150);
         for limit in [1, 7, 16, 150, 1000] {
             let pages = Page::all(&relay, "0", &format!("limit={limit}"));
-            assert_eq!(pages.len(), 150_usize.div_ceil(limit), "{keeping:?} {limit}");
+            assert_eq!(pages.len(), 150_usize.div_ceil(limit), "{storage:?} {limit}");
             let events: Vec<_> = pages.iter().flat_map(|page| page.events.clone()).collect();
-            assert_eq!(events, frames, "{keeping:?} {limit}");
+            assert_eq!(events, frames, "{storage:?} {limit}");
             assert!(pages.iter().all(|page| page.next == page.events.last().unwrap().id()));
         }
         for from in [0, 1, 15, 100, 133, 134, 135, 148, 149] {
             let rest = Page::all_events(&relay, frames[from].id(), "limit=40");
-            assert_eq!(rest, frames[from + 1..], "{keeping:?} behind {from}");
+            assert_eq!(rest, frames[from + 1..], "{storage:?} behind {from}");
         }
     }
 }
 
-/// A payload with a number, in a form that no serializer would write again.
+/// Returns a numbered payload in a form that no serializer would write again.
 fn peculiar(number: usize) -> String {
     let rest = match number % 5 {
         0 => r#""price" : 1.50e+02,"price":1"#.to_owned(),
@@ -48,7 +48,7 @@ fn peculiar(number: usize) -> String {
 }
 
 #[test]
-fn white_space_around_a_payload_stays_and_the_whole_is_json() {
+fn a_page_keeps_white_space_around_a_payload_and_is_valid_json() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -68,17 +68,17 @@ fn white_space_around_a_payload_stays_and_the_whole_is_json() {
 }
 
 #[test]
-fn a_filter_lets_through_its_own_and_next_is_behind_what_it_hides() {
-    for keeping in Keeping::ALL {
+fn a_filtered_page_has_its_events_and_a_next_id_past_hidden_ones() {
+    for storage in Storage::ALL {
         let connector = Connector::new();
-        let (setup, _directory) = keeping.setup(&connector);
+        let (setup, _directory) = storage.setup(&connector);
         let relay = setup.start();
         let mut link = connector.stream();
         let kind = |n| if n % 3 == 0 { "summary" } else { "actions" };
         let payloads =
             (0..120).map(|n| event_like(kind(n), ["mine", "hers", "other", "other"][n % 4], n));
         let frames = publish(&relay, &mut link, payloads);
-        keeping.expect_kept(&relay, 120);
+        storage.wait_until_stored(&relay, 120);
         let is_mine = |n: &usize| n.is_multiple_of(4);
         let is_hers_or_mine = |n: &usize| n % 4 < 2;
         let is_summary = |n: &usize| n.is_multiple_of(3);
@@ -87,7 +87,7 @@ fn a_filter_lets_through_its_own_and_next_is_behind_what_it_hides() {
             let is_at_end = pages.last().is_some_and(|page| page.next == frames[119].id());
             assert!(
                 is_at_end || query.contains("limit"),
-                "{query}: the last page says how far the log has moved on"
+                "{query}: the last page has the newest id"
             );
             pages.iter().flat_map(Page::numbers).collect()
         };
@@ -96,7 +96,7 @@ fn a_filter_lets_through_its_own_and_next_is_behind_what_it_hides() {
                 assert_eq!(
                     numbers(&format!("{query}{limit}")),
                     expected,
-                    "{keeping:?} {query}{limit}"
+                    "{storage:?} {query}{limit}"
                 );
             };
             check("session_id=mine", (0..120).filter(is_mine).collect());
@@ -111,10 +111,10 @@ fn a_filter_lets_through_its_own_and_next_is_behind_what_it_hides() {
 }
 
 #[test]
-fn a_filter_that_hides_everything_moves_on_and_loses_nothing_of_what_comes() {
-    for keeping in Keeping::ALL {
+fn a_page_whose_filter_hides_everything_advances_and_misses_no_later_event() {
+    for storage in Storage::ALL {
         let connector = Connector::new();
-        let (setup, _directory) = keeping.setup(&connector);
+        let (setup, _directory) = storage.setup(&connector);
         let relay = setup.start();
         let mut link = connector.stream();
         let frames = publish(&relay, &mut link, (0..60).map(event));
@@ -123,7 +123,7 @@ fn a_filter_that_hides_everything_moves_on_and_loses_nothing_of_what_comes() {
             assert_eq!(
                 (page.events.len(), page.gap, page.next.as_str()),
                 (0, None, frames[59].id()),
-                "{keeping:?}"
+                "{storage:?}"
             );
         }
         let behind_others =
@@ -135,18 +135,18 @@ fn a_filter_that_hides_everything_moves_on_and_loses_nothing_of_what_comes() {
         assert_eq!(
             (&page.events[..], page.next.as_str()),
             (&mine[..1], mine[1].id()),
-            "{keeping:?}"
+            "{storage:?}"
         );
     }
 }
 
 #[test]
-fn at_the_end_polling_repeats_nothing_and_loses_nothing() {
-    for keeping in Keeping::ALL {
+fn polling_at_the_end_of_the_log_neither_repeats_nor_loses_events() {
+    for storage in Storage::ALL {
         let connector = Connector::new();
-        let (setup, _directory) = keeping.setup(&connector);
+        let (setup, _directory) = storage.setup(&connector);
         let relay = setup.start();
-        // Nothing has ever come: even that is a place to go on from.
+        // An empty log has an id to continue from, too.
         let empty = Page::get(&relay, "");
         assert!(
             empty.events.is_empty() && empty.gap.is_none() && empty.next.ends_with("-0"),
@@ -157,23 +157,23 @@ fn at_the_end_polling_repeats_nothing_and_loses_nothing() {
         for round in 0..3 {
             for _ in 0..2 {
                 let page = Page::get(&relay, &format!("?last_event_id={next}"));
-                assert!(page.events.is_empty() && page.gap.is_none(), "{keeping:?} {page:?}");
-                assert_eq!(page.next, next, "{keeping:?}: nothing has happened");
+                assert!(page.events.is_empty() && page.gap.is_none(), "{storage:?} {page:?}");
+                assert_eq!(page.next, next, "{storage:?}: nothing has happened");
             }
             let frames = publish(&relay, &mut link, (0..round * 20 + 1).map(event));
             let page = Page::get(&relay, &format!("?last_event_id={next}"));
-            assert_eq!((page.events, page.gap), (frames, None), "{keeping:?}");
+            assert_eq!((page.events, page.gap), (frames, None), "{storage:?}");
             next = page.next;
         }
     }
 }
 
 #[test]
-fn while_events_keep_coming_pages_have_no_duplicate_and_no_hole() {
+fn pages_have_no_duplicate_and_no_hole_while_events_arrive() {
     const EVENTS: usize = 1000;
-    for keeping in Keeping::ALL {
+    for storage in Storage::ALL {
         let connector = Connector::new();
-        let (setup, _directory) = keeping.setup(&connector);
+        let (setup, _directory) = storage.setup(&connector);
         let relay = setup.start();
         let mut link = connector.stream();
         let mut seen = Vec::new();
@@ -185,34 +185,34 @@ fn while_events_keep_coming_pages_have_no_duplicate_and_no_hole() {
                     std::thread::yield_now();
                 }
             });
-            wait::until("everything has come", || {
+            wait::until("all events have arrived", || {
                 let page = Page::get(&relay, &format!("?last_event_id={next}&limit=37"));
-                assert_eq!(page.gap, None, "{keeping:?}");
+                assert_eq!(page.gap, None, "{storage:?}");
                 seen.extend(page.numbers());
                 next = page.next;
                 seen.len() >= EVENTS
             });
         });
-        assert!(seen.into_iter().eq(0..EVENTS), "{keeping:?}");
+        assert!(seen.into_iter().eq(0..EVENTS), "{storage:?}");
     }
 }
 
 #[test]
 fn a_page_never_crosses_a_gap() {
-    for keeping in Keeping::ALL {
+    for storage in Storage::ALL {
         let connector = Connector::new();
-        let (setup, _directory) = keeping.setup(&connector);
+        let (setup, _directory) = storage.setup(&connector);
         let relay = setup.start();
         let mut link = connector.stream();
         let before = publish(&relay, &mut link, (0..3).map(event));
-        let link = lose(&relay, &connector, link, 1.0);
-        let mut link = lose(&relay, &connector, link, 2.0);
+        let link = reconnect(&relay, &connector, link, 1.0);
+        let mut link = reconnect(&relay, &connector, link, 2.0);
         let after = publish(&relay, &mut link, (3..40).map(event));
         let mut resumed = relay.resume(before[2].id());
         let (first, second) = (resumed.gap(), resumed.gap());
 
         let pages = Page::all(&relay, "0", "");
-        assert_eq!(pages.len(), 3, "{keeping:?} {pages:?}");
+        assert_eq!(pages.len(), 3, "{storage:?} {pages:?}");
         assert_eq!((&pages[0].events, &pages[0].gap), (&before, &None));
         assert_eq!(pages[0].next, before[2].id(), "the gap is the next page's");
         assert_eq!(
@@ -226,34 +226,33 @@ fn a_page_never_crosses_a_gap() {
 
         let shortest = Page::all(&relay, before[1].id(), "limit=1");
         let gaps: Vec<_> = shortest.iter().take(4).map(|page| page.gap.clone()).collect();
-        assert_eq!(gaps, [None, Some(first.json()), Some(second.json()), None], "{keeping:?}");
+        assert_eq!(gaps, [None, Some(first.json()), Some(second.json()), None], "{storage:?}");
         assert_eq!((shortest[2].numbers(), shortest[3].numbers()), (vec![3], vec![4]));
-        let of_nobody = Page::all(&relay, "0", "session_id=nobody");
-        assert_eq!(of_nobody.len(), 2, "a gap passes every filter: {of_nobody:?}");
+        let of_unknown = Page::all(&relay, "0", "session_id=nobody");
+        assert_eq!(of_unknown.len(), 2, "a gap passes every filter: {of_unknown:?}");
         assert_eq!(
-            (&of_nobody[1].gap, of_nobody[1].next.as_str()),
+            (&of_unknown[1].gap, of_unknown[1].next.as_str()),
             (&Some(second.json()), after[36].id())
         );
     }
 }
 
-/// Breaks the upstream's connection, and returns the next one, once the relay has written down the
-/// gap.
-fn lose(relay: &Relay, connector: &Connector, link: Link, gaps: f64) -> Link {
+/// Resets the upstream connection, and returns the next one once the relay has logged the gap.
+fn reconnect(relay: &Relay, connector: &Connector, link: Link, gaps: f64) -> Link {
     link.reset();
     let link = connector.stream();
     wait_for_gaps(relay, gaps);
     link
 }
 
-/// Waits until the relay has written down this many gaps.
+/// Waits until the relay has logged this many gaps.
 fn wait_for_gaps(relay: &Relay, gaps: f64) {
     let labels = [("product_id", PRODUCT), ("reason", "upstream_reconnect")];
     relay.wait_for_metric("autoplay_relay_gaps_total", &labels, gaps);
 }
 
 #[test]
-fn who_comes_too_late_is_told_before_the_first_event() {
+fn a_page_announces_evicted_events_before_its_first_event() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).log("memory_events = 16").start();
     let mut link = connector.stream();
@@ -276,16 +275,16 @@ fn who_comes_too_late_is_told_before_the_first_event() {
         assert_eq!(
             (&kept.events[..], kept.gap),
             (&frames[34..], None),
-            "who asks for what is kept misses nothing"
+            "a reader of every kept event misses none"
         );
     }
 }
 
 #[test]
-fn an_unknown_id_is_answered_by_a_gap_and_everything_kept() {
-    for keeping in Keeping::ALL {
+fn an_unknown_id_gets_a_gap_and_every_kept_event() {
+    for storage in Storage::ALL {
         let connector = Connector::new();
-        let (setup, _directory) = keeping.setup(&connector);
+        let (setup, _directory) = storage.setup(&connector);
         let relay = setup.start();
         let mut link = connector.stream();
         relay.wait_for_upstream("connected");
@@ -294,7 +293,7 @@ fn an_unknown_id_is_answered_by_a_gap_and_everything_kept() {
             assert_eq!(
                 (page.reason(), page.events.len()),
                 (Some("unknown_id"), 0),
-                "{keeping:?} {id}"
+                "{storage:?} {id}"
             );
             let gap = page.gap.unwrap();
             assert_eq!((gap["after"].as_str(), &gap["before"]), (after, &serde_json::Value::Null));
@@ -309,7 +308,7 @@ fn an_unknown_id_is_answered_by_a_gap_and_everything_kept() {
             assert_eq!(
                 (by_header.reason(), &by_header.events[..]),
                 (Some("unknown_id"), &frames[..20]),
-                "{keeping:?} {id}"
+                "{storage:?} {id}"
             );
             assert_eq!(by_header.gap.unwrap()["before"], frames[0].id());
             let rest = Page::get(&relay, &format!("?last_event_id={}", by_header.next));
@@ -319,7 +318,7 @@ fn an_unknown_id_is_answered_by_a_gap_and_everything_kept() {
 }
 
 #[test]
-fn a_page_is_a_hundred_events_unless_asked_for_others_up_to_a_thousand() {
+fn a_page_has_a_hundred_events_by_default_and_a_thousand_at_most() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -336,7 +335,7 @@ fn a_page_is_a_hundred_events_unless_asked_for_others_up_to_a_thousand() {
 }
 
 #[test]
-fn a_page_is_no_larger_than_a_mebibyte_unless_one_event_is() {
+fn a_page_has_at_most_a_mebibyte_unless_one_event_is_larger() {
     let connector = Connector::new();
     let relay = Setup::behind_with(&connector, "max_event_bytes = '8MiB'").start();
     let mut link = connector.stream();
@@ -350,9 +349,9 @@ fn a_page_is_no_larger_than_a_mebibyte_unless_one_event_is() {
 }
 
 #[test]
-fn after_a_restart_pages_go_on_where_they_were() {
+fn pages_continue_after_a_restart() {
     let connector = Connector::new();
-    let (setup, _directory) = Keeping::Disk.setup(&connector);
+    let (setup, _directory) = Storage::Disk.setup(&connector);
     let mut relay = setup.start();
     let mut link = connector.stream();
     let before = publish(&relay, &mut link, (0..40).map(event));

@@ -1,5 +1,5 @@
-//! Another configuration while the relay runs: how it is noticed, what comes of it, and who has to
-//! leave.
+//! Configuration changes at run time: how they are noticed, their effect, and which subscribers are
+//! disconnected.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ use serde_json::json;
 
 const SUCCESS: &str = "autoplay_relay_config_reload_success";
 
-/// A key for [`PRODUCT`].
+/// Returns a key for [`PRODUCT`].
 fn key(name: &str, key: &str, more: &str) -> String {
     format!(
         "[[auth.keys]]\nname = '{name}'\nkey = '{key}'\nproducts = ['{PRODUCT}']\npermissions = ['subscribe']\n{more}\n"
@@ -38,7 +38,7 @@ fn socket(relay: &Relay, authorization: &str) -> Socket {
     Socket::open(relay.public, SOCKET, &[("Authorization", authorization)])
 }
 
-/// A relay that serves by these rules, with a stream from its connector.
+/// Starts a relay with this `[auth]`, and accepts its upstream connection.
 fn behind(connector: &Connector, auth: &str) -> (Relay, Link) {
     let relay = Setup::behind(connector).auth(auth).start();
     let link = connector.stream();
@@ -54,8 +54,8 @@ fn disconnects(relay: &Relay, transport: &str, reason: &str) -> f64 {
         .unwrap_or_default()
 }
 
-/// Checks that streams opened by `revoked` end within a second of the reload to `auth`, and those
-/// by `kept` go on.
+/// Checks that streams with the credential `revoked` end within a second of the reload to `after`,
+/// and that those with `kept` continue.
 fn ends_streams(before: &str, revoked: &str, kept: &str, after: &str) {
     let connector = Connector::new();
     let (relay, mut link) = behind(&connector, before);
@@ -76,17 +76,17 @@ fn ends_streams(before: &str, revoked: &str, kept: &str, after: &str) {
     );
     assert_eq!(relay.get(STREAM, &[("Authorization", revoked)]).status(), 401);
     open(&relay, kept);
-    connector.expect_nobody(Duration::from_millis(100));
+    connector.expect_no_connection(Duration::from_millis(100));
 }
 
 #[test]
-fn streams_of_a_key_that_is_gone_end_within_a_second_and_others_go_on() {
+fn streams_of_a_removed_key_end_within_a_second_and_others_continue() {
     let (a, b) = (key("a", "key-of-a", ""), key("b", "key-of-b", ""));
     ends_streams(&format!("{a}{b}"), "Bearer key-of-a", "Bearer key-of-b", &b);
 }
 
 #[test]
-fn streams_of_a_key_that_has_another_secret_now_end() {
+fn streams_of_a_key_with_a_new_secret_end() {
     let (a, b) = (key("a", "key-of-a", ""), key("b", "key-of-b", ""));
     ends_streams(
         &format!("{a}{b}"),
@@ -97,8 +97,7 @@ fn streams_of_a_key_that_has_another_secret_now_end() {
 }
 
 #[test]
-fn streams_of_tokens_end_when_their_secret_is_accepted_no_more_and_stay_while_it_is_the_previous_one()
- {
+fn token_streams_end_with_their_secret_and_stay_while_it_is_the_previous_one() {
     let (b, token) = (key("b", "key-of-b", ""), bearer(&json!({})));
     let rotated = format!("{b}[auth.jwt]\nsecret = 'another-secret-of-32-bytes-or-more'\n");
     ends_streams(&format!("{b}{}", jwt("")), &token, "Bearer key-of-b", &rotated);
@@ -113,14 +112,13 @@ fn streams_of_tokens_end_when_their_secret_is_accepted_no_more_and_stay_while_it
 }
 
 #[test]
-fn streams_of_tokens_end_when_they_are_for_another_audience() {
+fn token_streams_for_another_audience_end() {
     let (one, both) = (bearer(&json!({"aud": "one"})), bearer(&json!({"aud": ["one", "two"]})));
     ends_streams(&jwt("audience = 'one'"), &one, &both, &jwt("audience = 'two'"));
 }
 
 #[test]
-fn a_key_that_loses_its_product_or_its_permission_loses_its_streams_and_one_that_is_renamed_keeps_them()
- {
+fn a_key_that_loses_product_or_permission_loses_its_streams_and_a_renamed_one_keeps_them() {
     for lost in [
         "products = ['prod_other']\npermissions = ['subscribe']",
         "products = ['*']\npermissions = ['publish']",
@@ -143,7 +141,7 @@ fn a_key_that_loses_its_product_or_its_permission_loses_its_streams_and_one_that
 }
 
 #[test]
-fn anonymous_streams_end_when_a_credential_is_demanded_and_newcomers_are_let_in_by_the_new_rules() {
+fn anonymous_streams_end_when_a_credential_is_required() {
     let connector = Connector::new();
     let (relay, mut link) = behind(&connector, "allow_anonymous = true");
     let mut stream = relay.subscribe();
@@ -156,42 +154,44 @@ fn anonymous_streams_end_when_a_credential_is_demanded_and_newcomers_are_let_in_
 }
 
 #[test]
-fn another_admin_key_opens_the_admin_side_and_ends_the_streams_of_those_who_look_on() {
+fn a_new_admin_key_applies_at_once_and_ends_operator_streams() {
     let connector = Connector::new();
     let admin = |key: &str| format!("allow_anonymous = true\nadmin_key = '{key}'");
     let relay = Setup::behind(&connector).auth(&admin("one")).start();
     let path = format!("/api/v1/stream/{PRODUCT}");
-    let mut onlooker = Subscriber::open(relay.admin, &path, &[("X-Admin-Key", "one")]);
+    let mut operator = Subscriber::open(relay.admin, &path, &[("X-Admin-Key", "one")]);
     Setup::behind(&connector).auth(&admin("two")).reload(&relay);
-    onlooker.rest();
+    operator.rest();
     let status = |key| http::get(relay.admin, "/api/v1/status", &[("X-Admin-Key", key)]).status();
     assert_eq!((status("one"), status("two")), (401, 200));
 }
 
 #[test]
-fn a_stalled_stream_of_a_revoked_key_ends_as_well() {
+fn a_stalled_stream_of_a_revoked_key_ends() {
     let connector = Connector::new();
     let (relay, mut link) =
         behind(&connector, &format!("{}{}", key("a", "key-of-a", ""), key("b", "key-of-b", "")));
-    let _takes_nothing = (open(&relay, "Bearer key-of-a"), socket(&relay, "Bearer key-of-a"));
+    let _stalled = (open(&relay, "Bearer key-of-a"), socket(&relay, "Bearer key-of-a"));
     let large = format!(r#"{{"type":"actions","text":"{}"}}"#, "x".repeat(20_000));
     (0..1000).for_each(|_| link.event(&large));
     relay.wait_for_events(1000);
     Setup::behind(&connector).auth(&key("b", "key-of-b", "")).reload(&relay);
     let reloaded = Instant::now();
     for transport in ["sse", "ws"] {
-        wait::until("they are gone", || disconnects(&relay, transport, "revoked") == 1.0);
+        wait::until("the streams are disconnected", || {
+            disconnects(&relay, transport, "revoked") == 1.0
+        });
     }
     wait::assert_within(Duration::from_secs(1), reloaded); // write_timeout is 30 s
 }
 
 #[test]
-fn limits_change_for_newcomers_and_nobody_who_is_there_has_to_go() {
+fn new_limits_apply_to_newcomers_and_disconnect_no_subscriber() {
     let connector = Connector::new();
     let setup = |lines: &str| Setup::behind(&connector).server(lines);
     let relay = setup("").start();
     let mut link = connector.stream();
-    let mut there = [relay.subscribe(), relay.subscribe()];
+    let mut connected = [relay.subscribe(), relay.subscribe()];
     for (limit, status) in [
         ("max_subscribers = 2", 503),
         ("max_subscribers_per_ip = 2", 429),
@@ -199,10 +199,10 @@ fn limits_change_for_newcomers_and_nobody_who_is_there_has_to_go() {
     ] {
         setup(limit).reload(&relay);
         assert_eq!(relay.get(STREAM, &[]).status(), status, "{limit}");
-        let most = if limit == "max_subscribers = 2" { 2.0 } else { 100_000.0 };
+        let max = if limit == "max_subscribers = 2" { 2.0 } else { 100_000.0 };
         assert_eq!(
             relay.metrics().value("autoplay_relay_max_subscribers", &[]),
-            Some(most),
+            Some(max),
             "{limit}"
         );
     }
@@ -212,12 +212,12 @@ fn limits_change_for_newcomers_and_nobody_who_is_there_has_to_go() {
     drop(third);
     relay.wait_for_subscribers(2.0);
     link.event(event(1));
-    there.iter_mut().for_each(|stream| assert_eq!(stream.numbers(1), [1]));
+    connected.iter_mut().for_each(|stream| assert_eq!(stream.numbers(1), [1]));
     setup("max_publish_bytes = '1KiB'").reload(&relay);
 }
 
 #[test]
-fn streams_from_before_and_after_a_change_of_their_product_all_get_every_event() {
+fn streams_before_and_after_a_change_of_their_product_all_get_every_event() {
     let connector = Connector::new();
     let setup = |lines: &str| Setup::behind(&connector).server(lines);
     let relay = setup("").start();
@@ -228,12 +228,12 @@ fn streams_from_before_and_after_a_change_of_their_product_all_get_every_event()
         streams.extend((0..4).map(|_| relay.subscribe()));
         link.event(event(n));
         streams.iter_mut().for_each(|stream| assert_eq!(stream.numbers(1), [n]));
-        drop(streams.drain(..2)); // the oldest go, and the others stay
+        drop(streams.drain(..2)); // the two oldest disconnect
     }
 }
 
 #[test]
-fn pages_of_other_origins_are_let_in_also_on_a_connection_that_stands() {
+fn new_origins_apply_to_open_connections() {
     let connector = Connector::new();
     let setup = |origins: &str| {
         Setup::behind(&connector).server(&format!("cors_allowed_origins = [{origins}]"))
@@ -259,7 +259,7 @@ fn pages_of_other_origins_are_let_in_also_on_a_connection_that_stands() {
 }
 
 #[test]
-fn a_bad_file_is_refused_whole_and_the_old_one_stays_in_force_until_it_is_mended() {
+fn an_invalid_file_is_refused_whole_and_the_old_one_stays_in_force() {
     let connector = Connector::new();
     let (relay, mut link) =
         behind(&connector, &format!("{}{}", key("a", "key-of-a", ""), key("b", "key-of-b", "")));
@@ -270,7 +270,7 @@ fn a_bad_file_is_refused_whole_and_the_old_one_stays_in_force_until_it_is_mended
         .server("max_subscribers = 'many'");
     bad.reload(&relay);
     assert_eq!(relay.metrics().value(SUCCESS, &[]), Some(0.0));
-    let refused = relay.outcomes_of_reloads().pop().unwrap();
+    let refused = relay.reload_outcomes().pop().unwrap();
     assert_eq!(refused["level"], "ERROR");
     let problem = refused["problem"].as_str().unwrap();
     assert!(problem.contains("server.max_subscribers: must be a whole number"), "{problem}");
@@ -283,7 +283,7 @@ fn a_bad_file_is_refused_whole_and_the_old_one_stays_in_force_until_it_is_mended
 }
 
 #[test]
-fn the_old_file_put_back_after_a_bad_one_is_a_success_again() {
+fn the_old_file_restored_after_an_invalid_one_is_a_success() {
     let connector = Connector::new();
     let (relay, _link) = behind(&connector, "allow_anonymous = true");
     let good = fs::read(relay.file()).unwrap();
@@ -295,7 +295,7 @@ fn the_old_file_put_back_after_a_bad_one_is_a_success_again() {
 }
 
 #[test]
-fn a_file_that_changes_is_noticed_without_a_signal_and_so_is_a_secret_that_kubernetes_swaps() {
+fn a_changed_file_or_swapped_kubernetes_secret_is_noticed_without_a_signal() {
     let connector = Connector::new();
     let secrets = tempfile::tempdir().unwrap();
     let mount = |version: &str, key: &str| {
@@ -316,7 +316,7 @@ fn a_file_that_changes_is_noticed_without_a_signal_and_so_is_a_secret_that_kuber
     stream.rest();
     open(&relay, "Bearer other-key-of-a");
     Setup::behind(&connector).auth(&format!("{a}{}", key("c", "key-of-b", ""))).replace(&relay);
-    wait::until("the file is read", || relay.outcomes_of_reloads().len() == 2);
+    wait::until("the file is reloaded", || relay.reload_outcomes().len() == 2);
     link.event(event(1));
     assert_eq!(neighbour.numbers(1), [1]);
     fs::remove_file(secrets.path().join("key")).unwrap();
@@ -329,7 +329,7 @@ fn a_file_that_changes_is_noticed_without_a_signal_and_so_is_a_secret_that_kuber
 }
 
 #[test]
-fn what_waits_for_a_restart_is_named_with_what_is_in_force_and_the_rest_comes_into_force() {
+fn keys_that_need_a_restart_are_named_and_the_others_take_effect() {
     let connector = Connector::new();
     let (relay, _link) = behind(&connector, &key("a", "key-of-a", ""));
     let setup = Setup::behind(&connector).auth(&key("b", "key-of-b", ""));
@@ -341,26 +341,26 @@ fn what_waits_for_a_restart_is_named_with_what_is_in_force_and_the_rest_comes_in
         line["keys"],
         "server.write_timeout (in force: 30s), log.memory_events (in force: 65536)"
     );
-    let told = relay.outcomes_of_reloads().pop().unwrap();
-    assert_eq!(told["changed"], "auth.keys[b] added, auth.keys[a] removed");
+    let outcome = relay.reload_outcomes().pop().unwrap();
+    assert_eq!(outcome["changed"], "auth.keys[b] added, auth.keys[a] removed");
     open(&relay, "Bearer key-of-b");
 }
 
 #[test]
-fn what_would_let_strangers_in_because_a_listener_waits_for_a_restart_is_refused() {
+fn a_change_that_would_open_a_public_listener_until_its_restart_is_refused() {
     let connector = Connector::new();
     let setup = |listen: &str, auth: &str| {
         Setup::behind(&connector).server(&format!("listen = '{listen}:0'")).auth(auth)
     };
     let relay = setup("0.0.0.0", &key("a", "key-of-a", "")).start();
     setup("127.0.0.1", "allow_anonymous = true").reload(&relay);
-    let refused = relay.outcomes_of_reloads().pop().unwrap();
+    let refused = relay.reload_outcomes().pop().unwrap();
     assert!(refused["problem"].as_str().unwrap().contains("auth.allow_anonymous"), "{refused}");
     assert_eq!(http::get(([127, 0, 0, 1], relay.public.port()).into(), STREAM, &[]).status(), 401);
 }
 
 #[test]
-fn a_relay_on_environment_alone_says_that_there_is_nothing_to_read_again() {
+fn a_relay_configured_by_environment_alone_reports_that_it_has_no_file_to_reload() {
     let connector = Connector::new();
     let environment = [
         ("AUTOPLAY_STREAM_URL", connector.url(PRODUCT)),
@@ -373,7 +373,7 @@ fn a_relay_on_environment_alone_says_that_there_is_nothing_to_read_again() {
     let mut link = connector.stream();
     let mut stream = relay.subscribe();
     relay.process.signal("HUP");
-    relay.process.stderr.first("it is said", |line| {
+    relay.process.stderr.first("the log has the reason", |line| {
         line.contains("no configuration file to read again").then_some(())
     });
     link.event(event(1));

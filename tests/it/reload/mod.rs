@@ -1,4 +1,4 @@
-//! Another configuration while the relay runs.
+//! Configuration changes at run time.
 
 mod configuration;
 mod storm;

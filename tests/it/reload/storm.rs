@@ -1,5 +1,5 @@
-//! A hundred reloads under load: nothing is lost, nothing comes twice, nobody is dropped, and no
-//! product is asked for twice.
+//! A hundred reloads under load: no event is lost or duplicated, no subscriber is disconnected, and
+//! no product has two upstream connections.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -22,12 +22,12 @@ use crate::common::{
 use serde_json::json;
 
 #[test]
-fn a_hundred_reloads_under_load_lose_and_double_nothing_and_never_connect_twice() {
+fn a_hundred_reloads_under_load_lose_and_duplicate_nothing_and_never_connect_twice() {
     storm(100, |setup| setup);
 }
 
 #[test]
-fn reloads_under_load_lose_and_double_nothing_with_a_store_either() {
+fn reloads_under_load_with_a_store_lose_and_duplicate_nothing() {
     let directory = tempfile::tempdir().unwrap();
     storm(30, |setup| setup.log(&format!("data_dir = '{}'", directory.path().display())));
 }
@@ -47,13 +47,13 @@ fn storm(reloads: usize, with: impl Fn(Setup) -> Setup) {
             while !is_over.load(Ordering::SeqCst) {
                 link.event(event(sent));
                 sent += 1;
-                thread::sleep(PAUSE);
+                thread::sleep(EVENT_INTERVAL);
             }
             link.event(event(LAST));
             sent
         });
-        // The other product's upstream changes each time. Its connector fails if there are two
-        // connections at once.
+        // The upstream of the other product changes with each reload. Its connector fails if it has
+        // two connections at once.
         let accepting = scope.spawn(|| {
             let (mut links, mut last) = (0, None);
             while !is_over.load(Ordering::SeqCst) {
@@ -82,11 +82,11 @@ fn storm(reloads: usize, with: impl Fn(Setup) -> Setup) {
         {
             assert!(
                 numbers.iter().copied().eq(0..sent),
-                "lost or doubled: {} of {sent}",
+                "lost or duplicated: {} of {sent}",
                 numbers.len()
             );
         }
-        assert!(accepting.join().unwrap() >= 2, "the other product has been connected anew");
+        assert!(accepting.join().unwrap() >= 2, "the other product has reconnected");
         let pushed = receiver.wait_for_accepted(sent + 1);
         let pushed: Vec<_> = pushed.iter().map(|request| request.number()).collect();
         assert!(
@@ -95,16 +95,16 @@ fn storm(reloads: usize, with: impl Fn(Setup) -> Setup) {
             pushed.len()
         );
     });
-    assert_eq!(connector.open_paths().len(), 1, "the stream has stood all the time");
-    let outcomes = relay.outcomes_of_reloads();
+    assert_eq!(connector.open_paths().len(), 1, "the stream was open all the time");
+    let outcomes = relay.reload_outcomes();
     assert!(outcomes.iter().all(|outcome| outcome["level"] == "INFO") && outcomes.len() >= reloads);
-    wait::until("all is in force", || {
+    wait::until("the last reload has succeeded", || {
         relay.metrics().value("autoplay_relay_config_reload_success", &[]) == Some(1.0)
     });
 }
 
-/// The configuration after so many reloads: each differs from the one before in all that can be
-/// changed.
+/// Returns the configuration after `n` reloads: each differs from the one before in every key that
+/// can be changed.
 fn configuration(
     n: usize,
     connector: &Connector,
@@ -165,7 +165,7 @@ fn socket(relay: &Relay, n: usize) -> Socket {
     Socket::open(relay.public, SOCKET, &[("Authorization", &authorization(n))])
 }
 
-/// All numbers up to the last.
+/// Collects all numbers up to [`LAST`].
 fn numbers_of(mut next: impl FnMut() -> usize) -> Vec<usize> {
     let mut numbers = Vec::new();
     loop {
@@ -176,8 +176,8 @@ fn numbers_of(mut next: impl FnMut() -> usize) -> Vec<usize> {
     }
 }
 
-/// The number of the event that ends the storm.
+/// Number of the event that ends the storm.
 const LAST: usize = 1_000_000;
 
-/// Between two events.
-const PAUSE: Duration = Duration::from_millis(4);
+/// Interval between two events.
+const EVENT_INTERVAL: Duration = Duration::from_millis(4);

@@ -1,5 +1,4 @@
-//! Upstreams that change while the relay runs: never two connections for one product, and no gap
-//! that need not be.
+//! Upstreams that change at run time: never two connections for one product, and no avoidable gap.
 
 use std::time::{Duration, Instant};
 
@@ -24,14 +23,14 @@ fn with_token(connector: &Connector, token: &str) -> Setup {
 }
 
 #[test]
-fn another_token_is_used_at_the_next_connect_and_the_stream_that_stands_is_kept() {
+fn a_new_token_is_used_at_the_next_connect_and_the_open_stream_is_kept() {
     let connector = Connector::new();
     let relay = with_token(&connector, "one").start();
     let mut link = connector.stream();
     assert_eq!(link.request.field("authorization"), Some("Bearer one"));
     let mut stream = relay.subscribe();
     with_token(&connector, "two").reload(&relay);
-    connector.expect_nobody(Duration::from_millis(300));
+    connector.expect_no_connection(Duration::from_millis(300));
     link.event(event(1));
     assert_eq!(stream.numbers(1), [1]);
     assert_eq!(relay.all_gaps(), 0.0);
@@ -44,7 +43,7 @@ fn another_token_is_used_at_the_next_connect_and_the_stream_that_stands_is_kept(
 }
 
 #[test]
-fn an_upstream_that_refuses_is_tried_at_once_with_another_token() {
+fn a_refused_upstream_is_retried_at_once_with_a_new_token() {
     let connector = Connector::new();
     let relay = with_token(&connector, "one").start();
     connector.accept().refuse("401 Unauthorized", "");
@@ -54,7 +53,7 @@ fn an_upstream_that_refuses_is_tried_at_once_with_another_token() {
 }
 
 #[test]
-fn another_url_or_timeout_or_size_ends_the_old_connection_before_the_new_one_and_is_a_gap() {
+fn a_new_url_timeout_or_size_closes_the_old_connection_first_and_is_a_gap() {
     let (connector, second) = (Connector::new(), Connector::new());
     let setup =
         |at: &Connector, lines: &str| Setup::new().upstream(PRODUCT, &at.url(PRODUCT), lines);
@@ -67,7 +66,7 @@ fn another_url_or_timeout_or_size_ends_the_old_connection_before_the_new_one_and
         ["heartbeat_timeout = '70s'", "max_event_bytes = '2MiB'"].into_iter().enumerate()
     {
         setup(&connector, lines).reload(&relay);
-        let mut next = connector.stream(); // which fails if the one before is open
+        let mut next = connector.stream(); // fails if the former connection is open
         assert_eq!(stream.gap().reason(), "upstream_reconnect");
         next.event(event(n + 1));
         assert_eq!(stream.numbers(1), [n + 1]);
@@ -82,14 +81,14 @@ fn another_url_or_timeout_or_size_ends_the_old_connection_before_the_new_one_and
 }
 
 #[test]
-fn an_upstream_that_does_not_change_is_not_touched() {
+fn an_unchanged_upstream_keeps_its_connection() {
     let connector = Connector::new();
     let relay = with_token(&connector, "one").start();
     let link = connector.stream();
     for n in 1..=3 {
         with_token(&connector, "one").server(&format!("max_subscribers = {n}")).reload(&relay);
     }
-    connector.expect_nobody(Duration::from_millis(300));
+    connector.expect_no_connection(Duration::from_millis(300));
     assert!(link.is_open());
 }
 
@@ -105,9 +104,9 @@ fn of_other(n: usize) -> String {
     event(n).replace(PRODUCT, OTHER)
 }
 
-/// A product comes, goes and comes back, with a webhook that the API has registered. Returns what
-/// is kept of it when it is back.
-fn comes_goes_and_comes_back(log: &str) -> Vec<usize> {
+/// Adds a product, removes it and adds it again, with a webhook registered by the API. Returns the
+/// events that the product has at the end.
+fn add_remove_and_add_again(log: &str) -> Vec<usize> {
     let (connector, receiver) = (Connector::new(), Receiver::accepting());
     let path = format!("/stream/{OTHER}");
     let relay = one_product(&connector, log).start();
@@ -149,7 +148,7 @@ fn comes_goes_and_comes_back(log: &str) -> Vec<usize> {
     assert_eq!(relay.status()["upstreams"].as_array().unwrap().len(), 1);
     assert_eq!(relay.call("GET", "/api/v1/webhooks/w", &Value::Null).status(), 404);
     link.event(event(7));
-    assert_eq!(neighbour.numbers(1), [7], "nobody else has noticed");
+    assert_eq!(neighbour.numbers(1), [7], "other subscribers are unaffected");
 
     drop(other);
     two_products(&connector, log).reload(&relay);
@@ -158,7 +157,7 @@ fn comes_goes_and_comes_back(log: &str) -> Vec<usize> {
     other.event(of_other(3));
     let mut frame = stream.item();
     if frame.event.is_some() {
-        assert_eq!(frame.reason(), "upstream_reconnect", "what was sent meanwhile is missing");
+        assert_eq!(frame.reason(), "upstream_reconnect", "events sent meanwhile are missing");
         frame = stream.item();
     }
     assert_eq!(number(&frame.data), 3);
@@ -170,14 +169,18 @@ fn comes_goes_and_comes_back(log: &str) -> Vec<usize> {
     );
     let is_durable = !log.is_empty();
     if is_durable {
-        assert_eq!(receiver.wait_for_accepted(2)[1].number(), 3, "its webhook has waited for it");
+        assert_eq!(
+            receiver.wait_for_accepted(2)[1].number(),
+            3,
+            "the webhook has kept its position"
+        );
     } else {
         assert_eq!(relay.call("GET", "/api/v1/webhooks/w", &Value::Null).status(), 404);
     }
     numbers(&relay)
 }
 
-/// What is kept of the other product, each page to its end.
+/// Reads all pages of the other product.
 fn numbers(relay: &Relay) -> Vec<usize> {
     let (mut numbers, mut after) = (Vec::new(), "0".to_owned());
     loop {
@@ -191,25 +194,25 @@ fn numbers(relay: &Relay) -> Vec<usize> {
 }
 
 #[test]
-fn a_product_that_goes_is_404_and_one_that_comes_is_served_at_once() {
+fn a_removed_product_is_404_and_an_added_one_is_served_at_once() {
     assert_eq!(
-        comes_goes_and_comes_back(""),
+        add_remove_and_add_again(""),
         [3],
-        "without a store nothing is kept of what has gone"
+        "without a store, a removed product loses its events"
     );
 }
 
 #[test]
-fn with_a_store_a_product_that_comes_back_goes_on_where_it_was() {
+fn a_product_that_returns_with_a_store_continues_its_log() {
     let directory = tempfile::tempdir().unwrap();
     assert_eq!(
-        comes_goes_and_comes_back(&format!("data_dir = '{}'", directory.path().display())),
+        add_remove_and_add_again(&format!("data_dir = '{}'", directory.path().display())),
         [1, 3]
     );
 }
 
 #[test]
-fn a_product_that_came_by_a_reload_is_kept_like_any_other() {
+fn a_product_added_by_a_reload_is_persisted() {
     let (connector, directory) = (Connector::new(), tempfile::tempdir().unwrap());
     let log = format!("data_dir = '{}'", directory.path().display());
     let mut relay = one_product(&connector, &log).start();
@@ -221,14 +224,14 @@ fn a_product_that_came_by_a_reload_is_kept_like_any_other() {
     assert!(stream.numbers(20).into_iter().eq(0..20));
     let labels = [("product_id", OTHER), ("tier", "disk")];
     relay.wait_for_metric("autoplay_relay_log_events", &labels, 20.0);
-    relay.process.kill_dash_nine();
+    relay.process.kill();
     drop((link, other));
     let relay = two_products(&connector, &log).start();
     assert!(numbers(&relay).into_iter().eq(0..20));
 }
 
 #[test]
-fn what_publishers_may_send_follows_the_upstream() {
+fn the_size_limit_of_publishers_follows_the_upstream() {
     let connector = Connector::new();
     let setup = |bytes: &str| {
         let auth = "allow_anonymous = true\nanonymous_permissions = ['subscribe', 'publish']";
@@ -242,7 +245,7 @@ fn what_publishers_may_send_follows_the_upstream() {
     assert_eq!(publish(), 413);
     setup("4KiB").reload(&relay);
     assert_eq!(publish(), 202);
-    wait::until("it is connected anew", || {
+    wait::until("the upstream reconnects", || {
         relay.metrics().value("autoplay_relay_upstream_connected", &[]) == Some(0.0)
     });
     let _again = connector.stream();

@@ -1,4 +1,4 @@
-//! Webhooks of the file that come, change and go while the relay runs.
+//! Webhooks of the file that are added, changed and removed at run time.
 
 use crate::common::{
     PRODUCT,
@@ -11,7 +11,7 @@ use crate::common::{
 use serde_json::{Value, json};
 
 #[test]
-fn a_webhook_that_comes_gets_events_from_then_on_and_one_that_goes_gets_no_more() {
+fn an_added_webhook_gets_events_from_then_on_and_a_removed_one_none() {
     let (connector, receiver) = (Connector::new(), Receiver::accepting());
     let setup = |tables: &str| Setup::behind(&connector).more(&format!("{tables}{LOOPBACK}"));
     let relay = setup("").start();
@@ -24,23 +24,23 @@ fn a_webhook_that_comes_gets_events_from_then_on_and_one_that_goes_gets_no_more(
         receiver.wait_for_accepted(2).iter().map(|request| request.number()).collect();
     assert_eq!(numbers, [2, 3]);
 
-    receiver.now(|_| Answer::Status(503));
+    receiver.set_script(|_| Answer::Status(503));
     relay.publish(&mut link, 4..6);
     relay.wait_for_pending("crm", 2);
     setup("").reload(&relay);
     let is_gone = || relay.call("GET", "/api/v1/webhooks/crm", &Value::Null).status() == 404;
-    wait::until("it is gone with what it was owed", is_gone);
+    wait::until("the webhook and its deliveries are removed", is_gone);
     let before = receiver.count();
-    receiver.now(|_| Answer::Status(200));
+    receiver.set_script(|_| Answer::Status(200));
     setup(&table("crm", &receiver, "")).reload(&relay);
     relay.publish(&mut link, 6..7);
     receiver.wait_for(before + 1);
     let numbers: Vec<_> = receiver.accepted().iter().map(|request| request.number()).collect();
-    assert_eq!(numbers, [2, 3, 6], "what it was owed before is forgotten");
+    assert_eq!(numbers, [2, 3, 6], "former deliveries are forgotten");
 }
 
 #[test]
-fn a_webhook_that_is_changed_keeps_its_place_and_signs_with_its_former_secret_for_a_while() {
+fn a_changed_webhook_keeps_its_position_and_signs_with_its_former_secret_too() {
     let (connector, first, second) =
         (Connector::new(), Receiver::answering(503), Receiver::accepting());
     let setup = |table: &str| Setup::behind(&connector).more(&format!("{table}{LOOPBACK}"));
@@ -58,7 +58,7 @@ fn a_webhook_that_is_changed_keeps_its_place_and_signs_with_its_former_secret_fo
 }
 
 #[test]
-fn the_file_wins_over_the_api_for_the_same_id_and_others_of_the_api_stay() {
+fn the_file_overrides_the_api_for_the_same_id_only() {
     let (connector, receiver) = (Connector::new(), Receiver::accepting());
     let setup = |tables: &str| Setup::behind(&connector).more(&format!("{tables}{LOOPBACK}"));
     let relay = setup("").start();
@@ -78,14 +78,14 @@ fn the_file_wins_over_the_api_for_the_same_id_and_others_of_the_api_stay() {
 }
 
 #[test]
-fn what_webhooks_may_reach_follows_the_file() {
+fn the_egress_networks_of_webhooks_follow_the_file() {
     let (connector, receiver) = (Connector::new(), Receiver::accepting());
     let setup = |egress: &str| {
         Setup::behind(&connector).more(&format!("{}{egress}", table("crm", &receiver, "")))
     };
     let relay = setup("").start();
     let mut link = connector.stream();
-    let reaches = || relay.tell_webhook("crm", "test").json()["status"] == 200;
+    let reaches = || relay.command_webhook("crm", "test").json()["status"] == 200;
     assert!(!reaches());
     setup(LOOPBACK).reload(&relay);
     assert!(reaches());

@@ -1,4 +1,4 @@
-//! Outages of the upstream, as they are announced.
+//! Gaps for outages of the upstream.
 
 use crate::common::{
     PRODUCT,
@@ -25,7 +25,7 @@ fn a_gap_passes_every_filter() {
     assert_eq!(
         resumed.gap().json()["reason"],
         "evicted",
-        "a summary may have been among what is gone"
+        "an evicted event may have been a summary"
     );
     let mut live = relay.subscribe_to("/stream/prod_abc?session_id=nobody&type=nothing");
     link.reset();
@@ -37,7 +37,7 @@ fn a_gap_passes_every_filter() {
 }
 
 #[test]
-fn an_outage_is_one_gap_for_those_connected_and_those_who_resume_across_it_and_none_for_others() {
+fn an_outage_is_one_gap_for_connected_and_resuming_subscribers_only() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -62,7 +62,7 @@ fn an_outage_is_one_gap_for_those_connected_and_those_who_resume_across_it_and_n
     link.event(event(1));
     let after = connected.event();
     assert_eq!((number(&after.data), other.numbers(1)), (1, vec![1]));
-    assert_eq!(newcomer.event(), after, "who starts after it misses nothing");
+    assert_eq!(newcomer.event(), after, "a later subscriber misses no event");
 
     let mut across = relay.resume(before.id());
     let seen = across.gap();
@@ -79,7 +79,7 @@ fn an_outage_is_one_gap_for_those_connected_and_those_who_resume_across_it_and_n
 }
 
 #[test]
-fn the_very_first_connect_is_no_gap_however_many_attempts_it_took() {
+fn the_first_connect_is_no_gap_after_any_number_of_attempts() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut subscriber = relay.subscribe();
@@ -112,7 +112,7 @@ fn two_outages_are_two_gaps() {
 }
 
 #[test]
-fn a_gap_that_the_upstream_itself_announces_is_a_gap_and_no_payload() {
+fn a_gap_announced_by_the_upstream_is_a_gap_and_no_payload() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -127,10 +127,10 @@ fn a_gap_that_the_upstream_itself_announces_is_a_gap_and_no_payload() {
     assert_eq!(relay.metrics().value("autoplay_relay_upstream_events_total", &labels), Some(0.0));
 }
 
-/// How many gaps of a reason have been counted.
+/// Returns how many gaps of a reason have been counted.
 fn gaps(relay: &Relay, reason: &str) -> f64 {
     let labels = [("product_id", PRODUCT), ("reason", reason)];
-    wait::value("the counter is there", || {
+    wait::value("the counter exists", || {
         relay.metrics().value("autoplay_relay_gaps_total", &labels)
     })
 }

@@ -1,4 +1,5 @@
-//! Coming back: with `Last-Event-ID`, exactly the rest; and a notice for every possible loss.
+//! Resuming with `Last-Event-ID`: exactly the following events, and a notice for every possible
+//! loss.
 
 use std::{
     sync::{
@@ -18,7 +19,7 @@ use crate::common::{
 };
 
 #[test]
-fn after_an_id_comes_exactly_the_rest() {
+fn a_resume_returns_exactly_the_events_after_its_id() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -35,7 +36,7 @@ fn after_an_id_comes_exactly_the_rest() {
 }
 
 #[test]
-fn last_event_id_0_is_everything_kept_without_a_gap() {
+fn last_event_id_0_returns_every_kept_event_without_a_gap() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).log("memory_events = 16").start();
     let mut link = connector.stream();
@@ -50,7 +51,7 @@ fn last_event_id_0_is_everything_kept_without_a_gap() {
 }
 
 #[test]
-fn while_events_keep_coming_a_resume_has_no_duplicate_and_no_hole() {
+fn a_resume_has_no_duplicate_and_no_hole_while_events_arrive() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -84,7 +85,7 @@ fn while_events_keep_coming_a_resume_has_no_duplicate_and_no_hole() {
     });
 }
 
-/// Ends what runs beside a test, also when that fails.
+/// Stops the thread beside a test, even if the test fails.
 struct SetOnDrop<'a>(&'a AtomicBool);
 
 impl Drop for SetOnDrop<'_> {
@@ -122,7 +123,7 @@ fn a_chain_of_short_connections_sees_every_event_once() {
 }
 
 #[test]
-fn an_id_that_the_log_does_not_know_is_answered_by_a_gap_and_everything_kept() {
+fn an_unknown_id_gets_a_gap_and_every_kept_event() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -158,7 +159,7 @@ fn an_id_that_the_log_does_not_know_is_answered_by_a_gap_and_everything_kept() {
 }
 
 #[test]
-fn before_anything_was_kept_an_unknown_id_has_nothing_before_it() {
+fn a_gap_for_an_unknown_id_in_an_empty_log_has_no_before_id() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -175,7 +176,7 @@ fn before_anything_was_kept_an_unknown_id_has_nothing_before_it() {
 }
 
 #[test]
-fn a_reader_whose_next_events_are_gone_is_told_between_which_ids() {
+fn a_reader_whose_next_events_are_evicted_gets_a_gap_between_two_ids() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).log("memory_events = 16").start();
     let mut link = connector.stream();
@@ -197,12 +198,12 @@ fn a_reader_whose_next_events_are_gone_is_told_between_which_ids() {
         assert_eq!(again.event(), *frame, "the id of the gap repeats neither it nor an event");
     }
     let mut in_time = relay.resume(frames[33].id());
-    assert_eq!(in_time.event(), frames[34], "who missed nothing is told nothing");
+    assert_eq!(in_time.event(), frames[34], "a reader that missed no event gets no gap");
     assert_eq!(gaps(&relay, "evicted"), 1.0);
 }
 
 #[test]
-fn what_went_for_lack_of_bytes_is_a_gap_as_well() {
+fn events_evicted_by_the_byte_limit_are_a_gap() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).log("memory_bytes = '64KiB'").start();
     let mut link = connector.stream();
@@ -228,7 +229,7 @@ fn what_went_for_lack_of_bytes_is_a_gap_as_well() {
 }
 
 #[test]
-fn a_session_whose_events_are_all_kept_has_no_gap_though_others_lost_theirs() {
+fn a_session_whose_events_are_all_kept_has_no_gap_when_others_are_evicted() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).log("memory_events = 16").start();
     let mut link = connector.stream();
@@ -245,7 +246,7 @@ fn a_session_whose_events_are_all_kept_has_no_gap_though_others_lost_theirs() {
     link.event(event_of("other", 12));
     link.event(event_of("other", 13));
     (0..14).for_each(|_| drop(all.event()));
-    // The first two are gone; "mine" is still there and is all there ever was of its session.
+    // The first two events are evicted; the only event of "mine" is kept.
     let path = "/stream/prod_abc?session_id=mine";
     let mut resumed = Subscriber::open(relay.public, path, &[("Last-Event-ID", frames[0].id())]);
     assert_eq!(resumed.event(), frames[3]);
@@ -255,11 +256,11 @@ fn a_session_whose_events_are_all_kept_has_no_gap_though_others_lost_theirs() {
         "/stream/prod_abc?session_id=other",
         &[("Last-Event-ID", frames[0].id())],
     );
-    assert_eq!(other.gap().json()["reason"], "evicted", "whose events did go is told");
+    assert_eq!(other.gap().json()["reason"], "evicted", "a session with evicted events gets a gap");
 }
 
 #[test]
-fn a_session_whose_last_seen_event_is_gone_has_no_gap_while_its_next_one_is_kept() {
+fn a_session_whose_last_seen_event_is_evicted_has_no_gap_while_its_next_one_is_kept() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).log("memory_events = 16").start();
     let mut link = connector.stream();
@@ -277,7 +278,7 @@ fn a_session_whose_last_seen_event_is_gone_has_no_gap_while_its_next_one_is_kept
 }
 
 #[test]
-fn a_burst_of_others_events_larger_than_the_log_is_no_gap_for_a_connected_session() {
+fn a_burst_of_other_sessions_larger_than_the_log_is_no_gap_for_a_connected_session() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).log("memory_events = 16").start();
     let mut link = connector.stream();
@@ -291,7 +292,7 @@ fn a_burst_of_others_events_larger_than_the_log_is_no_gap_for_a_connected_sessio
 }
 
 #[test]
-fn an_outage_that_is_no_longer_in_the_log_is_not_lost_on_a_session() {
+fn an_outage_evicted_from_the_log_is_still_a_gap_for_a_session() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).log("memory_events = 16").start();
     let mut link = connector.stream();
@@ -306,7 +307,7 @@ fn an_outage_that_is_no_longer_in_the_log_is_not_lost_on_a_session() {
         link.event(event_of(if n == 30 { "mine" } else { "other" }, n));
         assert_eq!(all.numbers(1), [n]);
     }
-    assert_eq!(mine.numbers(1), [30], "who was there all the time has missed nothing");
+    assert_eq!(mine.numbers(1), [30], "a connected subscriber has missed no event");
     let mut resumed = Subscriber::open(relay.public, MINE, &[("Last-Event-ID", seen.id())]);
     let notice = resumed.gap().json();
     assert_eq!((&notice["reason"], notice["after"].as_str()), (&"evicted".into(), Some(seen.id())));
@@ -314,7 +315,7 @@ fn an_outage_that_is_no_longer_in_the_log_is_not_lost_on_a_session() {
 }
 
 #[test]
-fn an_unknown_id_with_a_filter_gets_the_gap_and_only_what_the_filter_lets_through() {
+fn an_unknown_id_with_a_filter_gets_the_gap_and_the_filtered_events() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -331,10 +332,10 @@ fn an_unknown_id_with_a_filter_gets_the_gap_and_only_what_the_filter_lets_throug
     assert_eq!(resumed.numbers(4), [0, 5, 10, 15]);
 }
 
-/// Where one session's events are.
+/// Path of the stream of one session.
 const MINE: &str = "/stream/prod_abc?session_id=mine";
 
-/// Sends events, and returns them as a subscriber gets them.
+/// Sends events, and returns the frames that a subscriber receives.
 fn publish(relay: &Relay, link: &mut Link, numbers: std::ops::Range<usize>) -> Vec<Frame> {
     let mut subscriber = relay.subscribe();
     numbers
@@ -347,10 +348,10 @@ fn publish(relay: &Relay, link: &mut Link, numbers: std::ops::Range<usize>) -> V
         .collect()
 }
 
-/// How many gaps of a reason have been counted.
+/// Returns how many gaps of a reason have been counted.
 fn gaps(relay: &Relay, reason: &str) -> f64 {
     let labels = [("product_id", PRODUCT), ("reason", reason)];
-    wait::value("the counter is there", || {
+    wait::value("the counter exists", || {
         relay.metrics().value("autoplay_relay_gaps_total", &labels)
     })
 }

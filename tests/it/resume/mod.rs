@@ -1,4 +1,4 @@
-//! Coming back, and what is told of a loss.
+//! Resuming, and the notices of a loss.
 
 mod gaps;
 mod ids;

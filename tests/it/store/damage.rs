@@ -1,4 +1,4 @@
-//! A store that cannot be used, is not ours, or is damaged.
+//! A store that is unusable, foreign or damaged.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ use crate::common::{
 };
 
 #[test]
-fn a_second_relay_in_the_same_directory_is_refused_and_the_first_goes_on() {
+fn a_second_relay_in_the_same_directory_is_refused_and_the_first_continues() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let relay = data.relay(&connector);
     let mut link = connector.stream();
@@ -28,15 +28,15 @@ fn a_second_relay_in_the_same_directory_is_refused_and_the_first_goes_on() {
     assert!(relay.resume("0").numbers(60).into_iter().eq(0..60));
     relay.stop();
     let relay = data.relay(&connector);
-    assert_eq!(relay.resume(frames[0].id()).event(), frames[1], "and the directory is free again");
+    assert_eq!(relay.resume(frames[0].id()).event(), frames[1], "the directory is free again");
 }
 
 #[test]
-fn a_directory_that_cannot_be_used_is_refused_in_one_line() {
-    let there = tempfile::tempdir().unwrap();
-    let file = there.path().join("file");
+fn an_unusable_directory_is_refused_in_one_line() {
+    let parent = tempfile::tempdir().unwrap();
+    let file = parent.path().join("file");
     fs::write(&file, "something").unwrap();
-    let occupied = there.path().join("occupied");
+    let occupied = parent.path().join("occupied");
     fs::create_dir_all(occupied.join("relay.db")).unwrap();
     for path in [&file, &file.join("below"), Path::new("/proc/of/no/process"), &occupied] {
         let line = refused(&Setup::new().log(&format!("data_dir = '{}'", path.display())));
@@ -46,20 +46,20 @@ fn a_directory_that_cannot_be_used_is_refused_in_one_line() {
 }
 
 #[test]
-fn a_directory_in_which_the_relay_may_not_write_is_refused() {
-    let there = tempfile::tempdir().unwrap();
-    let closed = there.path().join("closed");
+fn a_directory_without_write_permission_is_refused() {
+    let parent = tempfile::tempdir().unwrap();
+    let closed = parent.path().join("closed");
     fs::create_dir(&closed).unwrap();
     fs::set_permissions(&closed, fs::Permissions::from_mode(0o555)).unwrap();
-    fs::set_permissions(there.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(parent.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let text = Setup::new().log(&format!("data_dir = '{}'", closed.display())).text();
-    let configuration = there.path().join("relay.toml");
+    let configuration = parent.path().join("relay.toml");
     fs::write(&configuration, text).unwrap();
     let arguments = ["serve", "--config", configuration.to_str().unwrap()];
-    // Root may write everywhere, so it becomes somebody who may not.
+    // Root may write everywhere, so the test drops its capabilities.
     let is_root = uid() == 0;
     let finished = match is_root {
-        true => Process::run_by("setpriv --inh-caps=-all --bounding-set=-all --", &arguments),
+        true => Process::run_under("setpriv --inh-caps=-all --bounding-set=-all --", &arguments),
         false => Process::run(&arguments, &[]),
     };
     assert_refused(&finished);
@@ -72,7 +72,7 @@ fn uid() -> u32 {
 }
 
 #[test]
-fn a_store_of_a_newer_version_and_a_database_of_somebody_else_are_left_as_they_are() {
+fn a_store_of_a_newer_version_and_a_foreign_database_are_left_unchanged() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let relay = data.relay(&connector);
     let mut link = connector.stream();
@@ -99,7 +99,7 @@ fn unchanged(data: &DataDir, expected: &str) {
 }
 
 #[test]
-fn a_store_that_cannot_be_opened_for_damage_is_set_aside_and_the_relay_serves() {
+fn a_store_too_damaged_to_open_is_set_aside_and_the_relay_serves() {
     let damages: [fn(&mut Vec<u8>); 3] = [
         |bytes| bytes[..100].fill(b'#'),
         |bytes| bytes.truncate(bytes.len() / 2),
@@ -127,11 +127,7 @@ fn a_store_that_cannot_be_opened_for_damage_is_set_aside_and_the_relay_serves() 
             (&notice["reason"], &notice["after"]),
             (&"unknown_id".into(), &frames[3].id().into())
         );
-        assert_eq!(
-            resumed.gap().json()["reason"],
-            "upstream_reconnect",
-            "what was there is known to be gone"
-        );
+        assert_eq!(resumed.gap().json()["reason"], "upstream_reconnect", "the outage is announced");
         let after = relay.publish(&mut link, 300..350);
         after.iter().for_each(|frame| assert_eq!(resumed.event(), *frame));
         assert!(frames.iter().all(|old| after.iter().all(|new| new.id != old.id)));
@@ -144,7 +140,7 @@ fn a_store_that_cannot_be_opened_for_damage_is_set_aside_and_the_relay_serves() 
 }
 
 #[test]
-fn damage_that_a_reader_comes_upon_is_a_gap_for_it_and_a_new_store_for_all() {
+fn damage_found_by_a_reader_is_a_gap_and_replaces_the_store() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let (relay, frames) = damaged_in_the_middle(&connector, &data, Stop::InOrder);
     let mut link = relay.reconnect(&connector);
@@ -163,15 +159,16 @@ fn damage_that_a_reader_comes_upon_is_a_gap_for_it_and_a_new_store_for_all() {
         (&gap["reason"], gap["after"].as_str()),
         (&"not_kept".into(), Some(frames[next - 1].id()))
     );
-    assert!(next > 500, "what lies before the damage can be read");
+    assert!(next > 500, "events before the damage can be read");
     assert_eq!(relay.process.log_line(SET_ASIDE)["level"], "ERROR");
-    relay.wait_until_kept(16); // the new one has what was in memory
+    relay.wait_until_persisted(16); // the new store has the events of memory
     let mut again = relay.resume(frames[3].id());
     let notice = again.gap().json();
     assert_eq!((&notice["reason"], &notice["before"]), (&"not_kept".into(), &live[4].id().into()));
     live[4..].iter().for_each(|frame| assert_eq!(again.event(), *frame));
     link.event(event(20));
-    while resumed.item().data != event(20).into_bytes() {} // it was in the middle of the old one
+    // The reader was in the middle of the old store.
+    while resumed.item().data != event(20).into_bytes() {}
     relay.stop();
     let relay = data.relay(&connector);
     let mut again = relay.resume(live[3].id());
@@ -180,7 +177,7 @@ fn damage_that_a_reader_comes_upon_is_a_gap_for_it_and_a_new_store_for_all() {
 }
 
 #[test]
-fn damage_that_the_check_finds_after_an_unclean_end_is_a_gap_as_well() {
+fn damage_found_by_the_check_after_an_unclean_end_is_a_gap() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let (relay, frames) = damaged_in_the_middle(&connector, &data, Stop::ByKill);
     assert_eq!(
@@ -199,14 +196,14 @@ fn damage_that_the_check_finds_after_an_unclean_end_is_a_gap_as_well() {
     assert_eq!(
         outage.json()["after"],
         frames.last().unwrap().id(),
-        "what ids there were is still known"
+        "the former ids are still known"
     );
     live.iter().for_each(|frame| assert_eq!(resumed.event(), *frame));
     assert_eq!(relay.gaps("not_kept"), 1.0);
 }
 
 #[test]
-fn while_a_damaged_store_is_replaced_live_delivery_has_no_hole_and_what_is_in_memory_is_kept() {
+fn live_delivery_has_no_hole_and_memory_is_kept_while_a_damaged_store_is_replaced() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let (relay, frames) = damaged_in_the_middle(&connector, &data, Stop::InOrder);
     let mut link = relay.reconnect(&connector);
@@ -236,8 +233,8 @@ fn while_a_damaged_store_is_replaced_live_delivery_has_no_hole_and_what_is_in_me
     let first = live
         .iter()
         .position(|frame| frame.id() == notice["before"])
-        .expect("it goes on within what came since");
-    assert!(live.len() - first > 200, "the new store begins with what was in memory");
+        .expect("the gap ends within the live events");
+    assert!(live.len() - first > 200, "the new store begins with the events of memory");
     live[first..].iter().for_each(|frame| assert_eq!(resumed.event(), *frame));
     relay.stop();
     drop(link);
@@ -248,7 +245,7 @@ fn while_a_damaged_store_is_replaced_live_delivery_has_no_hole_and_what_is_in_me
     assert_eq!(
         resumed.gap().json()["reason"],
         "not_kept",
-        "the loss is known in the next life, too"
+        "the loss is known after a restart, too"
     );
     assert_eq!(resumed.event(), live[first]);
 }
@@ -259,7 +256,8 @@ enum Stop {
     ByKill,
 }
 
-/// A relay whose store has rotten in the middle while nobody had it open, and what was in it.
+/// Returns a relay whose store was damaged in the middle while it was closed, and the entries of
+/// the store.
 fn damaged_in_the_middle(connector: &Connector, data: &DataDir, stop: Stop) -> (Relay, Vec<Frame>) {
     let relay = data.relay(connector);
     let mut link = connector.stream();
@@ -279,7 +277,7 @@ fn damaged_in_the_middle(connector: &Connector, data: &DataDir, stop: Stop) -> (
         let _link = connector.stream();
         frames.push(witness.gap());
         relay.wait_until_kept(3001); // the kill must not race with the commit of the gap
-        relay.process.kill_dash_nine();
+        relay.process.kill();
     }
     overwrite(data, |bytes| {
         let middle = bytes.len() / 8192 / 2 * 8192;
@@ -297,7 +295,7 @@ fn overwrite(data: &DataDir, damage: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     bytes
 }
 
-/// Starts a relay that refuses to, and returns what it says.
+/// Checks that a relay refuses to start, and returns its message.
 fn refused(setup: &Setup) -> String {
     let (_directory, file) = setup.write();
     assert_refused(&Process::run(&["serve", "--config", file.to_str().unwrap()], &[]))

@@ -1,5 +1,5 @@
-//! A disk without room: live delivery goes on, the loss is announced, and with room again all is
-//! well by itself.
+//! A full disk: live delivery continues, a loss is announced, and the store recovers by itself once
+//! the disk has space.
 
 use std::{fs, path::Path, process::Command};
 
@@ -13,18 +13,18 @@ use crate::common::{
 };
 
 #[test]
-fn on_a_disk_that_takes_nothing_more_what_is_in_memory_is_kept_once_there_is_room() {
+fn events_in_memory_are_persisted_once_a_full_disk_has_room() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let relay = data.relay(&connector);
     let mut link = connector.stream();
     let mut all = relay.subscribe();
     let mut frames = send(&mut link, &mut all, 0..100, 100);
-    relay.wait_until_kept(100);
+    relay.wait_until_persisted(100);
     relay.process.limit_file_size(Some(0));
     frames.extend(send(&mut link, &mut all, 100..101, 100));
     wait_until_degraded(&relay, true);
     assert_eq!(relay.process.log_line(FAILED)["level"], "ERROR");
-    assert_eq!(relay.ask_admin("/readyz").status(), 200, "it serves as before");
+    assert_eq!(relay.ask_admin("/readyz").status(), 200, "the relay serves as before");
     frames.extend(send(&mut link, &mut all, 101..1000, 100));
     let mut resumed = relay.resume(frames[10].id());
     frames[11..].iter().for_each(|frame| assert_eq!(resumed.event(), *frame));
@@ -32,7 +32,7 @@ fn on_a_disk_that_takes_nothing_more_what_is_in_memory_is_kept_once_there_is_roo
     relay.process.limit_file_size(None);
     wait_until_degraded(&relay, false);
     relay.process.log_line(RECOVERED);
-    relay.wait_until_kept(1000);
+    relay.wait_until_persisted(1000);
     assert_eq!(relay.gaps("not_kept"), 0.0);
     relay.stop();
     let relay = data.relay(&connector);
@@ -41,15 +41,15 @@ fn on_a_disk_that_takes_nothing_more_what_is_in_memory_is_kept_once_there_is_roo
 }
 
 #[test]
-fn what_leaves_memory_while_the_disk_takes_nothing_is_one_gap() {
+fn events_evicted_from_memory_while_the_disk_is_full_are_one_gap() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let relay = data.setup(&connector, "memory_bytes = '64KiB'").start();
     let mut link = connector.stream();
     let mut all = relay.subscribe();
     let mut frames = send(&mut link, &mut all, 0..100, 100);
-    relay.wait_until_kept(100);
+    relay.wait_until_persisted(100);
     relay.process.limit_file_size(Some(0));
-    // Sixty megabytes: more than is held in memory for a store that does not keep up.
+    // Sixty megabytes: more than memory holds for a store that does not keep up.
     frames.extend(send(&mut link, &mut all, 100..1100, 30_000));
     wait_until_degraded(&relay, true);
     assert_eq!(relay.gaps("not_kept"), 1.0);
@@ -57,22 +57,22 @@ fn what_leaves_memory_while_the_disk_takes_nothing_is_one_gap() {
     wait_until_degraded(&relay, false);
     frames.extend(send(&mut link, &mut all, 1100..1110, 100));
     let first = announced_between(&relay, &frames, 100);
-    assert!((200..1100).contains(&first), "half of it was in memory: {first}");
-    relay.wait_until_kept(100 + frames.len() - first);
-    assert_eq!(relay.gaps("not_kept"), 1.0, "counted once, told to everybody");
+    assert!((200..1100).contains(&first), "memory holds half of the events: {first}");
+    relay.wait_until_persisted(100 + frames.len() - first);
+    assert_eq!(relay.gaps("not_kept"), 1.0, "counted once, announced to every reader");
     relay.stop();
     let relay = data.relay(&connector);
-    assert_eq!(announced_between(&relay, &frames, 100), first, "and in the next life as well");
+    assert_eq!(announced_between(&relay, &frames, 100), first, "and after a restart");
 }
 
 #[test]
-fn who_is_told_to_leave_while_the_disk_takes_nothing_leaves_in_order() {
+fn a_relay_with_a_full_disk_shuts_down_gracefully() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let mut relay = data.relay(&connector);
     let mut link = connector.stream();
     let mut all = relay.subscribe();
     let frames = send(&mut link, &mut all, 0..100, 100);
-    relay.wait_until_kept(100);
+    relay.wait_until_persisted(100);
     relay.process.limit_file_size(Some(0));
     let lost = send(&mut link, &mut all, 100..120, 100);
     wait_until_degraded(&relay, true);
@@ -87,13 +87,19 @@ fn who_is_told_to_leave_while_the_disk_takes_nothing_leaves_in_order() {
     assert_eq!(resumed.event(), frames[99]);
     assert_eq!(resumed.gap().json()["reason"], "upstream_reconnect");
     let mut resumed = relay.resume(lost[5].id());
-    assert_eq!(resumed.gap().json()["reason"], "unknown_id", "an id that was shown and not kept");
+    assert_eq!(
+        resumed.gap().json()["reason"],
+        "unknown_id",
+        "an id that was delivered and not persisted"
+    );
 }
 
 #[test]
-fn a_full_disk_is_survived_and_used_again_when_there_is_room() {
+fn a_relay_survives_a_full_disk_and_uses_it_again() {
     let Some(disk) = SmallDisk::mounted() else {
-        eprintln!("only root can mount a small disk: the limit on file sizes above stands for it");
+        eprintln!(
+            "only root can mount a small disk: the file size limit of the tests above replaces it"
+        );
         return;
     };
     let (connector, data) = (Connector::new(), DataDir::at(&disk.0.path().join("data")));
@@ -101,7 +107,7 @@ fn a_full_disk_is_survived_and_used_again_when_there_is_room() {
     let mut link = connector.stream();
     let mut all = relay.subscribe();
     let mut frames = send(&mut link, &mut all, 0..50, 100);
-    relay.wait_until_kept(50);
+    relay.wait_until_persisted(50);
     let ballast = disk.0.path().join("ballast");
     fill(&ballast);
     frames.extend(send(&mut link, &mut all, 50..200, 10_000));
@@ -111,7 +117,7 @@ fn a_full_disk_is_survived_and_used_again_when_there_is_room() {
     frames[4..].iter().for_each(|frame| assert_eq!(resumed.event(), *frame));
     fs::remove_file(&ballast).unwrap();
     wait_until_degraded(&relay, false);
-    relay.wait_until_kept(200);
+    relay.wait_until_persisted(200);
     assert_eq!(relay.gaps("not_kept"), 0.0);
     relay.stop();
     let relay = data.relay(&connector);
@@ -119,7 +125,7 @@ fn a_full_disk_is_survived_and_used_again_when_there_is_room() {
     frames[4..].iter().for_each(|frame| assert_eq!(again.event(), *frame));
 }
 
-/// A disk of its own, unmounted when dropped.
+/// A small file system, unmounted when dropped.
 struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
@@ -133,7 +139,7 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // Lazily, as the relay may still be there when a test fails.
+        // Lazily, as the relay may still run when a test fails.
         let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
     }
 }
@@ -145,7 +151,7 @@ fn fill(file: &Path) {
     while std::io::Write::write_all(&mut file, &block).is_ok() {}
 }
 
-/// Sends events with payloads of about this size, and sees that each is delivered at once.
+/// Sends events with payloads of about this size, and checks that each is delivered at once.
 fn send(
     link: &mut Link,
     subscriber: &mut Subscriber,
@@ -162,8 +168,8 @@ fn send(
     frames.collect()
 }
 
-/// Checks that everything but one range, which begins with `lost`, is there and announced, and
-/// returns where it goes on.
+/// Checks that all entries but one range, which begins with `lost`, are stored and that a gap
+/// announces the range. Returns the index after it.
 fn announced_between(relay: &Relay, frames: &[Frame], lost: usize) -> usize {
     let mut resumed = relay.resume(frames[10].id());
     frames[11..lost].iter().for_each(|frame| assert_eq!(resumed.event(), *frame));

@@ -1,4 +1,4 @@
-//! With `log.data_dir`, the log outlives the process and reaches further back than memory.
+//! With `log.data_dir`, the log survives restarts and reaches further back than memory.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ use crate::common::{
 };
 
 #[test]
-fn after_a_restart_everything_is_there_and_the_time_between_is_one_gap_in_its_place() {
+fn every_event_survives_a_restart_and_the_time_between_is_one_gap() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let relay = data.relay(&connector);
     let mut link = connector.stream();
@@ -30,7 +30,11 @@ fn after_a_restart_everything_is_there_and_the_time_between_is_one_gap_in_its_pl
 
     let relay = data.relay(&connector);
     let mut waiting = relay.resume(before[38].id());
-    assert_eq!(waiting.event(), before[39], "what is kept is there before the connector is");
+    assert_eq!(
+        waiting.event(),
+        before[39],
+        "stored events are served before the connector connects"
+    );
     let mut link = connector.stream();
     let gap = waiting.gap();
     let notice = gap.json();
@@ -51,7 +55,7 @@ fn after_a_restart_everything_is_there_and_the_time_between_is_one_gap_in_its_pl
     after.iter().for_each(|expected| assert_eq!(behind_the_gap.event(), *expected));
     assert_eq!(relay.gaps("upstream_reconnect"), 1.0);
     let (old, new) = (epoch(&before[0]), epoch(&gap));
-    assert!(new > old, "each life has an epoch of its own");
+    assert!(new > old, "each run has its own epoch");
     assert!(
         before.iter().all(|frame| epoch(frame) == old)
             && after.iter().all(|frame| epoch(frame) == new)
@@ -71,21 +75,20 @@ fn after_a_restart_everything_is_there_and_the_time_between_is_one_gap_in_its_pl
 }
 
 #[test]
-fn with_one_life_after_the_other_no_id_comes_twice() {
+fn ids_are_not_reused_over_several_restarts() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let mut ids = Vec::new();
-    for life in 0..4 {
+    for run in 0..4 {
         let relay = data.relay(&connector);
-        let mut link = if life < 2 { connector.stream() } else { relay.reconnect(&connector) };
-        let published = life..life + life % 2 * 3; // in some lives nothing
+        let mut link = if run < 2 { connector.stream() } else { relay.reconnect(&connector) };
+        let published = run..run + run % 2 * 3; // some runs publish no event
         ids.extend(relay.publish(&mut link, published).into_iter().map(|frame| frame.id.unwrap()));
         relay.stop();
     }
     let relay = data.relay(&connector);
     let mut all = relay.resume("0");
     let mut seen = Vec::new();
-    // Two outages are among them: while the log is empty, there is nothing that could have a gap
-    // behind it.
+    // Two outages are among the entries: an empty log has no entry that a gap could follow.
     while seen.len() < ids.len() + 2 {
         seen.push(all.item().id.unwrap());
     }
@@ -99,7 +102,7 @@ fn with_one_life_after_the_other_no_id_comes_twice() {
 }
 
 #[test]
-fn filters_hold_where_store_and_memory_meet() {
+fn filters_apply_across_store_and_memory() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let relay = data.relay(&connector);
     let mut link = connector.stream();
@@ -152,7 +155,7 @@ fn filters_hold_where_store_and_memory_meet() {
     );
 }
 
-/// Queries, and which sessions and types they let through.
+/// A query, and the sessions and types that it admits.
 type Filter = (&'static str, fn(&str, &str) -> bool);
 
 const FILTERS: [Filter; 6] = [
@@ -165,7 +168,7 @@ const FILTERS: [Filter; 6] = [
 ];
 
 #[test]
-fn while_events_keep_coming_a_resume_from_the_store_has_no_duplicate_and_no_hole() {
+fn a_resume_from_the_store_has_no_duplicate_and_no_hole_while_events_arrive() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let relay = data.relay(&connector);
     let mut link = connector.stream();
@@ -199,7 +202,7 @@ fn while_events_keep_coming_a_resume_from_the_store_has_no_duplicate_and_no_hole
     assert_eq!((relay.gaps("evicted"), relay.gaps("not_kept")), (0.0, 0.0));
 }
 
-/// Ends what runs beside a test, also when that fails.
+/// Stops the thread beside a test, even if the test fails.
 struct SetOnDrop<'a>(&'a AtomicBool);
 
 impl Drop for SetOnDrop<'_> {
@@ -209,20 +212,19 @@ impl Drop for SetOnDrop<'_> {
 }
 
 #[test]
-fn a_stalled_reader_that_wakes_up_late_finds_in_the_store_what_has_left_memory() {
+fn a_stalled_subscriber_reads_from_the_store_what_memory_has_evicted() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let relay = data.relay(&connector);
     let mut link = connector.stream();
     let mut subscriber = relay.subscribe();
-    // Far more than the sockets between them can hold.
+    // Far more than the sockets hold.
     (0..1000).for_each(|n| link.event(event_of(&"x".repeat(20_000), n)));
-    relay.wait_until_kept(1000);
-    assert!(subscriber.numbers(1000).into_iter().eq(0..1000), "and not one gap");
+    relay.wait_until_persisted(1000);
+    assert!(subscriber.numbers(1000).into_iter().eq(0..1000), "without a gap");
 }
 
 #[test]
-fn what_retention_has_taken_for_lack_of_room_is_a_gap_for_who_comes_back_and_none_for_who_wants_what_is_kept()
- {
+fn events_removed_by_retention_are_a_gap_only_for_readers_before_them() {
     const EVENTS: usize = 2000;
     let (connector, data) = (Connector::new(), DataDir::new());
     let relay = data.setup(&connector, "retention_bytes = '1MiB'").start();
@@ -239,8 +241,10 @@ fn what_retention_has_taken_for_lack_of_room_is_a_gap_for_who_comes_back_and_non
             .metrics()
             .value("autoplay_relay_log_events", &[("product_id", PRODUCT), ("tier", "disk")])
     };
-    wait::until("much is gone", || kept().is_some_and(|kept| (1.0..200.0).contains(&kept)));
-    let count = wait::value("retention has come to rest", || {
+    wait::until("retention has deleted most events", || {
+        kept().is_some_and(|kept| (1.0..200.0).contains(&kept))
+    });
+    let count = wait::value("retention has ended", || {
         let before = kept()?;
         std::thread::sleep(Duration::from_millis(500));
         kept().filter(|now| *now == before)
@@ -264,23 +268,20 @@ fn what_retention_has_taken_for_lack_of_room_is_a_gap_for_who_comes_back_and_non
     let used = rusqlite::Connection::open(data.database())
         .unwrap()
         .query_row(used, [], |row| row.get::<_, i64>(0));
-    assert!(
-        used.as_ref().is_ok_and(|used| *used <= 1 << 20),
-        "of the 24 MiB that there were: {used:?}"
-    );
+    assert!(used.as_ref().is_ok_and(|used| *used <= 1 << 20), "of 24 MiB: {used:?}");
     let relay = data.setup(&connector, "retention_bytes = '1MiB'").start();
     let mut resumed = relay.resume(frames[3].id());
-    assert_eq!(resumed.gap().json()["reason"], "evicted", "also in the next life");
+    assert_eq!(resumed.gap().json()["reason"], "evicted", "after a restart, too");
     assert!(frames[first..].contains(&resumed.event()));
 }
 
 #[test]
-fn what_is_too_old_is_gone() {
+fn events_older_than_the_retention_are_deleted() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let relay = data.setup(&connector, "retention = '1s'").start();
     let mut link = connector.stream();
     let frames = relay.publish(&mut link, 0..60);
-    wait::until("nothing is left", || relay.status()["log"][PRODUCT]["oldest"].is_null());
+    wait::until("the log is empty", || relay.status()["log"][PRODUCT]["oldest"].is_null());
     let mut resumed = relay.resume(frames[0].id());
     let notice = resumed.gap().json();
     assert_eq!((&notice["reason"], &notice["after"]), (&"evicted".into(), &frames[0].id().into()));
@@ -290,7 +291,7 @@ fn what_is_too_old_is_gone() {
 }
 
 #[test]
-fn an_id_of_a_store_that_was_lost_is_not_known() {
+fn an_id_of_a_lost_store_is_unknown() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let relay = data.relay(&connector);
     let mut link = connector.stream();
@@ -301,7 +302,7 @@ fn an_id_of_a_store_that_was_lost_is_not_known() {
     let relay = data.relay(&connector);
     let mut link = connector.stream();
     let after = relay.publish(&mut link, 0..5);
-    assert!(after.iter().all(|frame| epoch(frame) > epoch(&frames[0])), "no id comes again");
+    assert!(after.iter().all(|frame| epoch(frame) > epoch(&frames[0])), "no id is reused");
     for frame in &frames {
         let mut resumed = relay.resume(frame.id());
         let notice = resumed.gap().json();
@@ -315,22 +316,22 @@ fn an_id_of_a_store_that_was_lost_is_not_known() {
 }
 
 #[test]
-fn what_a_power_cut_has_taken_is_not_known_and_its_ids_do_not_come_again() {
+fn events_lost_in_a_power_cut_are_unknown_and_their_ids_are_not_reused() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let mut relay = data.relay(&connector);
     let mut link = connector.stream();
     let mut frames = relay.publish(&mut link, 0..50);
-    relay.wait_until_kept(50);
+    relay.wait_until_persisted(50);
     let wal = fs::OpenOptions::new().write(true).open(data.path().join("relay.db-wal")).unwrap();
     let synced = wal.metadata().unwrap().len();
     frames.extend(relay.publish(&mut link, 50..100));
-    relay.wait_until_kept(100);
-    relay.process.kill_dash_nine();
+    relay.wait_until_persisted(100);
+    relay.process.kill();
     drop(link);
-    wal.set_len(synced).unwrap(); // as if the rest had not come to the disk
+    wal.set_len(synced).unwrap(); // as if the rest had not reached the disk
     let relay = data.relay(&connector);
     let kept = relay.status()["log"][PRODUCT]["disk"]["events"].as_u64().unwrap() as usize;
-    assert!((1..100).contains(&kept), "{kept} are left");
+    assert!((1..100).contains(&kept), "{kept} events are left");
     let mut link = connector.stream();
     link.event(event(1000));
     let mut whole = relay.resume("0");
@@ -351,12 +352,12 @@ fn what_a_power_cut_has_taken_is_not_known_and_its_ids_do_not_come_again() {
 }
 
 #[test]
-fn nobody_else_can_look_into_the_store_and_its_size_is_told() {
+fn store_files_are_private_and_the_metrics_tell_their_size() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let relay = data.relay(&connector);
     let mut link = connector.stream();
     relay.publish(&mut link, 0..50);
-    relay.wait_until_kept(50);
+    relay.wait_until_persisted(50);
     let mode = |path: &std::path::Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(data.path()), 0o700);
     assert_eq!(data.names(), ["relay.db", "relay.db-shm", "relay.db-wal", "relay.lock"]);
@@ -379,7 +380,7 @@ fn nobody_else_can_look_into_the_store_and_its_size_is_told() {
     );
     assert_eq!(relay.resume("0").numbers(50).len(), 50);
     relay.stop();
-    assert_eq!(data.names(), ["relay.db", "relay.lock"], "a store that is closed is one file");
+    assert_eq!(data.names(), ["relay.db", "relay.lock"], "a closed store is one file");
 }
 
 fn epoch(frame: &Frame) -> u64 {

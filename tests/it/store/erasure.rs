@@ -1,4 +1,4 @@
-//! The right to be forgotten: what is erased is seen by nobody, lies in no file, and is no gap.
+//! Erasure: erased events are shown to no reader, are in no file, and are no gap.
 
 use std::{
     path::Path,
@@ -10,7 +10,7 @@ use crate::common::{
     connector::{Connector, Link},
     events::event_of,
     http::{self, Answer},
-    page::{Keeping, Page, publish},
+    page::{Page, Storage, publish},
     relay::{Relay, Setup},
     subscriber::Frame,
     wait,
@@ -18,70 +18,70 @@ use crate::common::{
 use rusqlite::Connection;
 use tempfile::TempDir;
 
-/// A session that wants to be forgotten.
+/// The session that is erased.
 const MINE: &str = "session-of-mine";
 
 #[test]
-fn what_is_erased_is_seen_by_nobody_counted_once_and_no_gap() {
-    for keeping in Keeping::ALL {
-        let (relay, mut link, frames, _directory) = filled(keeping);
+fn an_erased_session_is_hidden_from_all_readers_counted_once_and_no_gap() {
+    for storage in Storage::ALL {
+        let (relay, mut link, frames, _directory) = filled(storage);
         let others: Vec<_> = frames.iter().filter(|frame| !is_mine(frame)).cloned().collect();
         let mut live = relay.subscribe();
         let mut live_of_mine = relay.subscribe_to(&format!("{STREAM}?session_id={MINE}"));
-        assert_eq!(erase(&relay, &format!("session_id={MINE}")), 40, "{keeping:?}");
+        assert_eq!(erase(&relay, &format!("session_id={MINE}")), 40, "{storage:?}");
         for limit in ["limit=7", "limit=1000"] {
-            assert_eq!(Page::all_events(&relay, "0", limit), others, "{keeping:?}");
+            assert_eq!(Page::all_events(&relay, "0", limit), others, "{storage:?}");
         }
         let of_mine = Page::get(&relay, &format!("?session_id={MINE}"));
         assert_eq!(
             (of_mine.events.len(), of_mine.gap, of_mine.next.as_str()),
             (0, None, frames[119].id())
         );
-        // Ids stay good, those of the erased too.
+        // All ids can be resumed from, those of erased events too.
         for from in [0, 1, 50, 90, 117] {
             let mut resumed = relay.resume(frames[from].id());
             let rest: Vec<_> = frames[from + 1..].iter().filter(|frame| !is_mine(frame)).collect();
             assert!(
                 rest.iter().all(|frame| resumed.item() == **frame),
-                "{keeping:?} behind {from}"
+                "{storage:?} behind {from}"
             );
         }
         let path = format!("{STREAM}?session_id={MINE}&last_event_id={}", frames[0].id());
         relay.subscribe_to(&path).expect_nothing(Duration::from_millis(100));
-        assert_eq!(erase(&relay, &format!("session_id={MINE}")), 0, "{keeping:?}: nothing is left");
+        assert_eq!(
+            erase(&relay, &format!("session_id={MINE}")),
+            0,
+            "{storage:?}: no event is left"
+        );
 
         let later = publish(&relay, &mut link, [event_of(MINE, 120), event_of("other", 121)]);
         assert_eq!(
             (live.item(), live.item()),
             (later[0].clone(), later[1].clone()),
-            "nobody saw anything else"
+            "live subscribers saw no other entry"
         );
-        assert_eq!(
-            live_of_mine.item(),
-            later[0],
-            "{keeping:?}: what comes later is another matter"
-        );
+        assert_eq!(live_of_mine.item(), later[0], "{storage:?}: later events are delivered");
         assert_eq!(
             Page::get(&relay, &format!("?session_id={MINE}")).events,
             later[..1],
-            "{keeping:?}"
+            "{storage:?}"
         );
         for reason in ["evicted", "not_kept", "unknown_id", "upstream_reconnect"] {
             let labels = [("product_id", PRODUCT), ("reason", reason)];
             assert_eq!(
                 relay.metrics().value("autoplay_relay_gaps_total", &labels),
                 Some(0.0),
-                "{keeping:?} {reason}"
+                "{storage:?} {reason}"
             );
         }
     }
 }
 
 #[test]
-fn several_sessions_are_erased_at_once_and_no_other_product_is_touched() {
-    for keeping in Keeping::ALL {
+fn several_sessions_are_erased_at_once_and_other_products_are_untouched() {
+    for storage in Storage::ALL {
         let connector = Connector::new();
-        let (setup, _directory) = keeping.setup(&connector);
+        let (setup, _directory) = storage.setup(&connector);
         let elsewhere = Connector::new();
         let relay = setup.upstream("prod_xyz", &elsewhere.url("prod_xyz"), "").start();
         let mut link = connector.stream();
@@ -107,27 +107,27 @@ fn several_sessions_are_erased_at_once_and_no_other_product_is_touched() {
             .filter(|(n, _)| n % 4 > 1)
             .map(|(_, frame)| frame)
             .collect();
-        assert_eq!(Page::all_events(&relay, "0", ""), rest, "{keeping:?}");
+        assert_eq!(Page::all_events(&relay, "0", ""), rest, "{storage:?}");
         let elsewhere = Page::read(&relay.get("/events/prod_xyz", &[]));
-        assert_eq!(elsewhere.numbers(), [0], "{keeping:?}");
+        assert_eq!(elsewhere.numbers(), [0], "{storage:?}");
     }
 }
 
 #[test]
-fn nothing_of_it_comes_back_with_a_restart_or_lies_in_any_file() {
+fn erased_events_are_in_no_file_and_do_not_return_after_a_restart() {
     for signal in ["TERM", "KILL"] {
         let connector = Connector::new();
-        let (setup, directory) = Keeping::Disk.setup(&connector);
+        let (setup, directory) = Storage::Disk.setup(&connector);
         let mut relay = setup.start();
         let mut link = connector.stream();
         let frames = publish(&relay, &mut link, mixed());
         let labels = [("product_id", PRODUCT), ("tier", "disk")];
         relay.wait_for_metric("autoplay_relay_log_events", &labels, 120.0);
-        assert!(files_with(directory.path(), MINE) > 0, "as long as it is kept, it is in a file");
+        assert!(files_with(directory.path(), MINE) > 0, "stored events are in a file");
         assert!(files_with(directory.path(), SECRET) > 0);
         assert_eq!(erase(&relay, &format!("session_id={MINE}")), 40);
-        // What SQLite has copied elsewhere goes a moment after the answer.
-        wait::until("its name is gone, which indices hold, too", || {
+        // SQLite's copies in other files disappear a moment after the response.
+        wait::until("no file and no index contains the session", || {
             files_with(directory.path(), MINE) == 0
         });
         assert_eq!(files_with(directory.path(), SECRET), 0);
@@ -150,15 +150,15 @@ fn nothing_of_it_comes_back_with_a_restart_or_lies_in_any_file() {
 }
 
 #[test]
-fn however_fresh_an_event_is_it_is_erased_and_counted_once() {
+fn an_event_is_erased_and_counted_once_however_recent() {
     let connector = Connector::new();
-    let (setup, _directory) = Keeping::Disk.setup(&connector);
+    let (setup, _directory) = Storage::Disk.setup(&connector);
     let relay = setup.start();
     let mut link = connector.stream();
     let mut subscriber = relay.subscribe();
     for round in 0..60 {
-        // Some are in the store by now, some are on their way, some the store's writer has not
-        // taken yet.
+        // Some events are stored by now, some are on the way, some are not taken by the store's
+        // writer yet.
         (0..3).for_each(|n| link.event(event_of(MINE, n)));
         subscriber.numbers(3);
         std::thread::sleep(Duration::from_micros(200 * (round % 30)));
@@ -172,8 +172,8 @@ fn however_fresh_an_event_is_it_is_erased_and_counted_once() {
 }
 
 #[test]
-fn a_reader_on_its_way_through_the_store_does_not_bring_it_back() {
-    let (relay, _link, frames, _directory) = filled(Keeping::Disk);
+fn a_reader_in_the_middle_of_the_store_does_not_return_erased_events() {
+    let (relay, _link, frames, _directory) = filled(Storage::Disk);
     let half = Page::get(&relay, "?limit=60");
     erase(&relay, &format!("session_id={MINE}"));
     let rest = Page::all_events(&relay, &half.next, "limit=7");
@@ -181,10 +181,10 @@ fn a_reader_on_its_way_through_the_store_does_not_bring_it_back() {
 }
 
 #[test]
-fn a_store_that_cannot_be_written_says_so_and_the_erasure_can_be_repeated() {
-    let (relay, mut link, frames, directory) = filled(Keeping::Disk);
+fn an_erasure_that_the_store_cannot_write_is_refused_and_can_be_repeated() {
+    let (relay, mut link, frames, directory) = filled(Storage::Disk);
     let others: Vec<_> = frames.into_iter().filter(|frame| !is_mine(frame)).collect();
-    // Somebody works on the file: the relay's writer waits a second, and gives up.
+    // An operator locks the database: the relay's writer waits a second, and gives up.
     let operator = Connection::open(directory.path().join("data/relay.db")).unwrap();
     operator.execute_batch("BEGIN IMMEDIATE").unwrap();
     let refused = ask(&relay, "DELETE", &format!("session_id={MINE}")).problem(503);
@@ -193,32 +193,32 @@ fn a_store_that_cannot_be_written_says_so_and_the_erasure_can_be_repeated() {
     expect_degraded(&relay, true);
 
     link.event(event_of("other", 120));
-    let in_memory = wait::value("events are still given", || {
+    let in_memory = wait::value("events are still served", || {
         let page = Page::get(&relay, &format!("?last_event_id={}", others[76].id()));
         (page.events.len() == 4).then_some(page.events)
     });
-    assert_eq!(in_memory[..3], others[77..], "in memory it is erased already");
+    assert_eq!(in_memory[..3], others[77..], "memory is erased already");
     operator.execute_batch("ROLLBACK").unwrap();
     expect_degraded(&relay, false);
-    assert_eq!(erase(&relay, &format!("session_id={MINE}")), 40, "the store had all of them");
+    assert_eq!(erase(&relay, &format!("session_id={MINE}")), 40, "the store had all events");
     assert_eq!(Page::all_events(&relay, "0", "")[..80], others);
     assert_eq!(relay.status()["log"][PRODUCT]["disk"]["events"], 81);
 }
 
-/// Waits until health, status and metrics say how well the log is kept.
+/// Waits until readiness, status and metrics show this state of the store.
 fn expect_degraded(relay: &Relay, is_degraded: bool) {
     relay.wait_for_metric("autoplay_relay_log_degraded", &[], f64::from(u8::from(is_degraded)));
     let ready = relay.ask_admin("/readyz");
     assert_eq!(
         (ready.status(), &ready.json()["degraded"]),
         (200, &is_degraded.into()),
-        "it serves all the same"
+        "the relay serves all the same"
     );
     assert_eq!(relay.status()["store"]["degraded"], is_degraded);
 }
 
 #[test]
-fn an_erasure_must_name_whom_and_what_and_needs_the_key() {
+fn an_erasure_requires_a_product_a_session_and_the_admin_key() {
     let connector = Connector::new();
     let key = "an-admin-key-of-the-test";
     let setup =
@@ -248,8 +248,8 @@ fn an_erasure_must_name_whom_and_what_and_needs_the_key() {
     http::ask(relay.admin, "DELETE", &format!("{path}?session_id=a"), &[("X-Admin-Key", "wrong")])
         .problem(401);
     http::ask(relay.public, "DELETE", &format!("{path}?session_id=a"), &[]).problem(404);
-    let nobody = as_admin("DELETE", &format!("{path}?session_id=a"));
-    assert_eq!((nobody.status(), nobody.json()), (200, serde_json::json!({ "erased": 0 })));
+    let unknown = as_admin("DELETE", &format!("{path}?session_id=a"));
+    assert_eq!((unknown.status(), unknown.json()), (200, serde_json::json!({ "erased": 0 })));
     let line = relay.process.log_line("erased on request");
     assert_eq!(
         (&line["product"], &line["sessions"], &line["events"]),
@@ -258,26 +258,26 @@ fn an_erasure_must_name_whom_and_what_and_needs_the_key() {
 }
 
 #[test]
-fn the_log_says_that_something_was_erased_and_not_whose() {
-    let (relay, _link, _frames, _directory) = filled(Keeping::Memory);
+fn the_log_records_an_erasure_without_its_session() {
+    let (relay, _link, _frames, _directory) = filled(Storage::Memory);
     erase(&relay, &format!("session_id={MINE}"));
     let line = relay.process.log_line("erased on request");
     assert_eq!((&line["level"], &line["events"]), (&"INFO".into(), &40.into()));
     assert!(!relay.process.stderr.so_far().join("\n").contains(MINE));
 }
 
-/// A relay with 120 events of three sessions, of which one wants to be forgotten.
-fn filled(keeping: Keeping) -> (Relay, Link, Vec<Frame>, TempDir) {
+/// Starts a relay with 120 events of three sessions, one of which is to be erased.
+fn filled(storage: Storage) -> (Relay, Link, Vec<Frame>, TempDir) {
     let connector = Connector::new();
-    let (setup, directory) = keeping.setup(&connector);
+    let (setup, directory) = storage.setup(&connector);
     let relay = setup.start();
     let mut link = connector.stream();
     let frames = publish(&relay, &mut link, mixed());
-    keeping.expect_kept(&relay, 120);
+    storage.wait_until_stored(&relay, 120);
     (relay, link, frames, directory)
 }
 
-/// Every third event is of the session that wants to be forgotten.
+/// Returns payloads of which every third is of the session to be erased.
 fn mixed() -> impl Iterator<Item = String> {
     (0..120).map(|n| match n % 3 {
         0 => event_of(MINE, n).replace(
@@ -288,14 +288,14 @@ fn mixed() -> impl Iterator<Item = String> {
     })
 }
 
-/// Stands in each payload of the session that wants to be forgotten.
+/// Contained in each payload of the session to be erased.
 const SECRET: &str = "nobody-may-know";
 
 fn is_mine(frame: &Frame) -> bool {
     frame.json()["session_id"] == MINE
 }
 
-/// Erases, and returns how many events there were.
+/// Erases, and returns the number of erased events.
 fn erase(relay: &Relay, query: &str) -> u64 {
     let answer = ask(relay, "DELETE", query);
     assert_eq!(answer.status(), 200, "{answer:?}");
@@ -309,7 +309,7 @@ fn ask(relay: &Relay, method: &str, query: &str) -> Answer {
     answer
 }
 
-/// In how many files under a directory these bytes stand.
+/// Counts the files below a directory that contain these bytes.
 fn files_with(directory: &Path, text: &str) -> usize {
     let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
     let has_it = |path: &Path| {

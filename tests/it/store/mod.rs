@@ -1,4 +1,4 @@
-//! The log on disk: what outlives a process, what damage and a full disk do, what is erased.
+//! The log on disk: durability, damage, full disks, erasure.
 
 mod damage;
 mod disk;

@@ -1,4 +1,4 @@
-//! The certificate of the listener, and how it is replaced.
+//! The certificate of the listener, and its replacement.
 
 use super::{Scene, next_number, subscribe};
 use crate::common::{
@@ -7,13 +7,13 @@ use crate::common::{
     events::event,
     process::{Finished, Process},
     relay::{Relay, Setup},
-    tls::{Authority, Secure},
+    tls::{Authority, TlsClient},
     wait::{self},
 };
 use rustls::HandshakeKind;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_new_certificate_is_shown_to_newcomers_and_standing_streams_go_on() {
+async fn a_new_certificate_is_served_to_newcomers_and_open_streams_continue() {
     let mut scene = Scene::new("");
     let mut before = scene.secure();
     assert_eq!(before.ask(scene.relay.public, STREAM, &[]).status(), 200);
@@ -23,50 +23,54 @@ async fn a_new_certificate_is_shown_to_newcomers_and_standing_streams_go_on() {
         relay.metrics().value("autoplay_relay_certificate_not_after_timestamp_seconds", &[])
     };
     let former_end = ends(&scene.relay).unwrap();
-    // One that has a ticket of its last connection.
-    let knowing = scene.authority.client(&["http/1.1"]);
-    let visit = || {
-        let mut secure = Secure::connect(scene.relay.public, &knowing);
+    // A client with a ticket of its last connection.
+    let client_config = scene.authority.client(&["http/1.1"]);
+    let connect = || {
+        let mut secure = TlsClient::connect(scene.relay.public, &client_config);
         assert_eq!(secure.ask(scene.relay.public, "/nothing", &[]).status(), 404);
         (secure.stream.conn.handshake_kind().unwrap(), secure.certificate())
     };
     let former = scene.authority.certificate("relay");
-    assert_eq!(visit(), (HandshakeKind::Full, former.clone()));
-    assert_eq!(visit(), (HandshakeKind::Resumed, former));
+    assert_eq!(connect(), (HandshakeKind::Full, former.clone()));
+    assert_eq!(connect(), (HandshakeKind::Resumed, former));
 
     scene.authority.issue_as("next", "IP:127.0.0.1", "-days 9");
     scene.authority.replace("relay", "next");
     let next = scene.authority.certificate("next");
-    wait::until("newcomers are shown the new one", || scene.secure().certificate() == next);
-    assert_eq!(visit(), (HandshakeKind::Full, next), "the ticket of the former one opens nothing");
+    wait::until("newcomers get the new certificate", || scene.secure().certificate() == next);
+    assert_eq!(
+        connect(),
+        (HandshakeKind::Full, next),
+        "a ticket of the former certificate resumes no session"
+    );
     let later = ends(&scene.relay).unwrap() - former_end;
     assert!((6.9..7.1).contains(&(later / 86_400.0)), "{later} s");
     scene.link.event(event(5));
     before.through(event(5).as_bytes());
     assert_eq!(next_number(&mut stream).await, 5);
     let again = subscribe(&mut client, scene.relay.public).await;
-    assert_eq!(again.buffer, b"", "a new stream on the standing connection");
+    assert_eq!(again.buffer, b"", "a new stream on the open connection");
 }
 
 #[test]
-fn a_pair_that_is_none_is_refused_whole_and_taken_once_it_is_one() {
+fn a_mismatched_pair_is_refused_whole_and_accepted_once_it_matches() {
     let scene = Scene::new("");
-    let shown = || scene.secure().certificate();
+    let served = || scene.secure().certificate();
     let (former, authority) = (scene.authority.certificate("relay"), &scene.authority);
     authority.issue_as("next", "IP:127.0.0.1", "-days 9");
-    authority.replace_file("relay.pem", "next.pem"); // its key is still to come
+    authority.replace_file("relay.pem", "next.pem"); // its key is not replaced yet
     let line = scene.relay.process.log_line(REFUSED);
     let error = line["error"].as_str().unwrap();
     assert!(
         error.contains("server.tls_key_file: ") && error.contains("holds another key"),
         "{error}"
     );
-    assert_eq!(shown(), former);
+    assert_eq!(served(), former);
     authority.replace_file("relay.key", "next.key");
-    wait::until("the pair is taken", || shown() == authority.certificate("next"));
+    wait::until("the pair is accepted", || served() == authority.certificate("next"));
 
     std::fs::remove_file(authority.path("relay.pem")).unwrap();
-    wait::until("the missing file is told", || {
+    wait::until("the missing file is logged", || {
         scene
             .relay
             .process
@@ -75,17 +79,17 @@ fn a_pair_that_is_none_is_refused_whole_and_taken_once_it_is_one() {
             .iter()
             .any(|line| line.contains("cannot read") && line.contains("relay.pem"))
     });
-    assert_eq!(shown(), authority.certificate("next"));
+    assert_eq!(served(), authority.certificate("next"));
     authority.issue_as("third", "IP:127.0.0.1", "-days 9");
     authority.replace("relay", "third");
-    wait::until("the third is taken", || shown() == authority.certificate("third"));
+    wait::until("the third pair is accepted", || served() == authority.certificate("third"));
     let refusals =
         scene.relay.process.stderr.so_far().iter().filter(|line| line.contains(REFUSED)).count();
-    assert!(refusals <= 4, "told once for each reason: {refusals}");
+    assert!(refusals <= 4, "logged once for each reason: {refusals}");
 }
 
 #[test]
-fn a_certificate_behind_links_as_kubernetes_writes_them_is_replaced() {
+fn a_certificate_behind_kubernetes_symlinks_is_replaced() {
     let authority = Authority::new();
     for (folder, name) in [("..1", "one"), ("..2", "two")] {
         authority.issue_as(name, "IP:127.0.0.1", "-days 2");
@@ -109,15 +113,15 @@ fn a_certificate_behind_links_as_kubernetes_writes_them_is_replaced() {
     let setup =
         Setup::behind(&connector).with_tls(&authority.path("tls.crt"), &authority.path("tls.key"));
     let relay = setup.start();
-    let shown = || Secure::connect(relay.public, &authority.client(&[])).certificate();
-    let former = shown();
+    let served = || TlsClient::connect(relay.public, &authority.client(&[])).certificate();
+    let former = served();
     link("..2", "..data_tmp");
     std::fs::rename(authority.path("..data_tmp"), authority.path("..data")).unwrap();
-    wait::until("the other one is shown", || shown() != former);
+    wait::until("the other certificate is served", || served() != former);
 }
 
 #[test]
-fn a_certificate_that_has_ended_is_served_and_warned_of() {
+fn an_expired_certificate_is_served_with_a_warning() {
     let authority = Authority::new();
     authority.issue_as("relay", "IP:127.0.0.1", "-days 0");
     let connector = Connector::new();
@@ -127,7 +131,7 @@ fn a_certificate_that_has_ended_is_served_and_warned_of() {
     let line = relay.process.log_line("the certificate has ended, and clients refuse it; renew it");
     assert_eq!(line["level"], "WARN");
     let refused = || {
-        Secure::try_connect(relay.public, &authority.client(&[]))
+        TlsClient::try_connect(relay.public, &authority.client(&[]))
             .err()
             .map(|error| error.to_string())
     };
@@ -140,7 +144,7 @@ fn a_certificate_that_has_ended_is_served_and_warned_of() {
 }
 
 #[test]
-fn files_that_are_no_pair_are_a_configuration_error_that_names_file_and_key() {
+fn a_mismatched_pair_is_a_configuration_error_that_names_file_and_key() {
     let authority = Authority::new();
     ["one", "two"].iter().for_each(|name| authority.issue_as(name, "IP:127.0.0.1", "-days 2"));
     let setup = Setup::new().with_tls(&authority.path("one.pem"), &authority.path("two.key"));
@@ -158,7 +162,7 @@ fn files_that_are_no_pair_are_a_configuration_error_that_names_file_and_key() {
     let (_directory, file) = good.write();
     let done = Process::run(&["check", "--config", file.to_str().unwrap()], &[]);
     assert!(done.code == Some(0) && done.stdout.contains("one.key"), "{done:?}");
-    assert!(!done.stdout.contains("PRIVATE"), "the file's name, not what is in it");
+    assert!(!done.stdout.contains("PRIVATE"), "the name of the file, not its contents");
 }
 
 const REFUSED: &str =

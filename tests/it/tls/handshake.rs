@@ -1,4 +1,4 @@
-//! Handshakes that are slow, broken off or not TLS at all.
+//! Handshakes that are slow, broken off, or no TLS.
 
 use std::{
     io::Write,
@@ -8,11 +8,11 @@ use std::{
 };
 
 use super::{Scene, hello};
-use crate::common::{STREAM, events::event, http::Wire, tls::Secure, wait::PATIENCE};
+use crate::common::{STREAM, events::event, http::Wire, tls::TlsClient, wait::TIMEOUT};
 use rustls::{ClientConnection, StreamOwned};
 
 #[test]
-fn who_does_not_get_through_the_handshake_or_asks_nothing_after_it_is_closed() {
+fn an_unfinished_handshake_and_an_idle_connection_after_it_are_closed() {
     let scene = Scene::new("head_timeout = '600ms'");
     let to = scene.relay.public;
     let hello = hello(&scene.authority.client(&["h2"]));
@@ -37,7 +37,7 @@ fn who_does_not_get_through_the_handshake_or_asks_nothing_after_it_is_closed() {
         for protocols in [&["h2"][..], &["http/1.1"]] {
             let config = scene.authority.client(protocols);
             scope.spawn(move || {
-                let mut secure = Secure::connect(to, &config);
+                let mut secure = TlsClient::connect(to, &config);
                 let begin = Instant::now();
                 secure.rest();
                 in_time(&format!("a handshake for {protocols:?}"), begin);
@@ -60,13 +60,13 @@ fn who_does_not_get_through_the_handshake_or_asks_nothing_after_it_is_closed() {
 }
 
 #[test]
-fn first_byte_handshake_and_request_have_a_time_each() {
+fn first_byte_handshake_and_request_have_a_deadline_each() {
     let scene = Scene::new("head_timeout = '2s'");
     let (to, config) = (scene.relay.public, scene.authority.client(&["http/1.1"]));
-    // two of them are more than one has
+    // Two of these pauses exceed the deadline of one step.
     let a_while = || thread::sleep(Duration::from_millis(1300));
     let mut socket = TcpStream::connect(to).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     let mut connection = ClientConnection::new(config, to.ip().into()).unwrap();
     a_while();
     connection.write_tls(&mut socket).unwrap();
@@ -77,15 +77,15 @@ fn first_byte_handshake_and_request_have_a_time_each() {
         connection.complete_io(&mut socket).unwrap();
     }
     a_while();
-    let mut secure = Secure::of(StreamOwned::new(connection, socket));
+    let mut secure = TlsClient::of(StreamOwned::new(connection, socket));
     assert_eq!(secure.ask(to, "/nothing", &[]).status(), 404);
 }
 
 #[test]
-fn who_speaks_no_tls_is_closed_at_once_and_disturbs_nobody() {
+fn a_client_without_tls_is_closed_at_once_and_disturbs_no_other() {
     let mut scene = Scene::new("");
-    let mut seated = scene.secure();
-    assert_eq!(seated.ask(scene.relay.public, STREAM, &[]).status(), 200);
+    let mut connected = scene.secure();
+    assert_eq!(connected.ask(scene.relay.public, STREAM, &[]).status(), 200);
     let stranger = |bytes: &[u8]| {
         let mut wire = Wire::connect(scene.relay.public);
         wire.send(bytes);
@@ -103,5 +103,5 @@ fn who_speaks_no_tls_is_closed_at_once_and_disturbs_nobody() {
         assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
     }
     scene.link.event(event(1));
-    seated.through(event(1).as_bytes());
+    connected.through(event(1).as_bytes());
 }

@@ -13,8 +13,8 @@ use crate::common::{
     events::number,
     relay::{Relay, Setup, TOKEN},
     subscriber::Frame,
-    tls::{Authority, Secure},
-    wait::PATIENCE,
+    tls::{Authority, TlsClient},
+    wait::TIMEOUT,
 };
 use http_body_util::{BodyExt, Empty};
 use hyper::{Request, Version, body::Incoming, client::conn::http2};
@@ -23,7 +23,7 @@ use rustls::{ClientConfig, ClientConnection, pki_types::ServerName};
 use tokio::time::timeout;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-/// A relay that speaks TLS, behind a connector.
+/// A relay with TLS behind a connector.
 struct Scene {
     authority: Authority,
     relay: Relay,
@@ -44,12 +44,12 @@ impl Scene {
         Self { authority, relay, link, _connector: connector }
     }
 
-    /// A connection for HTTP/1.1.
-    fn secure(&self) -> Secure {
-        Secure::connect(self.relay.public, &self.authority.client(&["http/1.1"]))
+    /// Opens an HTTP/1.1 connection.
+    fn secure(&self) -> TlsClient {
+        TlsClient::connect(self.relay.public, &self.authority.client(&["http/1.1"]))
     }
 
-    /// A connection for HTTP/2.
+    /// Opens an HTTP/2 connection.
     async fn http2(
         &self,
     ) -> (http2::SendRequest<Empty<bytes::Bytes>>, tokio::task::JoinHandle<()>) {
@@ -75,12 +75,12 @@ struct Body {
 
 async fn subscribe(client: &mut http2::SendRequest<Empty<bytes::Bytes>>, to: SocketAddr) -> Body {
     let request = Request::get(format!("https://{to}{STREAM}")).body(Empty::new()).unwrap();
-    let response = timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap();
+    let response = timeout(TIMEOUT, client.send_request(request)).await.unwrap().unwrap();
     assert_eq!((response.status().as_u16(), response.version()), (200, Version::HTTP_2));
     Body { incoming: response.into_body(), buffer: Vec::new() }
 }
 
-/// The number of the next event.
+/// Waits for the next event, and returns its number.
 async fn next_number(body: &mut Body) -> usize {
     loop {
         if let Some(end) = body.buffer.windows(2).position(|window| window == b"\n\n") {
@@ -96,12 +96,12 @@ async fn next_number(body: &mut Body) -> usize {
             continue;
         }
         let frame =
-            timeout(PATIENCE, body.incoming.frame()).await.expect("more comes").unwrap().unwrap();
+            timeout(TIMEOUT, body.incoming.frame()).await.expect("more comes").unwrap().unwrap();
         body.buffer.extend_from_slice(&frame.into_data().unwrap());
     }
 }
 
-/// What a client sends first.
+/// Returns the first bytes of a client, its ClientHello.
 fn hello(config: &Arc<ClientConfig>) -> Vec<u8> {
     let mut connection =
         ClientConnection::new(Arc::clone(config), "localhost".try_into().unwrap()).unwrap();

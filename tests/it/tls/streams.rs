@@ -1,5 +1,4 @@
-//! HTTPS: who is served by which protocol, the certificate while it is replaced, and peers that
-//! stall on the way.
+//! Streams over TLS: protocol selection, stalled and slow subscribers, drain.
 
 use std::{io::Write, thread, time::Duration};
 
@@ -10,31 +9,27 @@ use crate::common::{
     http::{self, Head},
     process::Process,
     relay::Setup,
-    tls::Secure,
-    wait::PATIENCE,
+    tls::TlsClient,
+    wait::TIMEOUT,
     websocket::{self, TEXT, UPGRADE},
 };
 use http_body_util::BodyExt;
 use tokio::time::timeout;
 
 #[test]
-fn the_protocol_is_what_alpn_says_and_http1_without_it() {
+fn alpn_selects_the_protocol_and_http1_is_the_default() {
     let scene = Scene::new("");
     let protocol = |protocols: &[&str]| {
-        let secure = Secure::connect(scene.relay.public, &scene.authority.client(protocols));
+        let secure = TlsClient::connect(scene.relay.public, &scene.authority.client(protocols));
         secure.stream.conn.alpn_protocol().map(|name| String::from_utf8(name.to_vec()).unwrap())
     };
     assert_eq!(protocol(&["h2", "http/1.1"]).as_deref(), Some("h2"));
-    assert_eq!(
-        protocol(&["http/1.1", "h2"]).as_deref(),
-        Some("h2"),
-        "the faster one, if both will do"
-    );
+    assert_eq!(protocol(&["http/1.1", "h2"]).as_deref(), Some("h2"), "HTTP/2 is preferred");
     assert_eq!(protocol(&["http/1.1"]).as_deref(), Some("http/1.1"));
     assert_eq!(protocol(&[]), None);
-    let strange = Secure::try_connect(scene.relay.public, &scene.authority.client(&["spdy/3"]));
+    let strange = TlsClient::try_connect(scene.relay.public, &scene.authority.client(&["spdy/3"]));
     assert!(strange.err().unwrap().to_string().contains("NoApplicationProtocol"));
-    let mut plain = Secure::connect(scene.relay.public, &scene.authority.client(&[]));
+    let mut plain = TlsClient::connect(scene.relay.public, &scene.authority.client(&[]));
     let head = plain.ask(scene.relay.public, STREAM, &[]);
     assert_eq!((head.status(), head.first_line.split(' ').next()), (200, Some("HTTP/1.1")));
 }
@@ -74,7 +69,7 @@ fn a_websocket_opens_over_tls() {
 }
 
 #[test]
-fn the_answer_to_a_filter_goes_before_what_it_shows_over_tls_too() {
+fn the_reply_to_a_filter_precedes_its_events_over_tls() {
     let mut scene = Scene::new("");
     (0..3).for_each(|n| scene.link.event(event(n)));
     scene.relay.wait_for_events(3);
@@ -89,7 +84,7 @@ fn the_answer_to_a_filter_goes_before_what_it_shows_over_tls_too() {
 }
 
 #[test]
-fn who_takes_nothing_over_tls_is_disconnected_whatever_it_speaks() {
+fn a_subscriber_that_reads_nothing_over_tls_is_disconnected_on_every_transport() {
     let mut scene = Scene::new("write_timeout = '1s'");
     let to = scene.relay.public;
     let mut sse = scene.secure();
@@ -97,7 +92,7 @@ fn who_takes_nothing_over_tls_is_disconnected_whatever_it_speaks() {
     let mut socket = scene.secure();
     assert_eq!(socket.ask(to, SOCKET, &UPGRADE).status(), 101);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    // The runtime stands still from here on, and with it whatever reads this connection.
+    // The runtime does not run from here on, so this connection is not read.
     let http2 = runtime.block_on(async {
         let (mut client, driver) = scene.http2().await;
         (subscribe(&mut client, to).await, client, driver)
@@ -115,16 +110,16 @@ fn who_takes_nothing_over_tls_is_disconnected_whatever_it_speaks() {
 }
 
 #[test]
-fn who_reads_slowly_over_tls_gets_everything_whole_and_in_order() {
+fn a_subscriber_that_reads_slowly_over_tls_gets_everything_whole_and_in_order() {
     const EVENTS: usize = 300;
-    const FRAMING: usize = 500; // of it, and of what else may stand between two events
+    const FRAMING: usize = 500; // of an event, and of heartbeats between two events
     let mut scene = Scene::new("write_timeout = '2s'");
     let to = scene.relay.public;
     let mut slow = scene.secure();
     assert_eq!(slow.ask(to, STREAM, &[]).status(), 200);
     scene.relay.wait_for_subscribers(1.0);
-    // From one that fits into a record with others to one that takes a dozen; far more, all in all,
-    // than sockets hold.
+    // Sizes from several events per record to a dozen records per event; far more in all than
+    // sockets hold.
     let sessions: Vec<_> =
         [10, 1000, 16_000, 17_000, 40_000, 200_000].map(|length| "x".repeat(length)).into();
     let sent: Vec<_> = (0..EVENTS).map(|n| event_of(&sessions[n % sessions.len()], n)).collect();
@@ -133,30 +128,30 @@ fn who_reads_slowly_over_tls_gets_everything_whole_and_in_order() {
         scope.spawn(|| sent.iter().for_each(|event| link.event(event.clone())));
         for (n, event) in sent.iter().enumerate() {
             let seen = slow.through(event.as_bytes()).len();
-            assert!(seen < event.len() + FRAMING, "event {n} comes behind what is not its own");
+            assert!(seen < event.len() + FRAMING, "event {n} follows unexpected bytes");
             if n % 60 == 59 {
-                // The script of this reader: each pause is far shorter than the time-out, all
-                // together are longer.
+                // The reader's script: each pause is far shorter than the time-out, all together
+                // are longer.
                 thread::sleep(Duration::from_millis(500));
             }
         }
     });
-    // What was missed while nobody listened comes in large writes.
+    // Replayed events arrive in large writes.
     let mut late = scene.secure();
     assert_eq!(late.ask(to, STREAM, &[("Last-Event-ID", "0-0")]).status(), 200);
     for (n, event) in sent.iter().enumerate() {
         let seen = late.through(event.as_bytes()).len();
-        assert!(seen < event.len() + FRAMING, "event {n} comes behind what is not its own");
+        assert!(seen < event.len() + FRAMING, "event {n} follows unexpected bytes");
     }
 }
 
 #[test]
-fn a_client_that_ends_tls_and_keeps_its_socket_is_gone() {
+fn a_client_that_ends_tls_and_keeps_its_socket_is_disconnected() {
     let scene = Scene::new("");
     let (mut ended, mut strange) = (scene.secure(), scene.secure());
     for secure in [&mut ended, &mut strange] {
         assert_eq!(secure.ask(scene.relay.public, STREAM, &[]).status(), 200);
-        // It says more than was asked of it.
+        // The client sends bytes that the relay ignores.
         secure.stream.write_all(&[b'x'; 5000]).unwrap();
     }
     scene.relay.wait_for_subscribers(2.0);
@@ -172,7 +167,7 @@ fn a_client_that_ends_tls_and_keeps_its_socket_is_gone() {
 }
 
 #[test]
-fn a_relay_behind_an_https_relay_and_tail_and_healthcheck_trust_its_root() {
+fn a_leaf_and_tail_and_healthcheck_trust_the_root_of_an_https_relay() {
     let mut scene = Scene::new("");
     let root = scene.authority.root();
     let url = format!("https://{}{STREAM}", scene.relay.public);
@@ -195,14 +190,14 @@ fn a_relay_behind_an_https_relay_and_tail_and_healthcheck_trust_its_root() {
     assert_eq!(
         healthcheck(&format!("http://{}/readyz", scene.relay.admin)).code,
         Some(0),
-        "operators need no TLS"
+        "the admin listener needs no TLS"
     );
     let answered = healthcheck(&format!("https://{}/readyz", scene.relay.public));
-    assert!(answered.stderr.contains("404"), "it came through TLS: {answered:?}");
+    assert!(answered.stderr.contains("404"), "the request passed TLS: {answered:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_drain_ends_streams_over_tls_in_order() {
+async fn a_drain_gives_streams_over_tls_a_proper_end() {
     let mut scene = Scene::new("");
     let (mut client, _) = scene.http2().await;
     let stream = subscribe(&mut client, scene.relay.public).await;
@@ -210,7 +205,7 @@ async fn a_drain_ends_streams_over_tls_in_order() {
     assert_eq!(secure.ask(scene.relay.public, STREAM, &[]).status(), 200);
     scene.relay.wait_for_subscribers(2.0);
     scene.relay.process.signal("TERM");
-    let whole = timeout(PATIENCE, stream.incoming.collect()).await.unwrap().unwrap().to_bytes();
+    let whole = timeout(TIMEOUT, stream.incoming.collect()).await.unwrap().unwrap().to_bytes();
     assert!(whole.starts_with(b"retry: "), "{whole:?}");
     assert!(secure.rest().ends_with(b"0\r\n\r\n"), "the last chunk");
     assert_eq!(scene.relay.process.exit_code(), Some(0));

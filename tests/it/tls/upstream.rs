@@ -1,4 +1,4 @@
-//! An upstream over TLS: whom the relay trusts.
+//! An upstream over TLS: which certificates the relay trusts.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -19,7 +19,7 @@ use crate::common::{
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 #[test]
-fn an_upstream_whose_certificate_a_listed_root_has_signed_is_trusted() {
+fn an_upstream_certificate_signed_by_a_listed_root_is_trusted() {
     let authority = Authority::new();
     let server = TlsServer::new(&authority, "DNS:localhost,IP:127.0.0.1");
     for host in ["127.0.0.1", "localhost"] {
@@ -34,7 +34,7 @@ fn an_upstream_whose_certificate_a_listed_root_has_signed_is_trusted() {
 }
 
 #[test]
-fn the_root_may_also_come_from_ssl_cert_file() {
+fn ssl_cert_file_may_name_the_root() {
     let authority = Authority::new();
     let server = TlsServer::new(&authority, "IP:127.0.0.1");
     let root = authority.root();
@@ -53,10 +53,7 @@ fn an_unknown_authority_is_not_trusted_and_sees_no_token() {
     let other = Authority::new();
     for root in [None, Some(other.root())] {
         let relay = server.relay("127.0.0.1", root.as_deref());
-        assert!(
-            server.accept().is_none(),
-            "no request comes over a connection that cannot be trusted"
-        );
+        assert!(server.accept().is_none(), "no request is sent on an untrusted connection");
         wait_for_failure(&relay);
     }
 }
@@ -70,8 +67,8 @@ fn a_certificate_for_another_host_is_not_trusted() {
     wait_for_failure(&relay);
 }
 
-/// Waits until a connection is counted as failed. The state tells less: the first wait may be over
-/// within a millisecond, and then the relay connects to a server that accepts no more.
+/// Waits until a connection is counted as failed. The state is not enough: the first backoff may
+/// end within a millisecond, and then the relay connects to a server that accepts no more.
 fn wait_for_failure(relay: &Relay) {
     let failed = [("product_id", PRODUCT), ("outcome", "failed")];
     wait::until("a connection has failed", || {
@@ -135,7 +132,8 @@ impl TlsServer {
         self.setup(host, root).start()
     }
 
-    /// Waits for the next connection, and returns it if it comes to a handshake and a first byte.
+    /// Waits for the next connection, and returns it if the handshake succeeds and a first byte
+    /// arrives.
     fn accept(&self) -> Option<StreamOwned<ServerConnection, TcpStream>> {
         let socket = wait::value("the relay connects", || match self.listener.accept() {
             Ok((socket, _)) => Some(socket),
@@ -149,7 +147,7 @@ impl TlsServer {
         while stream.conn.is_handshaking() {
             stream.conn.complete_io(&mut stream.sock).ok()?;
         }
-        // With TLS 1.3 the client's refusal comes after the server's last word.
+        // With TLS 1.3 the client's refusal arrives after the server's last handshake message.
         let mut first = [0];
         stream.read_exact(&mut first).ok()?;
         assert_eq!(&first, b"G");
@@ -157,7 +155,7 @@ impl TlsServer {
     }
 }
 
-/// The rest of a request's head.
+/// Reads the rest of a request head.
 fn read_head(stream: &mut impl Read) -> String {
     let mut head = Vec::new();
     let mut byte = [0];

@@ -1,4 +1,4 @@
-//! The connection to the connector: what is sent, when it is tried again, and when it is not.
+//! The connection to the connector: requests, retries, time-outs.
 
 use std::{
     io::ErrorKind,
@@ -16,7 +16,7 @@ use crate::common::{
 };
 
 #[test]
-fn the_relay_asks_as_an_sdk_client_does() {
+fn the_upstream_request_is_that_of_an_sdk_client() {
     let connector = Connector::new();
     let _relay = Relay::behind(&connector);
     let request = connector.accept().request;
@@ -25,11 +25,11 @@ fn the_relay_asks_as_an_sdk_client_does() {
     assert_eq!(request.field("accept"), Some("text/event-stream"));
     assert_eq!(request.field("host"), Some(connector.address.to_string().as_str()));
     assert!(request.field("user-agent").is_some_and(|agent| agent.starts_with("autoplay-relay/")));
-    assert_eq!(request.field("last-event-id"), None, "the connector knows no resume");
+    assert_eq!(request.field("last-event-id"), None, "a connector cannot resume");
 }
 
 #[test]
-fn without_a_token_none_is_sent_and_the_query_of_the_url_stays() {
+fn a_request_without_a_token_has_no_authorization_and_keeps_the_query_of_the_url() {
     let connector = Connector::new();
     let url = format!("{}?x=1&y=%20", connector.url(PRODUCT));
     let _relay = Setup::new().upstream(PRODUCT, &url, "").start();
@@ -39,7 +39,7 @@ fn without_a_token_none_is_sent_and_the_query_of_the_url_stays() {
 }
 
 #[test]
-fn proxies_of_the_environment_are_not_asked() {
+fn proxies_from_the_environment_are_ignored() {
     let connector = Connector::new();
     let proxy = TcpListener::bind("127.0.0.1:0").unwrap();
     proxy.set_nonblocking(true).unwrap();
@@ -48,11 +48,15 @@ fn proxies_of_the_environment_are_not_asked() {
         ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
     let _relay = Setup::behind(&connector).start_with(&names.map(|name| (name, url.as_str())));
     assert_eq!(connector.accept().request.first_line, "GET /stream/prod_abc HTTP/1.1");
-    assert_eq!(proxy.accept().unwrap_err().kind(), ErrorKind::WouldBlock, "nobody has come");
+    assert_eq!(
+        proxy.accept().unwrap_err().kind(),
+        ErrorKind::WouldBlock,
+        "no connection to the proxy"
+    );
 }
 
 #[test]
-fn a_stream_that_ends_or_breaks_is_opened_again() {
+fn a_stream_that_ends_or_breaks_is_reopened() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut subscriber = relay.subscribe();
@@ -78,7 +82,7 @@ fn a_stream_that_ends_or_breaks_is_opened_again() {
 }
 
 #[test]
-fn a_chunked_stream_is_read_and_its_end_is_an_end() {
+fn a_chunked_stream_is_read_to_its_last_chunk() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut subscriber = relay.subscribe();
@@ -95,11 +99,11 @@ fn a_chunked_stream_is_read_and_its_end_is_an_end() {
     link.send("0\r\n\r\n");
     let _next = connector.stream();
     subscriber.gap();
-    wait::until("the relay closes what has ended", || !link.is_open());
+    wait::until("the relay closes the ended stream", || !link.is_open());
 }
 
 #[test]
-fn early_hints_and_http_1_0_are_understood() {
+fn early_hints_and_http_1_0_are_accepted() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut subscriber = relay.subscribe();
@@ -111,7 +115,7 @@ fn early_hints_and_http_1_0_are_understood() {
 }
 
 #[test]
-fn answers_that_may_pass_are_tried_again() {
+fn temporary_errors_are_retried() {
     for status in [
         "500 Internal Server Error",
         "502 Bad Gateway",
@@ -136,7 +140,7 @@ fn answers_that_may_pass_are_tried_again() {
 }
 
 #[test]
-fn retry_after_is_waited_for() {
+fn retry_after_is_honoured() {
     for status in ["503 Service Unavailable", "429 Too Many Requests"] {
         let connector = Connector::new();
         let relay = Relay::behind(&connector);
@@ -151,7 +155,7 @@ fn retry_after_is_waited_for() {
 }
 
 #[test]
-fn a_retry_after_may_be_a_date() {
+fn retry_after_may_be_a_date() {
     let connector = Connector::new();
     let _relay = Relay::behind(&connector);
     let link = connector.accept();
@@ -161,12 +165,12 @@ fn a_retry_after_may_be_a_date() {
         &format!("Retry-After: {}\r\n", httpdate::fmt_http_date(until)),
     );
     let _link = connector.stream();
-    // The date has whole seconds.
+    // HTTP dates have whole seconds.
     assert!(SystemTime::now() >= until - Duration::from_millis(1100));
 }
 
 #[test]
-fn a_stream_that_ends_again_and_again_is_not_opened_in_a_tight_loop() {
+fn a_stream_that_ends_repeatedly_is_not_reopened_in_a_tight_loop() {
     let connector = Connector::new();
     let _relay = Relay::behind(&connector);
     let begin = Instant::now();
@@ -179,7 +183,7 @@ fn a_stream_that_ends_again_and_again_is_not_opened_in_a_tight_loop() {
 }
 
 #[test]
-fn what_only_a_person_can_mend_is_refused_and_not_tried_again_soon() {
+fn a_permanent_error_is_refused_and_not_retried_soon() {
     let statuses = ["400 Bad Request", "401 Unauthorized", "403 Forbidden", "404 Not Found"];
     let connectors = statuses.map(|_| Connector::new());
     let relays: Vec<_> = connectors.iter().map(Relay::behind).collect();
@@ -202,15 +206,17 @@ fn what_only_a_person_can_mend_is_refused_and_not_tried_again_soon() {
         );
         relay.subscribe();
     }
-    // The backoff after other failures is half a second at the most for a first attempt.
+    // After other failures, the first backoff is half a second at most.
     let end = Instant::now() + Duration::from_secs(3);
     while Instant::now() < end {
-        connectors.iter().for_each(|connector| connector.expect_nobody(Duration::from_millis(20)));
+        connectors
+            .iter()
+            .for_each(|connector| connector.expect_no_connection(Duration::from_millis(20)));
     }
 }
 
 #[test]
-fn what_is_no_event_stream_is_not_used() {
+fn a_response_that_is_no_event_stream_is_not_used() {
     let heads = [
         "Content-Type: application/json\r\n",
         "Content-Type: text/event-streams\r\n",
@@ -223,7 +229,7 @@ fn what_is_no_event_stream_is_not_used() {
         let mut subscriber = relay.subscribe();
         let mut link = connector.accept();
         link.send(format!("HTTP/1.1 200 OK\r\n{head}Connection: close\r\n\r\n"));
-        wait::until("the relay closes it", || !link.is_open());
+        wait::until("the relay closes the connection", || !link.is_open());
         let mut link = connector.stream();
         link.event(event(1));
         assert_eq!(subscriber.numbers(1), [1], "no gap: there was no stream before");
@@ -232,7 +238,7 @@ fn what_is_no_event_stream_is_not_used() {
 }
 
 #[test]
-fn a_silent_stream_is_dead_after_the_heartbeat_timeout() {
+fn a_silent_stream_is_closed_after_the_heartbeat_timeout() {
     let connector = Connector::new();
     let relay = Setup::behind_with(&connector, "heartbeat_timeout = '700ms'").start();
     let mut subscriber = relay.subscribe();
@@ -245,7 +251,7 @@ fn a_silent_stream_is_dead_after_the_heartbeat_timeout() {
 }
 
 #[test]
-fn heartbeats_comments_and_bytes_of_an_unfinished_event_are_signs_of_life() {
+fn heartbeats_comments_and_partial_events_reset_the_heartbeat_timeout() {
     let connector = Connector::new();
     let relay = Setup::behind_with(&connector, "heartbeat_timeout = '1s'").start();
     let mut link = connector.stream();
@@ -254,7 +260,7 @@ fn heartbeats_comments_and_bytes_of_an_unfinished_event_are_signs_of_life() {
     let mut signs = signs.iter().cycle();
     while begin.elapsed() < Duration::from_secs(3) {
         link.send(signs.next().unwrap());
-        connector.expect_nobody(Duration::from_millis(200));
+        connector.expect_no_connection(Duration::from_millis(200));
     }
     assert!(link.is_open());
     relay.wait_for_metric("autoplay_relay_upstream_connects_total", &outcome("connected"), 1.0);
@@ -265,7 +271,7 @@ fn heartbeats_comments_and_bytes_of_an_unfinished_event_are_signs_of_life() {
 }
 
 #[test]
-fn each_upstream_has_a_stream_of_its_own() {
+fn each_upstream_has_its_own_stream() {
     let connector = Connector::new();
     let relay = Setup::new()
         .upstream("prod_a", &connector.url("prod_a"), "token = 'token-a'")
@@ -286,7 +292,7 @@ fn each_upstream_has_a_stream_of_its_own() {
     let _link_b = connector.stream();
     b.gap();
     link_a.event(r#"{"type":"actions","count":3}"#);
-    assert_eq!(a.numbers(1), [3], "the other product's outage is not its own");
+    assert_eq!(a.numbers(1), [3], "the outage of the other product has no effect");
     assert_eq!(
         relay.metrics().value("autoplay_relay_upstream_connected", &[("product_id", "prod_a")]),
         Some(1.0)
@@ -294,7 +300,7 @@ fn each_upstream_has_a_stream_of_its_own() {
 }
 
 #[test]
-fn a_hundred_subscribers_make_one_connection() {
+fn a_hundred_subscribers_share_one_upstream_connection() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -303,11 +309,11 @@ fn a_hundred_subscribers_make_one_connection() {
     for subscriber in &mut subscribers {
         assert_eq!(subscriber.numbers(1), [0]);
     }
-    connector.expect_nobody(Duration::from_millis(100));
+    connector.expect_no_connection(Duration::from_millis(100));
 }
 
 #[test]
-fn subscribers_are_served_while_the_upstream_is_not_there() {
+fn subscribers_are_served_while_the_upstream_is_unavailable() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut early = relay.subscribe();

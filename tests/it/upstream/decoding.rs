@@ -1,5 +1,5 @@
-//! From the connector's bytes to the subscriber's: payloads are unchanged, and what cannot be
-//! understood is counted.
+//! Decoding of the connector's bytes: payloads are delivered unchanged, and invalid events are
+//! counted.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::common::{
 };
 
 #[test]
-fn every_fixture_goes_through_byte_for_byte() {
+fn every_fixture_is_delivered_byte_for_byte() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -33,7 +33,7 @@ fn every_fixture_goes_through_byte_for_byte() {
         let id_line = block.iter().position(|byte| *byte == b'\n').unwrap() + 1;
         assert!(block.starts_with(b"id: "), "{name}");
         if payload.contains(&b'\n') {
-            // Cannot happen in one data line; the connector writes payloads without line breaks.
+            // A data line has no line breaks; the connector writes payloads without any.
             panic!("{name} spans lines");
         }
         assert_eq!(block[id_line..], [b"data: ", payload, b"\n\n"].concat(), "{name}");
@@ -41,7 +41,7 @@ fn every_fixture_goes_through_byte_for_byte() {
 }
 
 #[test]
-fn the_recorded_stream_goes_through_whole() {
+fn the_recorded_stream_is_delivered_whole() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -56,7 +56,7 @@ fn the_recorded_stream_goes_through_whole() {
     }
     assert!(payloads >= 6, "{payloads}");
     let last_heartbeat = "autoplay_relay_upstream_last_heartbeat_timestamp_seconds";
-    wait::until("the heartbeat is seen", || {
+    wait::until("the heartbeat is counted", || {
         relay
             .metrics()
             .value(last_heartbeat, &[("product_id", PRODUCT)])
@@ -65,7 +65,7 @@ fn the_recorded_stream_goes_through_whole() {
 }
 
 #[test]
-fn lines_may_end_in_any_of_three_ways_and_arrive_in_any_pieces() {
+fn lines_may_end_with_cr_lf_or_both_and_arrive_in_any_pieces() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -76,11 +76,11 @@ fn lines_may_end_in_any_of_three_ways_and_arrive_in_any_pieces() {
             ": hello{end}data: {one}{end}{end}event: heartbeat{end}data:{end}{end}data:{two}{end}{end}"
         );
         for byte in stream.as_bytes() {
-            // Without Nagle's algorithm each is a segment of its own.
+            // Without Nagle's algorithm, each byte is a segment of its own.
             link.send([*byte]);
         }
         link.send(&stream);
-        // After CR a LF might follow, but the event must not wait for it.
+        // After CR an LF might follow, but the event must not wait for it.
         for payload in [one, two, one, two] {
             assert_eq!(subscriber.event().data, payload.as_bytes(), "{end:?}");
         }
@@ -89,7 +89,7 @@ fn lines_may_end_in_any_of_three_ways_and_arrive_in_any_pieces() {
 }
 
 #[test]
-fn a_payload_of_several_lines_is_written_back_as_the_same_value() {
+fn a_payload_of_several_lines_is_delivered_as_the_same_value() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -101,7 +101,7 @@ fn a_payload_of_several_lines_is_written_back_as_the_same_value() {
 }
 
 #[test]
-fn white_space_around_a_payload_stays() {
+fn white_space_around_a_payload_is_kept() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -113,7 +113,7 @@ fn white_space_around_a_payload_stays() {
 }
 
 #[test]
-fn names_of_events_ids_and_unknown_fields_are_not_passed_on() {
+fn upstream_event_names_ids_and_unknown_fields_are_not_forwarded() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -148,7 +148,7 @@ fn a_byte_order_mark_is_skipped() {
 }
 
 #[test]
-fn new_types_and_fields_pass_and_are_counted_as_other() {
+fn new_types_and_fields_are_delivered_and_counted_as_other() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -175,7 +175,7 @@ fn new_types_and_fields_pass_and_are_counted_as_other() {
 }
 
 #[test]
-fn a_forwarded_at_of_the_future_counts_as_no_lag() {
+fn a_forwarded_at_in_the_future_counts_as_no_lag() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -191,7 +191,7 @@ fn a_forwarded_at_of_the_future_counts_as_no_lag() {
 }
 
 #[test]
-fn what_is_not_understood_is_counted_by_its_reason_and_the_stream_goes_on() {
+fn an_invalid_event_is_counted_by_reason_and_the_stream_continues() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -272,7 +272,7 @@ fn an_event_beyond_max_event_bytes_is_skipped_and_the_connection_stays() {
 }
 
 #[test]
-fn a_line_without_end_costs_no_memory_and_only_itself() {
+fn an_endless_line_uses_no_memory_and_rejects_only_itself() {
     let connector = Connector::new();
     let relay = Setup::behind_with(&connector, "max_event_bytes = '64KiB'").start();
     let mut link = connector.stream();
@@ -290,7 +290,7 @@ fn a_line_without_end_costs_no_memory_and_only_itself() {
     too_large(&relay, &mut link, &mut subscriber, 1.0);
     link.send(format!(": {}\n", "c".repeat(1 << 20)));
     link.event(event(1));
-    assert_eq!(subscriber.numbers(1), [1], "a long comment is nobody's loss");
+    assert_eq!(subscriber.numbers(1), [1], "a long comment rejects no event");
     assert_eq!(rejected(&relay, "too_large"), 1.0);
 }
 
@@ -322,7 +322,8 @@ fn a_payload_cannot_smuggle_a_field_into_the_stream() {
     subscriber.expect_nothing(Duration::from_millis(50));
 }
 
-/// Waits until one more is too large, and sees that the next event comes.
+/// Waits until `count` events were rejected as too large, and checks that the next event is
+/// delivered.
 fn too_large(relay: &Relay, link: &mut Link, subscriber: &mut Subscriber, count: f64) {
     let labels = [("product_id", PRODUCT), ("reason", "too_large")];
     relay.wait_for_metric("autoplay_relay_upstream_rejected_total", &labels, count);

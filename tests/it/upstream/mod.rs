@@ -1,4 +1,4 @@
-//! The connection to the connector, and what comes by it.
+//! The connection to the connector, and the data that it sends.
 
 mod connection;
 mod decoding;

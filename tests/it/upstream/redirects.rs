@@ -1,4 +1,4 @@
-//! Redirects of the upstream: how far they are followed, and where the token goes.
+//! Redirects of the upstream: how far the relay follows them, and where it sends the token.
 
 use crate::common::{
     PRODUCT,
@@ -45,7 +45,7 @@ fn a_redirect_to_another_origin_goes_without_the_token() {
 }
 
 #[test]
-fn redirects_without_end_or_aim_are_failures() {
+fn endless_and_invalid_redirects_are_failures() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     connector.accept().refuse("302 Found", "");

@@ -1,4 +1,4 @@
-//! The connector's registration call, answered as the connector does.
+//! The connector's registration call, which the relay answers as the connector does.
 
 use crate::common::{
     PRODUCT,
@@ -9,7 +9,7 @@ use crate::common::{
 use serde_json::{Value, json};
 
 #[test]
-fn push_registers_a_webhook_once_and_anew_only_if_that_is_asked_for() {
+fn push_registers_a_webhook_once_and_again_only_if_forced() {
     let relay = relay("");
     let registered = register(&relay, &push("http://h/one", "sesame"));
     assert_eq!(registered.status(), 201, "{}", registered.text());
@@ -29,7 +29,7 @@ fn push_registers_a_webhook_once_and_anew_only_if_that_is_asked_for() {
 }
 
 #[test]
-fn the_older_form_registers_the_same() {
+fn the_older_form_registers_the_same_webhook() {
     let relay = relay("");
     // As `post_register_product_cli` of autoplay-sdk 0.13 sends it.
     let body = json!({ "product_id": PRODUCT, "contact_email": "a@b.c", "webhook_secret": "of-the-source",
@@ -41,7 +41,7 @@ fn the_older_form_registers_the_same() {
 }
 
 #[test]
-fn streaming_is_registered_once_and_takes_the_place_of_push_if_forced() {
+fn streaming_registers_once_and_replaces_push_only_if_forced() {
     let relay = relay("");
     let mut stream = json!({ "product_id": PRODUCT, "contact_email": "a@b.c", "webhook_secret": "x",
         "integration_type": "event_stream", "integration_config": { "mode": "sse" } });
@@ -60,7 +60,7 @@ fn streaming_is_registered_once_and_takes_the_place_of_push_if_forced() {
 }
 
 #[test]
-fn what_cannot_be_registered_is_told_by_field() {
+fn an_invalid_registration_is_reported_by_field() {
     let relay = relay("");
     let mut elsewhere = push("http://h/", "x");
     elsewhere["product_id"] = json!("prod_unknown");
@@ -85,7 +85,7 @@ fn what_cannot_be_registered_is_told_by_field() {
 }
 
 #[test]
-fn a_webhook_of_the_file_is_not_replaced_by_a_registration() {
+fn a_registration_does_not_replace_a_webhook_of_the_file() {
     let relay = relay(&format!(
         "[[webhooks]]\nid = '{PRODUCT}'\nproduct_id = '{PRODUCT}'\nurl = 'http://h/file'\nsecret = 'x'\n"
     ));
@@ -97,7 +97,7 @@ fn a_webhook_of_the_file_is_not_replaced_by_a_registration() {
     assert_eq!(webhook(&relay)["url"], "http://h/file");
 }
 
-/// A relay whose upstream nobody answers.
+/// Starts a relay whose upstream never connects.
 fn relay(more: &str) -> Relay {
     Setup::behind(&Connector::new()).more(more).start()
 }
@@ -117,7 +117,7 @@ fn register(relay: &Relay, body: &Value) -> Answer {
     )
 }
 
-/// The webhook that a registration has made.
+/// Returns the webhook that a registration has created.
 fn webhook(relay: &Relay) -> Value {
     relay.ask_admin(&format!("/api/v1/webhooks/{PRODUCT}")).json()
 }

@@ -1,4 +1,4 @@
-//! What an upstream sends that cannot be understood can be looked at, for a while.
+//! The list of rejected frames.
 
 use crate::common::{
     PRODUCT,
@@ -10,7 +10,7 @@ use crate::common::{
 use serde_json::{Value, json};
 
 #[test]
-fn frames_that_were_not_understood_are_listed_newest_first_with_what_they_held() {
+fn rejected_frames_are_listed_newest_first_with_an_excerpt() {
     let (relay, mut link) = relay();
     assert_eq!(relay.ask_admin("/api/v1/rejected").json(), json!({ "rejected": [] }));
     let long = format!("[\"{}\"]", "ä".repeat(400));
@@ -21,7 +21,7 @@ fn frames_that_were_not_understood_are_listed_newest_first_with_what_they_held()
     }
     link.event(format!("{{\"type\":\"a\",\"x\":\"{}\"}}", "x".repeat(2000)));
     let rejected = rejected(&relay, &mut link);
-    let told: Vec<_> = rejected
+    let listed: Vec<_> = rejected
         .iter()
         .map(|frame| (frame["reason"].as_str().unwrap(), frame["bytes"].as_u64()))
         .collect();
@@ -32,7 +32,7 @@ fn frames_that_were_not_understood_are_listed_newest_first_with_what_they_held()
         ("no_type", Some(25)),
         ("invalid_json", Some(1)),
     ];
-    assert_eq!(told, expected);
+    assert_eq!(listed, expected);
     assert_eq!((&rejected[0]["excerpt"], &rejected[4]["excerpt"]), (&Value::Null, &json!("{")));
     let excerpt = rejected[1]["excerpt"].as_str().unwrap();
     assert!(long.starts_with(excerpt) && excerpt.len() == 512, "{excerpt}");
@@ -46,7 +46,7 @@ fn frames_that_were_not_understood_are_listed_newest_first_with_what_they_held()
 }
 
 #[test]
-fn the_last_hundred_are_kept() {
+fn the_latest_hundred_rejected_frames_are_kept() {
     let (relay, mut link) = relay();
     (0..150).for_each(|n| link.event(format!("bad-{n}")));
     let rejected = rejected(&relay, &mut link);
@@ -55,7 +55,7 @@ fn the_last_hundred_are_kept() {
 }
 
 #[test]
-fn an_erasure_takes_what_they_held() {
+fn an_erasure_removes_excerpts() {
     let (relay, mut link) = relay();
     link.event("{\"session_id\":\"mine\"}");
     assert_eq!(rejected(&relay, &mut link).len(), 1);
@@ -77,7 +77,7 @@ fn relay() -> (Relay, Link) {
     (relay, link)
 }
 
-/// The list, once everything that was sent has been looked at.
+/// Returns the list, once all frames sent so far have been processed.
 fn rejected(relay: &Relay, link: &mut Link) -> Vec<Value> {
     relay.publish(link, 0..1);
     assert!(!relay.ask_admin("/api/v1/rejected").text().contains(&event(0)));

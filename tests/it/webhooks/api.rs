@@ -1,4 +1,5 @@
-//! The admin API of webhooks: what it takes, what it shows, what it refuses, and that it remembers.
+//! The admin API of webhooks: its requests, responses and errors, and that registrations are
+//! durable.
 
 use std::{
     collections::BTreeSet,
@@ -45,7 +46,7 @@ fn a_webhook_is_created_shown_changed_and_deleted() {
     assert_eq!(
         (&replaced["timeout"], &replaced["types"]),
         (&json!("10s"), &json!(["actions"])),
-        "what is missing is the default"
+        "missing fields have their defaults"
     );
 
     let deleted = send(&relay, "DELETE", &of(""), &Value::Null);
@@ -55,13 +56,13 @@ fn a_webhook_is_created_shown_changed_and_deleted() {
 }
 
 #[test]
-fn an_id_that_nobody_has_is_not_found_and_one_that_is_taken_is_a_conflict() {
+fn an_unknown_id_is_not_found_and_a_taken_id_is_a_conflict() {
     let (relay, _link) = relay();
     get(&relay, &of("")).problem(404);
     send(&relay, "PUT", &of(""), &webhook("http://h/")).problem(404);
     send(&relay, "DELETE", &of(""), &Value::Null).problem(404);
-    for order in ["/enable", "/disable", "/test"] {
-        send(&relay, "POST", &of(order), &Value::Null).problem(404);
+    for command in ["/enable", "/disable", "/test"] {
+        send(&relay, "POST", &of(command), &Value::Null).problem(404);
     }
     get(&relay, &of("/deliveries?state=dead")).problem(404);
     send(&relay, "POST", &of("/redeliver"), &json!({ "state": "dead" })).problem(404);
@@ -71,7 +72,7 @@ fn an_id_that_nobody_has_is_not_found_and_one_that_is_taken_is_a_conflict() {
 }
 
 #[test]
-fn what_cannot_be_is_told_field_by_field() {
+fn an_invalid_webhook_is_reported_field_by_field() {
     let (relay, _link) = relay();
     let body = json!({ "id": "a b", "url": "ftp://hush/", "secret": "hush hush", "types": ["actions", ""],
         "timeout": 5, "max_in_flight": 0, "secret_env": "PATH" });
@@ -98,11 +99,11 @@ fn what_cannot_be_is_told_field_by_field() {
         let problem = send(&relay, "PUT", &of(""), &body).problem(422);
         assert_eq!(fields(&problem), [field.to_owned()].into());
     }
-    assert_eq!(get(&relay, &of("")).json()["url"], "http://h/", "nothing has changed");
+    assert_eq!(get(&relay, &of("")).json()["url"], "http://h/", "the webhook is unchanged");
 }
 
 #[test]
-fn a_body_has_a_bound_and_a_route_says_its_methods() {
+fn a_body_has_a_limit_and_a_route_names_its_methods() {
     let (relay, _link) = relay();
     let long = " ".repeat(65 * 1024);
     for path in [WEBHOOKS, "/products"] {
@@ -122,7 +123,7 @@ fn a_body_has_a_bound_and_a_route_says_its_methods() {
 }
 
 #[test]
-fn nothing_is_open_without_the_admin_key() {
+fn every_route_requires_the_admin_key() {
     let connector = Connector::new();
     let relay =
         setup(&connector).auth("allow_anonymous = true\nadmin_key = 'key-of-the-operator'").start();
@@ -140,7 +141,7 @@ fn nothing_is_open_without_the_admin_key() {
 }
 
 #[test]
-fn a_web_page_registers_nothing_on_its_visitors_loopback() {
+fn a_web_page_cannot_register_a_webhook_on_its_visitors_loopback() {
     let (relay, _link) = relay();
     let body = webhook("http://h/").to_string();
     for (path, fields) in [
@@ -154,7 +155,7 @@ fn a_web_page_registers_nothing_on_its_visitors_loopback() {
 }
 
 #[test]
-fn what_the_file_declares_is_shown_and_held_but_not_changed() {
+fn a_webhook_of_the_file_is_shown_and_can_be_disabled_but_not_changed() {
     let connector = Connector::new();
     let declared = format!(
         "[[webhooks]]\nid = 'crm'\nproduct_id = '{PRODUCT}'\nurl = 'http://127.0.0.1:1/'\nsecret = 'secret-of-the-file'\n"
@@ -177,27 +178,27 @@ fn what_the_file_declares_is_shown_and_held_but_not_changed() {
 }
 
 #[test]
-fn an_operator_holds_a_webhook_and_the_status_says_so() {
+fn an_operator_disables_a_webhook_and_the_status_says_so() {
     let (relay, _link) = relay();
     send(&relay, "POST", WEBHOOKS, &webhook("http://127.0.0.1:1/"));
     let disabled = send(&relay, "POST", &of("/disable"), &Value::Null);
     assert_eq!((disabled.status(), &disabled.json()["state"]), (200, &json!("disabled")));
-    let standing = relay.status()["webhooks"][0].clone();
-    assert_eq!((&standing["id"], &standing["product_id"]), (&json!("crm"), &json!(PRODUCT)));
+    let listed = relay.status()["webhooks"][0].clone();
+    assert_eq!((&listed["id"], &listed["product_id"]), (&json!("crm"), &json!(PRODUCT)));
     assert_eq!(
-        (&standing["state"], standing["problem"].is_string()),
+        (&listed["state"], listed["problem"].is_string()),
         (&json!("disabled"), true),
-        "{standing}"
+        "{listed}"
     );
     for field in ["until", "pending", "dead", "oldest_pending_at"] {
-        assert!(standing.get(field).is_some(), "{field} of {standing}");
+        assert!(listed.get(field).is_some(), "{field} of {listed}");
     }
     let enabled = send(&relay, "POST", &of("/enable"), &Value::Null);
     assert_eq!((enabled.status(), &enabled.json()["state"]), (200, &json!("active")));
 }
 
 #[test]
-fn a_secret_is_shown_nowhere() {
+fn a_secret_is_absent_from_every_response_and_the_log() {
     let (relay, mut link) = relay();
     let answers = [
         send(&relay, "POST", WEBHOOKS, &webhook("http://127.0.0.1:1/")),
@@ -217,7 +218,7 @@ fn a_secret_is_shown_nowhere() {
 }
 
 #[test]
-fn a_test_tells_what_the_receiver_answered() {
+fn a_test_returns_the_response_of_the_receiver() {
     let (relay, _link) = relay();
     send(&relay, "POST", WEBHOOKS, &webhook(&receiver("204 No Content")));
     let tested = send(&relay, "POST", &of("/test"), &Value::Null);
@@ -234,7 +235,7 @@ fn a_test_tells_what_the_receiver_answered() {
 }
 
 #[test]
-fn dead_letters_are_listed_page_by_page_and_delivered_again() {
+fn dead_letters_are_listed_by_page_and_redelivered() {
     let (relay, mut link) = relay();
     send(&relay, "POST", WEBHOOKS, &webhook(&receiver("400 Bad Request")));
     let ids: Vec<_> =
@@ -265,7 +266,7 @@ fn dead_letters_are_listed_page_by_page_and_delivered_again() {
     assert_eq!(
         (requeued.status(), requeued.json()),
         (202, json!({ "requeued": 2 })),
-        "as far as they are dead"
+        "only dead ones are requeued"
     );
     wait_for_dead(&relay, 5);
     let requeued = send(&relay, "POST", &of("/redeliver"), &json!({ "state": "dead" }));
@@ -275,19 +276,19 @@ fn dead_letters_are_listed_page_by_page_and_delivered_again() {
 }
 
 #[test]
-fn what_is_held_back_is_listed_as_pending() {
+fn deliveries_of_a_disabled_webhook_are_listed_as_pending() {
     let (relay, mut link) = relay();
     send(&relay, "POST", WEBHOOKS, &webhook("http://127.0.0.1:1/"));
     send(&relay, "POST", &of("/disable"), &Value::Null);
     let ids: Vec<_> =
         relay.publish(&mut link, 0..5).iter().map(|frame| frame.id().to_owned()).collect();
-    wait::until("all are owed", || get(&relay, &of("")).json()["pending"] == 5);
+    wait::until("all are pending", || get(&relay, &of("")).json()["pending"] == 5);
     assert_eq!(all_ids(&relay, "pending", 2), ids.into_iter().rev().collect::<Vec<_>>());
     assert!(get(&relay, &of("")).json()["oldest_pending_at"].is_string());
 }
 
 #[test]
-fn a_question_or_order_that_means_nothing_is_refused() {
+fn an_invalid_query_or_command_is_refused() {
     let (relay, _link) = relay();
     send(&relay, "POST", WEBHOOKS, &webhook("http://h/"));
     for query in [
@@ -314,7 +315,7 @@ fn a_question_or_order_that_means_nothing_is_refused() {
 }
 
 #[test]
-fn what_was_registered_is_there_after_a_restart() {
+fn a_registration_survives_a_restart() {
     let connector = Connector::new();
     let directory = tempfile::tempdir().unwrap();
     let setup =
@@ -333,7 +334,7 @@ fn what_was_registered_is_there_after_a_restart() {
     assert_eq!(get(&relay, WEBHOOKS).json(), json!({ "webhooks": [] }));
 }
 
-/// A relay whose webhooks may reach this machine, and its upstream.
+/// Starts a relay whose webhooks may reach loopback addresses, and accepts its upstream connection.
 fn relay() -> (Relay, Link) {
     let connector = Connector::new();
     let relay = setup(&connector).start();
@@ -345,12 +346,12 @@ fn setup(connector: &Connector) -> Setup {
     Setup::behind(connector).more("[egress]\nallow_networks = ['127.0.0.0/8']\n")
 }
 
-/// A body that can be registered.
+/// Returns a valid registration.
 fn webhook(url: &str) -> Value {
     json!({ "id": "crm", "product_id": PRODUCT, "url": url, "secret": "sesame", "types": ["actions"] })
 }
 
-/// The path of the webhook, and what follows.
+/// Returns the path of the webhook, followed by `rest`.
 fn of(rest: &str) -> String {
     format!("{WEBHOOKS}/crm{rest}")
 }
@@ -359,13 +360,13 @@ fn get(relay: &Relay, path: &str) -> Answer {
     relay.ask_admin(path)
 }
 
-/// A request with this body; with none for null.
+/// Sends a request with this body; `null` is no body.
 fn send(relay: &Relay, method: &str, path: &str, body: &Value) -> Answer {
     let text = if body.is_null() { String::new() } else { body.to_string() };
     http::ask_with(relay.admin, method, path, &[("Content-Type", "application/json")], &text)
 }
 
-/// The fields that a 422 complains of.
+/// Returns the fields named by a 422.
 fn fields(problem: &Answer) -> BTreeSet<String> {
     let problem = problem.json();
     let errors = problem["errors"].as_array().unwrap().iter();
@@ -381,7 +382,7 @@ fn wait_for_dead(relay: &Relay, count: u64) {
     wait::until(&format!("{count} are dead"), || get(relay, &of("")).json()["dead"] == count);
 }
 
-/// The ids of all deliveries of a state, so many at a time.
+/// Returns the ids of all deliveries of a state, read in pages of `limit`.
 fn all_ids(relay: &Relay, state: &str, limit: usize) -> Vec<String> {
     let mut ids = Vec::new();
     let mut after = String::new();
@@ -398,7 +399,8 @@ fn all_ids(relay: &Relay, state: &str, limit: usize) -> Vec<String> {
     }
 }
 
-/// Somebody who answers everything the same, as long as the test runs. Returns the URL.
+/// Starts a receiver that answers every request with this status, as long as the test runs. Returns
+/// its URL.
 fn receiver(status: &'static str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address: SocketAddr = listener.local_addr().unwrap();

@@ -1,5 +1,4 @@
-//! How an endpoint stands: disabled, open, active again; and what was given up, delivered after
-//! all.
+//! The states of an endpoint (disabled, open, active again), and the redelivery of dead letters.
 
 use std::{collections::BTreeMap, ops::Range, time::Duration};
 
@@ -7,7 +6,7 @@ use crate::common::{
     PRODUCT,
     connector::Connector,
     events::{event, event_of},
-    page::{Keeping, publish},
+    page::{Storage, publish},
     receiver::{Answer, Receiver},
     relay::Setup,
     store::DataDir,
@@ -16,12 +15,12 @@ use crate::common::{
 };
 use serde_json::{Value, json};
 
-/// Events of three sessions, in turns.
+/// Returns events of three sessions in turn.
 fn events(numbers: Range<usize>) -> impl Iterator<Item = String> {
     numbers.map(|n| event_of(SESSIONS[n % 3], n))
 }
 
-/// What the receiver must have accepted of these, session by session.
+/// Returns the numbers that the receiver must have accepted, by session.
 fn in_order(numbers: Range<usize>) -> BTreeMap<String, Vec<usize>> {
     let of = |nth: usize| numbers.clone().filter(|n| n % 3 == nth).collect();
     SESSIONS.iter().enumerate().map(|(nth, name)| ((*name).to_owned(), of(nth))).collect()
@@ -30,19 +29,19 @@ fn in_order(numbers: Range<usize>) -> BTreeMap<String, Vec<usize>> {
 const SESSIONS: [&str; 3] = ["a", "b", "c"];
 
 #[test]
-fn a_receiver_that_is_gone_disables_its_webhook_and_what_comes_waits_until_it_is_enabled() {
-    for keeping in Keeping::ALL {
+fn a_410_disables_its_webhook_and_later_events_wait_until_it_is_enabled() {
+    for storage in Storage::ALL {
         let (connector, receiver) = (Connector::new(), Receiver::answering(410));
-        let (setup, _directory) = keeping.setup(&connector);
+        let (setup, _directory) = storage.setup(&connector);
         let relay = setup.more(&(table("hook", &receiver, "") + LOOPBACK)).start();
         let mut link = connector.stream();
         publish(&relay, &mut link, [event_of("gone", 1000)]);
         relay.wait_for_webhook("hook", "disabled");
         assert_eq!(outcomes(&relay.wait_for_deliveries("hook", "dead", 1)[0]), ["refused"]);
-        receiver.now(|_| Answer::Status(200));
+        receiver.set_script(|_| Answer::Status(200));
         publish(&relay, &mut link, events(0..30));
         relay.wait_for_pending("hook", 30);
-        wait::holds("nothing is sent", Duration::from_millis(300), || receiver.count() == 1);
+        wait::holds("no request is sent", Duration::from_millis(300), || receiver.count() == 1);
         let logged = relay
             .process
             .stderr
@@ -50,17 +49,17 @@ fn a_receiver_that_is_gone_disables_its_webhook_and_what_comes_waits_until_it_is
             .into_iter()
             .filter(|line| line.contains("disabled"))
             .count();
-        assert!(logged > 0, "{keeping:?}: the log says so");
+        assert!(logged > 0, "{storage:?}: the state is logged");
         assert_eq!(relay.deliveries("hook", "pending").len(), 30);
-        let enabled = relay.tell_webhook("hook", "enable");
+        let enabled = relay.command_webhook("hook", "enable");
         assert_eq!((enabled.status(), &enabled.json()["state"]), (200, &"active".into()));
         relay.wait_until_settled("hook");
-        assert_eq!(receiver.accepted_by_session(), in_order(0..30), "{keeping:?}");
+        assert_eq!(receiver.accepted_by_session(), in_order(0..30), "{storage:?}");
     }
 }
 
 #[test]
-fn a_webhook_that_is_disabled_is_so_in_the_next_life() {
+fn a_disabled_webhook_stays_disabled_after_a_restart() {
     let (connector, data, receiver) = (Connector::new(), DataDir::new(), Receiver::answering(410));
     let setup = data.setup(&connector, "").more(&(table("hook", &receiver, "") + LOOPBACK));
     let relay = setup.start();
@@ -70,18 +69,18 @@ fn a_webhook_that_is_disabled_is_so_in_the_next_life() {
     publish(&relay, &mut link, events(0..6));
     relay.stop();
     drop(link);
-    receiver.now(|_| Answer::Status(200));
+    receiver.set_script(|_| Answer::Status(200));
     let relay = setup.start();
     assert_eq!(relay.webhook("hook")["state"], "disabled");
     relay.wait_for_pending("hook", 6);
     assert_eq!(receiver.count(), 1);
-    relay.tell_webhook("hook", "enable");
+    relay.command_webhook("hook", "enable");
     relay.wait_until_settled("hook");
     assert_eq!(receiver.accepted_by_session(), in_order(0..6));
 }
 
 #[test]
-fn what_the_former_url_answers_late_says_nothing_of_the_present_one() {
+fn a_late_response_of_the_former_url_does_not_change_the_state() {
     let (connector, former) = (Connector::new(), Receiver::new(|_| Answer::HeldThen(410)));
     let present = Receiver::accepting();
     let relay = Setup::behind(&connector).more(LOOPBACK).start();
@@ -103,7 +102,7 @@ fn what_the_former_url_answers_late_says_nothing_of_the_present_one() {
 }
 
 #[test]
-fn what_a_receiver_answers_late_says_nothing_once_an_operator_has_enabled_it() {
+fn a_late_response_does_not_disable_a_webhook_that_an_operator_has_enabled() {
     let (connector, receiver) = (Connector::new(), Receiver::new(|_| Answer::HeldThen(410)));
     let relay = Setup::behind(&connector)
         .more(&(table("hook", &receiver, "max_retries = 0") + LOOPBACK))
@@ -111,8 +110,8 @@ fn what_a_receiver_answers_late_says_nothing_once_an_operator_has_enabled_it() {
     let mut link = connector.stream();
     publish(&relay, &mut link, [event_of("a", 0)]);
     receiver.wait_for(1);
-    assert_eq!(relay.tell_webhook("hook", "enable").json()["state"], "active");
-    receiver.now(|_| Answer::Status(200));
+    assert_eq!(relay.command_webhook("hook", "enable").json()["state"], "active");
+    receiver.set_script(|_| Answer::Status(200));
     receiver.release();
     relay.wait_until_settled("hook");
     assert_eq!((receiver.count(), relay.webhook("hook")["state"].clone()), (2, "active".into()));
@@ -120,16 +119,16 @@ fn what_a_receiver_answers_late_says_nothing_once_an_operator_has_enabled_it() {
 }
 
 #[test]
-fn after_failures_of_one_delivery_after_the_other_a_single_one_probes_until_the_receiver_is_back() {
-    for keeping in Keeping::ALL {
+fn an_open_circuit_probes_with_the_oldest_delivery_until_the_receiver_recovers() {
+    for storage in Storage::ALL {
         let (connector, receiver) = (Connector::new(), Receiver::answering(503));
-        let (setup, _directory) = keeping.setup(&connector);
+        let (setup, _directory) = storage.setup(&connector);
         let relay = setup.more(&(table("hook", &receiver, "max_in_flight = 8") + LOOPBACK)).start();
         let mut link = connector.stream();
         publish(&relay, &mut link, (0..60).map(|n| event_of(&format!("s{n}"), n)));
         relay.wait_for_webhook("hook", "open");
-        // What was under way when it opened comes to its end; from then on the oldest alone is
-        // tried.
+        // Attempts in flight when the circuit opened come to an end; from then on only the oldest
+        // delivery is tried.
         let oldest_alone = || {
             let requests = receiver.requests();
             let last = &requests[requests.len().saturating_sub(4)..];
@@ -137,35 +136,35 @@ fn after_failures_of_one_delivery_after_the_other_a_single_one_probes_until_the_
         };
         wait::until("four probes one after the other", oldest_alone);
         let probed = receiver.requests().last().unwrap().number();
-        // Nothing is given up meanwhile, and the last of them are taken sooner or later.
+        // No delivery is given up meanwhile; the newest ones become pending sooner or later.
         let waiting = relay.wait_for_deliveries("hook", "pending", 60);
         let oldest = waiting.last().unwrap()["event_id"].as_str().unwrap().to_owned();
         assert_eq!(
             receiver.requests().last().unwrap().id(),
             oldest,
-            "{keeping:?}: {probed} is not the oldest"
+            "{storage:?}: {probed} is not the oldest"
         );
-        let spent = || -> Vec<usize> {
+        let attempts_used = || -> Vec<usize> {
             let attempts = |delivery: &Value| delivery["attempts"].as_array().unwrap().len();
             relay.deliveries("hook", "pending").iter().rev().skip(1).map(attempts).collect()
         };
-        let (before, count) = (spent(), receiver.count());
+        let (before, count) = (attempts_used(), receiver.count());
         wait::until("more probes", || receiver.count() > count + 2);
-        assert_eq!(spent(), before, "{keeping:?}: only the probe spends attempts");
+        assert_eq!(attempts_used(), before, "{storage:?}: only the probe uses attempts");
         publish(&relay, &mut link, [event_of("late", 60)]);
-        receiver.now(|_| Answer::Status(200));
+        receiver.set_script(|_| Answer::Status(200));
         relay.wait_until_settled("hook");
         relay.wait_for_webhook("hook", "active");
         let mut accepted: Vec<_> =
             receiver.accepted().iter().map(|request| request.number()).collect();
         accepted.sort_unstable();
-        assert_eq!(accepted, (0..=60).collect::<Vec<_>>(), "{keeping:?}");
+        assert_eq!(accepted, (0..=60).collect::<Vec<_>>(), "{storage:?}");
         assert_eq!(relay.webhook("hook")["dead"], 0);
     }
 }
 
 #[test]
-fn failures_of_one_delivery_alone_open_nothing() {
+fn failures_of_one_delivery_do_not_open_the_circuit() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let receiver =
         Receiver::new(|request| Answer::Status(if request.number() == 0 { 500 } else { 200 }));
@@ -179,47 +178,50 @@ fn failures_of_one_delivery_alone_open_nothing() {
 }
 
 #[test]
-fn an_open_webhook_is_active_at_once_when_it_is_enabled() {
+fn enabling_an_open_webhook_closes_its_circuit_at_once() {
     let (connector, receiver) = (Connector::new(), Receiver::answering(503));
-    let (setup, _directory) = Keeping::Memory.setup(&connector);
-    // After the first failures, nothing would come for a long time.
+    let (setup, _directory) = Storage::Memory.setup(&connector);
+    // After the first failures, the backoff outlasts the test.
     let lines = "initial_backoff = '10m'\nmax_backoff = '10m'";
     let relay = setup.more(&(table("hook", &receiver, lines) + LOOPBACK)).start();
     let mut link = connector.stream();
     publish(&relay, &mut link, (0..60).map(|n| event_of(&format!("s{n}"), n)));
     relay.wait_for_webhook("hook", "open");
-    receiver.now(|_| Answer::Status(200));
-    assert_eq!(relay.tell_webhook("hook", "enable").json()["state"], "active");
+    receiver.set_script(|_| Answer::Status(200));
+    assert_eq!(relay.command_webhook("hook", "enable").json()["state"], "active");
     relay.wait_until_settled("hook");
     assert_eq!(receiver.accepted().len(), 60);
 }
 
 #[test]
-fn dead_letters_are_delivered_again_singly_and_all_at_once_in_order() {
-    for keeping in Keeping::ALL {
+fn dead_letters_are_redelivered_singly_and_all_at_once_in_order() {
+    for storage in Storage::ALL {
         let (connector, receiver) = (Connector::new(), Receiver::answering(400));
-        let (setup, _directory) = keeping.setup(&connector);
+        let (setup, _directory) = storage.setup(&connector);
         let relay = setup.more(&(table("hook", &receiver, "") + LOOPBACK)).start();
         let mut link = connector.stream();
         let frames = publish(&relay, &mut link, events(0..30));
-        let letters = relay.wait_for_deliveries("hook", "dead", 30);
-        // Sessions die side by side; within each, the newest is the first.
+        let dead_letters = relay.wait_for_deliveries("hook", "dead", 30);
+        // Sessions are independent; within each, the newest dead letter is listed first.
         for (nth, session) in SESSIONS.iter().enumerate() {
-            let of_session = letters.iter().filter(|letter| letter["session_id"] == *session);
+            let of_session =
+                dead_letters.iter().filter(|dead_letter| dead_letter["session_id"] == *session);
             let ids: Vec<_> =
-                of_session.map(|letter| letter["event_id"].as_str().unwrap()).collect();
+                of_session.map(|dead_letter| dead_letter["event_id"].as_str().unwrap()).collect();
             let expected: Vec<_> =
                 frames.iter().skip(nth).step_by(3).rev().map(|frame| frame.id()).collect();
-            assert_eq!(ids, expected, "{keeping:?}");
+            assert_eq!(ids, expected, "{storage:?}");
         }
-        relay.tell_webhook("hook", "enable"); // whatever the refusals have led to
-        receiver.now(|_| Answer::Status(200));
+        relay.command_webhook("hook", "enable"); // in case the refusals have opened the circuit
+        receiver.set_script(|_| Answer::Status(200));
         let before = receiver.count();
 
-        // Number 7, by the name that the list gives it.
-        let seventh =
-            letters.iter().find(|letter| letter["event_id"] == frames[7].id()).unwrap()["id"]
-                .clone();
+        // Number 7, by its id in the list.
+        let seventh = dead_letters
+            .iter()
+            .find(|dead_letter| dead_letter["event_id"] == frames[7].id())
+            .unwrap()["id"]
+            .clone();
         assert_eq!(relay.redeliver("hook", &json!({ "delivery_ids": [seventh, "1-1"] })), 1);
         let again = receiver.wait_for(before + 1).pop().unwrap();
         assert_eq!(
@@ -240,15 +242,15 @@ fn dead_letters_are_delivered_again_singly_and_all_at_once_in_order() {
         relay.wait_until_settled("hook");
         for (session, numbers) in receiver.accepted_by_session() {
             let rest = numbers.iter().filter(|n| **n != 7).collect::<Vec<_>>();
-            assert!(rest.is_sorted() && numbers.len() == 10, "{keeping:?} {session}: {numbers:?}");
+            assert!(rest.is_sorted() && numbers.len() == 10, "{storage:?} {session}: {numbers:?}");
         }
-        assert_eq!(receiver.accepted().len(), 30, "{keeping:?}: each once");
+        assert_eq!(receiver.accepted().len(), 30, "{storage:?}: each once");
         assert_eq!(relay.redeliver("hook", &json!({ "state": "dead" })), 0);
     }
 }
 
 #[test]
-fn a_dead_letter_that_fails_again_is_one_again() {
+fn a_dead_letter_that_fails_again_is_dead_again() {
     let (connector, data, receiver) = (Connector::new(), DataDir::new(), Receiver::answering(400));
     let relay = data.setup(&connector, "").more(&(table("hook", &receiver, "") + LOOPBACK)).start();
     let mut link = connector.stream();
@@ -256,7 +258,8 @@ fn a_dead_letter_that_fails_again_is_one_again() {
     relay.wait_for_dead("hook", 1);
     assert_eq!(relay.redeliver("hook", &json!({ "state": "dead" })), 1);
     receiver.wait_for(2);
-    let letter = wait::value("it is dead again", || relay.deliveries("hook", "dead").pop());
-    assert_eq!(letter["event_id"], receiver.requests()[0].id());
+    let dead_letter =
+        wait::value("the delivery is dead again", || relay.deliveries("hook", "dead").pop());
+    assert_eq!(dead_letter["event_id"], receiver.requests()[0].id());
     relay.wait_until_settled("hook");
 }

@@ -1,5 +1,5 @@
-//! Deliveries to receivers that behave: what they get, byte by byte, what they do not get, and what
-//! the relay tells of it.
+//! Deliveries to well-behaved receivers: requests byte by byte, filters, and the deliveries that
+//! the admin API lists.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::common::{
     connector::Connector,
     events::{event, event_like, event_of},
     http,
-    page::{Keeping, publish},
+    page::{Storage, publish},
     process::Process,
     receiver::{Answer, Receiver, Request},
     relay::Setup,
@@ -28,10 +28,10 @@ const FIXTURES: [&str; 6] = [
 ];
 
 #[test]
-fn every_payload_arrives_byte_for_byte_and_signed_as_the_contract_has_it() {
-    for keeping in Keeping::ALL {
+fn every_payload_is_delivered_byte_for_byte_and_signed_by_the_contract() {
+    for storage in Storage::ALL {
         let (connector, receiver) = (Connector::new(), Receiver::accepting());
-        let (setup, _directory) = keeping.setup(&connector);
+        let (setup, _directory) = storage.setup(&connector);
         let standard = table("standard", &receiver, &format!("secret = '{}'", WHSEC.0));
         let relay = setup.more(&(table("plain", &receiver, "") + &standard + LOOPBACK)).start();
         let mut link = connector.stream();
@@ -48,9 +48,9 @@ fn every_payload_arrives_byte_for_byte_and_signed_as_the_contract_has_it() {
                     .iter()
                     .map(AsRef::as_ref)
                     .find(of_event)
-                    .expect("every event comes to both");
+                    .expect("both webhooks get every event");
                 assert_eq!(request.head.first_line, format!("POST {path} HTTP/1.1"));
-                assert_eq!(String::from_utf8_lossy(&request.body), *payload, "{keeping:?}");
+                assert_eq!(String::from_utf8_lossy(&request.body), *payload, "{storage:?}");
                 assert_eq!(request.field("content-type"), "application/json");
                 assert_eq!(request.field("host"), receiver.address.to_string());
                 let agent = concat!("autoplay-relay/", env!("CARGO_PKG_VERSION"));
@@ -67,8 +67,8 @@ fn every_payload_arrives_byte_for_byte_and_signed_as_the_contract_has_it() {
             relay.wait_until_settled(id);
             assert_eq!(relay.attempts(id, "accepted"), FIXTURES.len() as f64);
         }
-        assert_eq!(receiver.count(), 2 * FIXTURES.len(), "{keeping:?}: nothing comes twice");
-        assert!(receiver.connections() < 2 * FIXTURES.len(), "connections are used again");
+        assert_eq!(receiver.count(), 2 * FIXTURES.len(), "{storage:?}: no request is repeated");
+        assert!(receiver.connections() < 2 * FIXTURES.len(), "connections are reused");
     }
 }
 
@@ -77,7 +77,7 @@ fn is(request: &Request, path: &str, id: &str) -> bool {
 }
 
 #[test]
-fn a_webhook_gets_the_types_and_sessions_it_asks_for_and_neither_gap_nor_heartbeat() {
+fn a_webhook_gets_its_types_and_sessions_and_neither_gap_nor_heartbeat() {
     let (connector, receiver) = (Connector::new(), Receiver::accepting());
     let tables = table("all", &receiver, "")
         + &table("summaries", &receiver, "types = ['summary']")
@@ -117,7 +117,7 @@ fn a_webhook_gets_the_types_and_sessions_it_asks_for_and_neither_gap_nor_heartbe
 }
 
 #[test]
-fn every_attempt_has_the_same_body_and_id_and_a_time_and_signature_of_its_own() {
+fn every_attempt_has_the_same_body_and_id_and_its_own_time_and_signature() {
     let (connector, receiver) = (Connector::new(), Receiver::answering(500));
     let relay = Setup::behind(&connector).more(&(table("hook", &receiver, "") + LOOPBACK)).start();
     let mut link = connector.stream();
@@ -127,7 +127,7 @@ fn every_attempt_has_the_same_body_and_id_and_a_time_and_signature_of_its_own() 
         let requests = receiver.requests();
         requests.len() > 2 && timestamp(requests.last().unwrap()) > timestamp(&requests[0])
     });
-    receiver.now(|_| Answer::Status(204));
+    receiver.set_script(|_| Answer::Status(204));
     relay.wait_until_settled("hook");
     let requests = receiver.requests();
     for request in &requests {
@@ -145,10 +145,10 @@ fn every_attempt_has_the_same_body_and_id_and_a_time_and_signature_of_its_own() 
 }
 
 #[test]
-fn what_is_listed_is_what_happened() {
-    for keeping in Keeping::ALL {
+fn deliveries_are_listed_with_their_attempts() {
+    for storage in Storage::ALL {
         let (connector, receiver) = (Connector::new(), Receiver::new(by_session));
-        let (setup, _directory) = keeping.setup(&connector);
+        let (setup, _directory) = storage.setup(&connector);
         let lines = "max_retries = 1\nmax_in_flight = 4\ntypes = ['actions']\nsession_ids = ['good', 'bad', 'slow']";
         let relay = setup.more(&(table("hook", &receiver, lines) + LOOPBACK)).start();
         let mut link = connector.stream();
@@ -193,7 +193,7 @@ fn what_is_listed_is_what_happened() {
             "pending": 2, "dead": 1
         });
         for (name, value) in expected.as_object().unwrap() {
-            assert_eq!(view[name], *value, "{keeping:?}: {name} of {view}");
+            assert_eq!(view[name], *value, "{storage:?}: {name} of {view}");
         }
         assert_eq!(
             relay.ask_admin("/api/v1/webhooks").json()["webhooks"].as_array().unwrap().len(),
@@ -217,7 +217,7 @@ fn by_session(request: &Request) -> Answer {
     }
 }
 
-/// RFC 3339, in UTC.
+/// Returns true for a time in UTC (RFC 3339).
 fn is_time(value: &Value) -> bool {
     value
         .as_str()
@@ -225,7 +225,7 @@ fn is_time(value: &Value) -> bool {
 }
 
 #[test]
-fn no_secret_is_shown_anywhere() {
+fn a_secret_is_absent_from_admin_api_metrics_and_log() {
     let (connector, receiver) = (Connector::new(), Receiver::answering(401));
     let mut relay =
         Setup::behind(&connector).more(&(table("hook", &receiver, "") + LOOPBACK)).start();
@@ -243,7 +243,7 @@ fn no_secret_is_shown_anywhere() {
 }
 
 #[test]
-fn a_new_secret_signs_beside_the_old_one() {
+fn a_new_secret_signs_in_addition_to_the_old_one() {
     let (connector, receiver) = (Connector::new(), Receiver::accepting());
     let relay = Setup::behind(&connector).more(LOOPBACK).start();
     let mut link = connector.stream();
@@ -265,44 +265,44 @@ fn a_new_secret_signs_beside_the_old_one() {
     assert_eq!(
         request.field("authorization"),
         format!("Bearer {}", WHSEC.0),
-        "the connector's headers know one alone"
+        "the connector's headers carry one secret"
     );
     let removed = relay.call("DELETE", "/api/v1/webhooks/hook", &Value::Null);
     assert_eq!((removed.status(), relay.ask_admin("/api/v1/webhooks/hook").status()), (204, 404));
     publish(&relay, &mut link, [event(2)]);
-    wait::holds("nothing comes any more", Duration::from_millis(300), || receiver.count() == 2);
+    wait::holds("no further request", Duration::from_millis(300), || receiver.count() == 2);
 }
 
 #[test]
-fn a_test_sends_a_signed_sample_and_tells_how_it_went() {
+fn a_test_sends_a_signed_sample_and_returns_its_outcome() {
     let (connector, receiver) = (Connector::new(), Receiver::answering(202));
     let relay = Setup::behind(&connector).more(&(table("hook", &receiver, "") + LOOPBACK)).start();
-    let answer = relay.tell_webhook("hook", "test");
-    let told = answer.json();
+    let answer = relay.command_webhook("hook", "test");
+    let result = answer.json();
     assert_eq!(
-        (answer.status(), &told["outcome"], &told["status"]),
+        (answer.status(), &result["outcome"], &result["status"]),
         (200, &"accepted".into(), &202.into())
     );
-    assert!(told["duration_ms"].is_u64(), "{told}");
+    assert!(result["duration_ms"].is_u64(), "{result}");
     let request = &receiver.wait_for(1)[0];
     assert_signed(request, SECRET, SECRET.as_bytes());
     let sample: Value = serde_json::from_slice(&request.body).unwrap();
     assert!(sample["type"].is_string() && sample["product_id"] == PRODUCT, "{sample}");
-    receiver.now(|_| Answer::Status(503));
-    let told = relay.tell_webhook("hook", "test").json();
-    assert_eq!((&told["outcome"], &told["status"]), (&"failed".into(), &503.into()));
+    receiver.set_script(|_| Answer::Status(503));
+    let result = relay.command_webhook("hook", "test").json();
+    assert_eq!((&result["outcome"], &result["status"]), (&"failed".into(), &503.into()));
     assert_eq!(
         (receiver.count(), &relay.webhook("hook")["pending"]),
         (2, &0.into()),
-        "a sample is not tried again"
+        "a sample is not retried"
     );
 }
 
 #[test]
-fn what_is_erased_is_delivered_to_nobody_and_no_dead_letter_of_it_is_kept() {
-    for keeping in Keeping::ALL {
+fn erased_events_are_neither_delivered_nor_kept_as_dead_letters() {
+    for storage in Storage::ALL {
         let (connector, receiver) = (Connector::new(), Receiver::answering(400));
-        let (setup, _directory) = keeping.setup(&connector);
+        let (setup, _directory) = storage.setup(&connector);
         let relay = setup.more(&(table("hook", &receiver, "") + LOOPBACK)).start();
         let mut link = connector.stream();
         publish(&relay, &mut link, (0..20).map(|n| event_of(["mine", "other"][n % 2], n)));
@@ -316,44 +316,44 @@ fn what_is_erased_is_delivered_to_nobody_and_no_dead_letter_of_it_is_kept() {
         relay.wait_for_dead("hook", 10);
         let left = relay.deliveries("hook", "dead");
         assert!(
-            left.len() == 10 && left.iter().all(|letter| letter["session_id"] == "other"),
-            "{keeping:?} {left:?}"
+            left.len() == 10 && left.iter().all(|dead_letter| dead_letter["session_id"] == "other"),
+            "{storage:?} {left:?}"
         );
-        relay.tell_webhook("hook", "enable"); // whatever the refusals have led to
-        receiver.now(|_| Answer::Status(500));
+        relay.command_webhook("hook", "enable"); // in case the refusals have opened the circuit
+        receiver.set_script(|_| Answer::Status(500));
         publish(&relay, &mut link, (20..22).map(|n| event_of(["mine", "other"][n % 2], n)));
         relay.wait_for_pending("hook", 2);
         relay.call("DELETE", &format!("/api/v1/events/{PRODUCT}?session_id=mine"), &Value::Null);
         relay.wait_for_pending("hook", 1);
-        receiver.now(|_| Answer::Status(200));
+        receiver.set_script(|_| Answer::Status(200));
         relay.wait_until_settled("hook");
         assert_eq!(
             receiver.accepted_by_session(),
             [("other".to_owned(), vec![21])].into(),
-            "{keeping:?}"
+            "{storage:?}"
         );
     }
 }
 
 #[test]
-fn the_demo_pushes_to_its_sample_receiver_which_finds_both_signatures_good() {
+fn the_demo_delivers_to_its_sample_receiver_with_both_signatures_valid() {
     let environment = [
         ("AUTOPLAY_RELAY__SERVER__LISTEN", "127.0.0.1:0"),
         ("AUTOPLAY_RELAY__SERVER__ADMIN_LISTEN", "127.0.0.1:0"),
     ];
     let mut demo = Process::start(&["--log-format", "json", "demo"], &environment);
-    let says = |what: &str, words: &str| {
+    let prints = |what: &str, words: &str| {
         demo.stdout.first(what, |line| line.contains(words).then_some(()));
     };
-    says("a delivery with good signatures", "/good got ");
-    says("the outage of the other", "/flaky answers 503");
-    let curl = demo.stdout.first("what is owed to look at", |line| {
+    prints("a delivery with valid signatures", "/good got ");
+    prints("the outage of the other receiver", "/flaky answers 503");
+    let curl = demo.stdout.first("the command that lists pending deliveries", |line| {
         let url = line.split("curl 'http://").nth(1)?.split('\'').next()?;
         url.contains("state=pending").then(|| url.to_owned())
     });
     let (admin, path) = curl.split_once('/').unwrap();
     let admin = admin.parse().unwrap();
-    wait::until("deliveries that wait", || {
+    wait::until("a failed delivery is pending", || {
         let page = http::get(admin, &format!("/{path}"), &[]).json();
         page["deliveries"]
             .as_array()

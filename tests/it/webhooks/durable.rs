@@ -1,4 +1,5 @@
-//! With `log.data_dir`, what is owed outlives the relay, and a receiver's outage of any length.
+//! With `log.data_dir`, pending deliveries survive restarts and outages of a receiver of any
+//! length.
 
 use std::{collections::BTreeMap, ops::Range, time::Duration};
 
@@ -15,7 +16,7 @@ use crate::common::{
 };
 use serde_json::{Value, json};
 
-/// Sessions whose events come in turns.
+/// Number of sessions, whose events take turns.
 const SESSIONS: usize = 7;
 
 fn session(number: usize) -> String {
@@ -26,8 +27,7 @@ fn events(numbers: Range<usize>) -> impl Iterator<Item = String> {
     numbers.map(|n| event_of(&session(n), n))
 }
 
-/// Checks that these events, and no others, were accepted once each and in order within each
-/// session.
+/// Checks that exactly these events were accepted, once each and in order within each session.
 fn assert_all_once(receiver: &Receiver, numbers: Range<usize>) {
     let mut expected = BTreeMap::<_, Vec<_>>::new();
     numbers.for_each(|n| expected.entry(session(n)).or_default().push(n));
@@ -35,7 +35,7 @@ fn assert_all_once(receiver: &Receiver, numbers: Range<usize>) {
     for (session, numbers) in &expected {
         let found = accepted.get(session).map_or(&[][..], Vec::as_slice);
         let first = numbers.iter().zip(found).position(|(expected, found)| expected != found);
-        assert_eq!(first, None, "{session}: {first:?} is the first that is not in its place");
+        assert_eq!(first, None, "{session}: {first:?} is the first out of order");
         assert_eq!(found.len(), numbers.len(), "{session}");
     }
     assert_eq!(accepted.len(), expected.len());
@@ -45,14 +45,14 @@ fn setup(data: &DataDir, connector: &Connector, receiver: &Receiver, log: &str) 
     data.setup(connector, log).more(&(table("hook", receiver, "") + LOOPBACK))
 }
 
-/// The next connection of a relay that was there before.
+/// Accepts the upstream connection of a restarted relay.
 fn reconnect(relay: &Relay, connector: &Connector, link: Link) -> Link {
     drop(link);
     relay.reconnect(connector)
 }
 
 #[test]
-fn what_arrives_while_the_receiver_is_down_is_delivered_after_a_restart_in_order() {
+fn events_during_an_outage_of_the_receiver_are_delivered_after_a_restart_in_order() {
     let (connector, data, receiver) = (Connector::new(), DataDir::new(), Receiver::accepting());
     let setup = setup(&data, &connector, &receiver, "");
     let relay = setup.start();
@@ -76,28 +76,28 @@ fn what_arrives_while_the_receiver_is_down_is_delivered_after_a_restart_in_order
 }
 
 #[test]
-fn after_a_clean_restart_nothing_comes_twice_and_attempts_are_remembered() {
+fn a_clean_restart_repeats_no_delivery_and_keeps_attempts() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let receiver =
         Receiver::new(|request| Answer::Status(if request.session() == "bad" { 500 } else { 200 }));
-    let patient = table("hook", &receiver, "max_backoff = '1s'");
-    let setup = data.setup(&connector, "").more(&(patient + LOOPBACK));
+    let slow_retry = table("hook", &receiver, "max_backoff = '1s'");
+    let setup = data.setup(&connector, "").more(&(slow_retry + LOOPBACK));
     let mut relay = setup.start();
     let mut link = connector.stream();
     publish(&relay, &mut link, [event_of("bad", 9999)]);
-    for life in 0..4 {
-        publish(&relay, &mut link, events(life * 50..life * 50 + 50));
-        receiver.wait_for_accepted(life * 50 + 50);
+    for run in 0..4 {
+        publish(&relay, &mut link, events(run * 50..run * 50 + 50));
+        receiver.wait_for_accepted(run * 50 + 50);
         relay.wait_for_pending("hook", 1);
         let before = outcomes(&relay.deliveries("hook", "pending")[0]).len();
         relay.stop();
         relay = setup.start();
         let after = outcomes(&relay.wait_for_deliveries("hook", "pending", 1)[0]).len();
-        // A long list may be kept shortened, but what was spent is not spent anew.
-        assert!(after >= before.min(8), "life {life}: {after} of {before} attempts are remembered");
+        // A long list of attempts may be shortened, but used attempts are not reset.
+        assert!(after >= before.min(8), "run {run}: {after} of {before} attempts are remembered");
         link = reconnect(&relay, &connector, link);
     }
-    receiver.now(|_| Answer::Status(200));
+    receiver.set_script(|_| Answer::Status(200));
     relay.wait_until_settled("hook");
     let accepted = receiver.accepted_by_session();
     assert_eq!(accepted["bad"], [9999]);
@@ -107,7 +107,7 @@ fn after_a_clean_restart_nothing_comes_twice_and_attempts_are_remembered() {
 }
 
 #[test]
-fn a_webhook_that_the_api_registered_is_there_after_a_restart_and_goes_on_where_it_was() {
+fn a_webhook_registered_by_the_api_continues_after_a_restart() {
     let (connector, data, receiver) = (Connector::new(), DataDir::new(), Receiver::accepting());
     let setup = data.setup(&connector, "").more(LOOPBACK);
     let relay = setup.start();
@@ -146,19 +146,19 @@ fn a_webhook_that_the_api_registered_is_there_after_a_restart_and_goes_on_where_
     publish(&relay, &mut link, events(40..60));
     receiver.wait_for_accepted(60);
     relay.wait_until_settled("hook");
-    assert_all_once(&receiver, 0..60); // and so nothing from before its registration
+    assert_all_once(&receiver, 0..60); // and no event from before the registration
     assert_eq!(relay.call("DELETE", "/api/v1/webhooks/hook", &Value::Null).status(), 204);
     relay.stop();
     let relay = setup.start();
     assert_eq!(
         relay.ask_admin("/api/v1/webhooks/hook").status(),
         404,
-        "what is deleted does not come back"
+        "a deleted webhook does not return"
     );
 }
 
 #[test]
-fn a_webhook_of_the_file_keeps_its_place_when_its_lines_change_and_the_file_wins_over_the_api() {
+fn a_changed_webhook_of_the_file_keeps_its_position_and_overrides_the_api() {
     let (connector, data, receiver) = (Connector::new(), DataDir::new(), Receiver::accepting());
     let relay = setup(&data, &connector, &receiver, "").start();
     let mut link = connector.stream();
@@ -194,35 +194,37 @@ fn a_webhook_of_the_file_keeps_its_place_when_its_lines_change_and_the_file_wins
 }
 
 #[test]
-fn what_is_owed_beyond_retention_is_a_dead_letter_and_can_still_be_delivered() {
+fn deliveries_beyond_retention_are_dead_letters_and_can_be_redelivered() {
     const EVENTS: usize = 1000;
     let (connector, data, receiver) = (Connector::new(), DataDir::new(), Receiver::answering(410));
     let setup = setup(&data, &connector, &receiver, "retention_bytes = '1MiB'");
     let relay = setup.start();
     let mut link = connector.stream();
-    // A dead letter that is not of the retention: the receiver says that it is gone, and everything
-    // else waits.
+    // A dead letter that retention has not made: a 410 disables the webhook, and all later events
+    // wait.
     publish(&relay, &mut link, [event_of("gone", 9999)]);
     relay.wait_for_webhook("hook", "disabled");
-    receiver.now(|_| Answer::Status(200));
+    receiver.set_script(|_| Answer::Status(200));
     // Four mebibytes, of which the store keeps one.
     publish(&relay, &mut link, (0..EVENTS).map(large));
-    // What retention moves between two looks is in neither list, or in both.
-    let (dead, pending) =
-        wait::value("the oldest have been given up, and nothing is dropped silently", || {
-            let lists = (relay.deliveries("hook", "dead"), relay.deliveries("hook", "pending"));
-            (lists.1.len() < 300 && lists.0.len() + lists.1.len() == EVENTS + 1).then_some(lists)
-        });
-    assert_eq!(outcomes(&dead[0]), [] as [&str; 0], "it was not even tried");
-    assert!(sequence(&dead[0]) < sequence(pending.last().unwrap()), "the oldest go first");
+    // A delivery that retention moves between the two requests is in neither list, or in both.
+    let (dead, pending) = wait::value("the oldest deliveries are dead, and none is lost", || {
+        let lists = (relay.deliveries("hook", "dead"), relay.deliveries("hook", "pending"));
+        (lists.1.len() < 300 && lists.0.len() + lists.1.len() == EVENTS + 1).then_some(lists)
+    });
+    assert_eq!(outcomes(&dead[0]), [] as [&str; 0], "it was never attempted");
+    assert!(
+        sequence(&dead[0]) < sequence(pending.last().unwrap()),
+        "the oldest are given up first"
+    );
     relay.stop();
     let relay = setup.start();
-    assert!(relay.deliveries("hook", "dead").len() >= dead.len(), "also in the next life");
-    assert_eq!(relay.tell_webhook("hook", "enable").status(), 200);
+    assert!(relay.deliveries("hook", "dead").len() >= dead.len(), "after a restart, too");
+    assert_eq!(relay.command_webhook("hook", "enable").status(), 200);
     relay.wait_until_settled("hook");
-    let letters = EVENTS + 1 - receiver.accepted().len();
-    assert!(letters >= dead.len(), "what was given up was not delivered by itself");
-    assert_eq!(relay.redeliver("hook", &json!({ "state": "dead" })), letters as u64);
+    let dead_letters = EVENTS + 1 - receiver.accepted().len();
+    assert!(dead_letters >= dead.len(), "dead letters are not delivered by themselves");
+    assert_eq!(relay.redeliver("hook", &json!({ "state": "dead" })), dead_letters as u64);
     let accepted = receiver.wait_for_accepted(EVENTS + 1);
     let mut numbers: Vec<_> =
         accepted.iter().map(|request| request.number()).filter(|n| *n < EVENTS).collect();
@@ -241,13 +243,13 @@ fn what_is_owed_beyond_retention_is_a_dead_letter_and_can_still_be_delivered() {
     );
 }
 
-/// The second part of the event's id, which counts.
+/// Returns the sequence of the event's id.
 fn sequence(delivery: &Value) -> u64 {
     let id = delivery["event_id"].as_str().unwrap();
     id.split_once('-').unwrap().1.parse().unwrap()
 }
 
-/// An event of 4 KiB.
+/// Returns an event of 4 KiB.
 fn large(number: usize) -> String {
     let (session, filler) = (session(number), "x".repeat(4000));
     format!(
@@ -256,7 +258,7 @@ fn large(number: usize) -> String {
 }
 
 #[test]
-fn in_memory_alone_what_is_owed_beyond_its_bounds_is_a_dead_letter() {
+fn deliveries_beyond_the_memory_limits_are_dead_letters() {
     let (connector, receiver) = (Connector::new(), Receiver::answering(410));
     let bounds = "memory_bytes = '64KiB'\nmemory_events = 16";
     let relay = Setup::behind(&connector)
@@ -266,19 +268,19 @@ fn in_memory_alone_what_is_owed_beyond_its_bounds_is_a_dead_letter() {
     let mut link = connector.stream();
     publish(&relay, &mut link, [event_of("gone", 9999)]);
     relay.wait_for_webhook("hook", "disabled");
-    receiver.now(|_| Answer::Status(200));
+    receiver.set_script(|_| Answer::Status(200));
     for begin in (0..100).step_by(4) {
         publish(&relay, &mut link, (begin..begin + 4).map(large));
-        // No faster than the webhook takes them: the log keeps sixteen events, and what has left it
-        // unseen is lost.
-        let owed = begin as u64 + 5;
-        wait::until("none has got lost", || {
+        // No faster than the webhook takes the events: the log keeps sixteen, and an event that is
+        // evicted unread is lost.
+        let total = begin as u64 + 5;
+        wait::until("no event is lost", || {
             let view = relay.webhook("hook");
-            view["pending"].as_u64().unwrap() + view["dead"].as_u64().unwrap() == owed
+            view["pending"].as_u64().unwrap() + view["dead"].as_u64().unwrap() == total
         });
     }
-    assert!(relay.webhook("hook")["dead"].as_u64().unwrap() > 1, "some have been given up");
-    relay.tell_webhook("hook", "enable");
+    assert!(relay.webhook("hook")["dead"].as_u64().unwrap() > 1, "some deliveries are dead");
+    relay.command_webhook("hook", "enable");
     relay.wait_until_settled("hook");
     relay.redeliver("hook", &json!({ "state": "dead" }));
     let mut numbers: Vec<_> =
@@ -288,7 +290,7 @@ fn in_memory_alone_what_is_owed_beyond_its_bounds_is_a_dead_letter() {
 }
 
 #[test]
-fn a_receiver_that_is_down_while_very_many_events_arrive_gets_them_all_in_order() {
+fn a_receiver_gets_every_event_of_a_long_outage_in_order() {
     let is_long = std::env::var_os("AUTOPLAY_RELAY_LONG").is_some();
     let events = if is_long { 100_000 } else { 20_000 };
     let (connector, data) = (Connector::new(), DataDir::new());
@@ -301,8 +303,8 @@ fn a_receiver_that_is_down_while_very_many_events_arrive_gets_them_all_in_order(
         let frames =
             (begin..begin + STEP).map(|n| format!("data: {}\n\n", event_of(&session(n), n)));
         link.send(frames.collect::<String>());
-        // Not further ahead of the witness than a store on a busy machine can follow: none must
-        // leave memory unkept.
+        // Not further ahead of the witness than a store on a busy machine can follow: no event may
+        // be evicted from memory before it is persisted.
         witness.wait_for_accepted((begin + STEP).saturating_sub(4 * STEP));
     }
     witness.wait_for_accepted(events);
@@ -310,7 +312,7 @@ fn a_receiver_that_is_down_while_very_many_events_arrive_gets_them_all_in_order(
     assert_eq!(
         relay.webhook("hook")["dead"],
         0,
-        "an outage of the whole endpoint spends no delivery's attempts"
+        "an outage of the endpoint uses no attempts of deliveries"
     );
     receiver.start();
     receiver.wait_for_accepted(events);
@@ -324,10 +326,10 @@ fn a_receiver_that_is_down_while_very_many_events_arrive_gets_them_all_in_order(
     assert_eq!(
         relay.deliveries("hook", "delivered").len(),
         1000,
-        "of what was delivered, the last are listed"
+        "the latest deliveries are listed"
     );
     assert_eq!(relay.gaps("not_kept"), 0.0);
-    wait::holds("nothing comes again", Duration::from_millis(200), || {
+    wait::holds("no request is repeated", Duration::from_millis(200), || {
         receiver.count() == receiver.accepted().len()
     });
 }

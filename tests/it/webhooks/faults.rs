@@ -1,5 +1,5 @@
-//! Receivers that fail, each in its way: what is tried again, what is given up, and who is not held
-//! up by it.
+//! Failing receivers: which attempts are retried, which deliveries are given up, and which are
+//! unaffected.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -9,7 +9,7 @@ use std::{
 use crate::common::{
     connector::{Connector, Link},
     events::{event, event_of},
-    page::{Keeping, publish},
+    page::{Storage, publish},
     receiver::{Answer, Receiver, Request},
     relay::{Relay, Setup},
     store::DataDir,
@@ -18,7 +18,7 @@ use crate::common::{
 };
 use serde_json::json;
 
-/// A relay with one webhook to this receiver.
+/// Starts a relay with one webhook to this receiver.
 fn relay_to(receiver: &Receiver, lines: &str) -> (Connector, Relay, Link) {
     let connector = Connector::new();
     let relay =
@@ -28,8 +28,8 @@ fn relay_to(receiver: &Receiver, lines: &str) -> (Connector, Relay, Link) {
 }
 
 #[test]
-fn every_status_has_the_consequence_that_the_interface_names() {
-    // Every webhook has a path of its own at the receiver, which is the status it is answered with.
+fn every_status_has_its_documented_consequence() {
+    // Every webhook has its own path at the receiver, which is the status of the response.
     let by_path = |request: &Request| {
         Answer::Status(request.head.path().rsplit('/').next().unwrap().parse().unwrap())
     };
@@ -58,7 +58,9 @@ fn every_status_has_the_consequence_that_the_interface_names() {
                     .iter()
                     .all(|attempt| attempt["status"] == *status)
             );
-            wait::until("it is counted", || relay.attempts(&id, outcome) == attempts as f64);
+            wait::until("the attempts are counted", || {
+                relay.attempts(&id, outcome) == attempts as f64
+            });
             let view = relay.webhook(&id);
             let (expected, dead) =
                 (if *status == 410 { "disabled" } else { "active" }, u64::from(state == "dead"));
@@ -88,7 +90,7 @@ fn a_redirect_is_not_followed() {
 }
 
 #[test]
-fn whatever_happens_to_the_connection_it_is_an_attempt_and_the_next_one_delivers() {
+fn every_connection_failure_is_an_attempt_and_the_next_one_delivers() {
     let lost = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nnot a hundred".to_vec();
     let faults = [
         (Answer::Hang, "timeout"),
@@ -114,7 +116,7 @@ fn whatever_happens_to_the_connection_it_is_an_attempt_and_the_next_one_delivers
         for duration in durations.take(if outcome == "timeout" { 2 } else { 0 }) {
             assert!(
                 (400..5000).contains(&duration),
-                "{what}: the deadline is for everything, {duration} ms"
+                "{what}: the deadline covers the whole attempt, {duration} ms"
             );
         }
         assert_eq!(relay.attempts("hook", outcome), 2.0, "{what}");
@@ -123,7 +125,7 @@ fn whatever_happens_to_the_connection_it_is_an_attempt_and_the_next_one_delivers
 }
 
 #[test]
-fn a_receiver_that_is_not_there_or_resets_at_once_is_tried_until_it_is() {
+fn an_absent_or_resetting_receiver_is_retried_until_it_answers() {
     let receiver = Receiver::accepting();
     let (_connector, relay, mut link) = relay_to(&receiver, "");
     receiver.stop();
@@ -148,7 +150,7 @@ fn a_receiver_that_is_not_there_or_resets_at_once_is_tried_until_it_is() {
 }
 
 #[test]
-fn an_answer_that_is_no_http_is_no_acceptance() {
+fn a_response_that_is_not_http_is_no_acceptance() {
     let mut answers = vec![Answer::Raw(b"220 mail.example.com ESMTP\r\n".to_vec())].into_iter();
     let receiver = Receiver::new(move |_| answers.next().unwrap_or(Answer::Status(200)));
     let (_connector, relay, mut link) = relay_to(&receiver, "");
@@ -158,29 +160,30 @@ fn an_answer_that_is_no_http_is_no_acceptance() {
 }
 
 #[test]
-fn of_an_endless_body_little_is_read_and_none_is_decompressed() {
+fn an_endless_response_body_is_read_up_to_a_limit_and_not_decompressed() {
     let receiver = Receiver::new(|_| Answer::EndlessBody);
     let (_connector, relay, mut link) = relay_to(&receiver, "timeout = '5s'");
     publish(&relay, &mut link, [event(0)]);
     let delivery = relay.wait_for_deliveries("hook", "delivered", 1).remove(0);
     assert_eq!(outcomes(&delivery), ["accepted"]);
     let duration = delivery["attempts"][0]["duration_ms"].as_u64().unwrap();
-    assert!(duration < 4000, "it does not wait for an end: {duration} ms");
-    // What the kernel's buffers on both sides hold is all that can be more than the 16 KiB that are
-    // read.
-    wait::holds("no more is taken", Duration::from_millis(200), || receiver.poured() < 16 << 20);
-    // No gzip at all: whoever wanted to decompress it would have to give up.
+    assert!(duration < 4000, "the attempt does not wait for the end: {duration} ms");
+    // The kernel's buffers of both ends hold more than the 16 KiB that the relay reads.
+    wait::holds("no more of the body is read", Duration::from_millis(200), || {
+        receiver.endless_bytes() < 16 << 20
+    });
+    // Invalid gzip: decompressing it would fail.
     let bomb =
         b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 9\r\n\r\nnot a zip".to_vec();
-    receiver.now(move |_| Answer::Raw(bomb.clone()));
+    receiver.set_script(move |_| Answer::Raw(bomb.clone()));
     publish(&relay, &mut link, [event(1)]);
     let newest = relay.wait_for_deliveries("hook", "delivered", 2).remove(0);
     assert_eq!(outcomes(&newest), ["accepted"]);
 }
 
 #[test]
-fn sessions_keep_their_order_and_one_that_fails_holds_up_no_other() {
-    for keeping in Keeping::ALL {
+fn a_failing_session_keeps_its_order_and_delays_no_other() {
+    for storage in Storage::ALL {
         let mut tries = HashMap::<(String, usize), usize>::new();
         let receiver = Receiver::new(move |request| {
             let nth = tries.entry((request.session(), request.number())).or_default();
@@ -190,7 +193,7 @@ fn sessions_keep_their_order_and_one_that_fails_holds_up_no_other() {
             Answer::Status(if fails { 500 } else { 200 })
         });
         let connector = Connector::new();
-        let (setup, _directory) = keeping.setup(&connector);
+        let (setup, _directory) = storage.setup(&connector);
         let lines = "max_in_flight = 4\ninitial_backoff = '100ms'\nmax_backoff = '200ms'";
         let relay = setup.more(&(table("hook", &receiver, lines) + LOOPBACK)).start();
         let mut link = connector.stream();
@@ -198,31 +201,31 @@ fn sessions_keep_their_order_and_one_that_fails_holds_up_no_other() {
         publish(&relay, &mut link, (0..80).map(|n| event_of(sessions[n % 4], n)));
         let others =
             || receiver.accepted_by_session().into_iter().filter(|(name, _)| name != "bad");
-        wait::until("the others are through", || {
+        wait::until("the other sessions are delivered", || {
             others().map(|(_, numbers)| numbers.len()).sum::<usize>() == 60
         });
         let of_bad = receiver.accepted_by_session().get("bad").map_or(0, Vec::len);
-        assert!(of_bad < 20, "{keeping:?}: the others have waited for it");
-        receiver.now(|_| Answer::Status(200));
+        assert!(of_bad < 20, "{storage:?}: the failing session has delayed the others");
+        receiver.set_script(|_| Answer::Status(200));
         receiver.wait_for_accepted(80);
         let expected: BTreeMap<_, Vec<_>> = sessions
             .iter()
             .enumerate()
             .map(|(nth, name)| ((*name).to_owned(), (nth..80).step_by(4).collect()))
             .collect();
-        assert_eq!(receiver.accepted_by_session(), expected, "{keeping:?}");
-        // Nothing of a session is even tried before what comes before it is settled.
+        assert_eq!(receiver.accepted_by_session(), expected, "{storage:?}");
+        // No delivery of a session is attempted before the one ahead of it is settled.
         for session in sessions {
             let tried =
                 receiver.requests().into_iter().filter(|request| request.session() == session);
             let numbers: Vec<_> = tried.map(|request| request.number()).collect();
-            assert!(numbers.is_sorted(), "{keeping:?} {session}: {numbers:?}");
+            assert!(numbers.is_sorted(), "{storage:?} {session}: {numbers:?}");
         }
     }
 }
 
 #[test]
-fn what_is_given_up_lets_the_next_of_its_session_go() {
+fn a_dead_letter_releases_the_next_delivery_of_its_session() {
     let receiver =
         Receiver::new(|request| Answer::Status(if request.number() % 2 == 0 { 422 } else { 200 }));
     let (_connector, relay, mut link) = relay_to(&receiver, "");
@@ -237,7 +240,7 @@ fn what_is_given_up_lets_the_next_of_its_session_go() {
 }
 
 #[test]
-fn a_webhook_whose_receiver_hangs_holds_up_no_other() {
+fn a_webhook_whose_receiver_hangs_delays_no_other() {
     let (connector, good, hanging) =
         (Connector::new(), Receiver::accepting(), Receiver::new(|_| Answer::Hang));
     let tables = table("hanging", &hanging, "timeout = '60s'\nmax_in_flight = 2")
@@ -249,12 +252,12 @@ fn a_webhook_whose_receiver_hangs_holds_up_no_other() {
     publish(&relay, &mut link, (5..200).map(|n| event_of(&format!("s{}", n % 5), n)));
     good.wait_for_accepted(200);
     relay.wait_until_settled("good");
-    assert_eq!(hanging.count(), 2, "max_in_flight attempts, and no more");
+    assert_eq!(hanging.count(), 2, "max_in_flight attempts at most");
     assert_eq!(relay.webhook("hanging")["pending"], 200);
 }
 
 #[test]
-fn what_the_egress_guard_refuses_is_dead_at_once_and_says_which_key_to_set() {
+fn an_egress_refusal_is_dead_at_once_and_names_the_configuration_key() {
     let (connector, receiver) = (Connector::new(), Receiver::accepting());
     let by_name = format!("url = 'http://localhost:{}/'", receiver.address.port());
     let mapped = format!("url = 'http://[::ffff:127.0.0.1]:{}/'", receiver.address.port());
@@ -265,12 +268,12 @@ fn what_the_egress_guard_refuses_is_dead_at_once_and_says_which_key_to_set() {
     let mut link = connector.stream();
     publish(&relay, &mut link, [event(0)]);
     for id in ["literal", "name", "mapped"] {
-        let letter = relay.wait_for_deliveries(id, "dead", 1).remove(0);
-        assert_eq!(outcomes(&letter), ["egress_refused"], "{id}");
-        assert_eq!(letter["attempts"][0]["status"], json!(null));
+        let dead_letter = relay.wait_for_deliveries(id, "dead", 1).remove(0);
+        assert_eq!(outcomes(&dead_letter), ["egress_refused"], "{id}");
+        assert_eq!(dead_letter["attempts"][0]["status"], json!(null));
         assert!(
-            letter.to_string().contains("egress.allow_networks"),
-            "{id}: the error names the key: {letter}"
+            dead_letter.to_string().contains("egress.allow_networks"),
+            "{id}: the error names the key: {dead_letter}"
         );
         assert_eq!(
             (relay.attempts(id, "egress_refused"), &relay.webhook(id)["state"]),
@@ -281,13 +284,13 @@ fn what_the_egress_guard_refuses_is_dead_at_once_and_says_which_key_to_set() {
 }
 
 #[test]
-fn retry_after_in_seconds_and_as_a_date_is_waited_for_by_the_whole_endpoint() {
+fn retry_after_pauses_the_whole_endpoint() {
     let in_seconds: fn() -> String = || "2".to_owned();
     let as_date: fn() -> String =
         || httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(3));
     for (status, value) in [(429, in_seconds), (503, in_seconds), (429, as_date)] {
-        let mut asks = true;
-        let receiver = Receiver::new(move |_| match std::mem::take(&mut asks) {
+        let mut is_first = true;
+        let receiver = Receiver::new(move |_| match std::mem::take(&mut is_first) {
             true => Answer::With(status, format!("Retry-After: {}\r\n", value())),
             false => Answer::Status(200),
         });
@@ -299,7 +302,7 @@ fn retry_after_in_seconds_and_as_a_date_is_waited_for_by_the_whole_endpoint() {
         let requests = receiver.wait_for(3);
         for request in &requests[1..] {
             let waited = request.at.duration_since(asked_at);
-            // A date has no more than whole seconds.
+            // HTTP dates have whole seconds.
             assert!(waited >= Duration::from_millis(1900), "{status}: {waited:?}");
         }
         relay.wait_until_settled("hook");
@@ -309,25 +312,25 @@ fn retry_after_in_seconds_and_as_a_date_is_waited_for_by_the_whole_endpoint() {
 }
 
 #[test]
-fn what_is_owed_in_memory_alone_is_delivered_before_the_relay_leaves() {
-    for most in [1, 4] {
+fn deliveries_in_memory_are_sent_before_the_relay_shuts_down() {
+    for max in [1, 4] {
         let receiver = Receiver::new(|_| Answer::Held);
         let (_connector, mut relay, mut link) =
-            relay_to(&receiver, &format!("max_in_flight = {most}"));
+            relay_to(&receiver, &format!("max_in_flight = {max}"));
         publish(&relay, &mut link, (0..40).map(|number| event_of(&format!("s{number}"), number)));
-        receiver.wait_for(most);
+        receiver.wait_for(max);
         relay.wait_for_pending("hook", 40);
         relay.process.signal("TERM");
         relay.process.log_line("leaving; a second signal ends the process at once");
-        receiver.now(|_| Answer::Status(200));
+        receiver.set_script(|_| Answer::Status(200));
         receiver.release();
         assert_eq!(relay.process.exit_code(), Some(0));
-        assert_eq!(receiver.accepted().len(), 40, "with {most} in flight");
+        assert_eq!(receiver.accepted().len(), 40, "with {max} in flight");
     }
 }
 
 #[test]
-fn what_a_receiver_has_asked_for_is_kept_across_a_restart() {
+fn a_retry_after_is_kept_across_a_restart() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let receiver = Receiver::new(|_| Answer::With(503, "Retry-After: 600\r\n".to_owned()));
     let setup = data.setup(&connector, "").more(&(table("hook", &receiver, "") + LOOPBACK));
@@ -341,11 +344,11 @@ fn what_a_receiver_has_asked_for_is_kept_across_a_restart() {
     publish(&relay, &mut relay.reconnect(&connector), [event_of("b", 1)]);
     relay.wait_for_pending("hook", 2);
     relay.wait_for_webhook("hook", "throttled");
-    assert_eq!(receiver.wait_for(1).len(), 1, "nothing is sent until then");
+    assert_eq!(receiver.wait_for(1).len(), 1, "no request is sent until then");
 }
 
 #[test]
-fn an_attempt_that_is_under_way_when_the_relay_is_told_to_leave_is_finished() {
+fn an_attempt_in_flight_at_shutdown_is_finished() {
     let (connector, data, receiver) =
         (Connector::new(), DataDir::new(), Receiver::new(|_| Answer::Held));
     let setup = data.setup(&connector, "").more(&(table("hook", &receiver, "") + LOOPBACK));
@@ -355,14 +358,14 @@ fn an_attempt_that_is_under_way_when_the_relay_is_told_to_leave_is_finished() {
     receiver.wait_for(1);
     relay.process.signal("TERM");
     relay.process.log_line("leaving; a second signal ends the process at once");
-    let told = Instant::now();
+    let signaled_at = Instant::now();
     receiver.release();
     assert_eq!(relay.process.exit_code(), Some(0));
-    assert!(told.elapsed() < Duration::from_secs(10));
+    assert!(signaled_at.elapsed() < Duration::from_secs(10));
     drop((relay, link));
     let relay = setup.start();
     publish(&relay, &mut relay.reconnect(&connector), [event(2)]);
     relay.wait_until_settled("hook");
     let numbers: Vec<_> = receiver.wait_for(3).iter().map(|request| request.number()).collect();
-    assert_eq!(numbers, [0, 1, 2], "its answer was heard, so it does not come again");
+    assert_eq!(numbers, [0, 1, 2], "the accepted delivery is not repeated");
 }

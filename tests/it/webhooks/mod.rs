@@ -1,4 +1,4 @@
-//! Webhooks: how they are set up, what they deliver, and what becomes of receivers that fail.
+//! Webhooks: registration, delivery, failing receivers, durability.
 
 mod api;
 mod circuit;

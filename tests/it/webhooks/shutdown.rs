@@ -1,4 +1,4 @@
-//! What is heard, ordered and left undone while the relay is told to leave.
+//! Responses, commands and pending deliveries while the relay shuts down.
 
 use std::{thread, time::Duration};
 
@@ -15,13 +15,13 @@ use crate::common::{
 };
 use serde_json::{Value, json};
 
-fn tell_to_leave(relay: &Relay) {
+fn request_shutdown(relay: &Relay) {
     relay.process.signal("TERM");
     relay.process.log_line("leaving; a second signal ends the process at once");
 }
 
 #[test]
-fn a_webhook_that_is_deleted_while_the_relay_leaves_is_deleted() {
+fn a_webhook_deleted_during_shutdown_stays_deleted() {
     let (connector, data, receiver) =
         (Connector::new(), DataDir::new(), Receiver::new(|_| Answer::Held));
     let setup = data.setup(&connector, "").more(LOOPBACK);
@@ -31,7 +31,7 @@ fn a_webhook_that_is_deleted_while_the_relay_leaves_is_deleted() {
     assert_eq!(relay.call("POST", "/api/v1/webhooks", &hook).status(), 201);
     publish(&relay, &mut link, [event(0)]);
     receiver.wait_for(1);
-    tell_to_leave(&relay);
+    request_shutdown(&relay);
     assert_eq!(relay.call("DELETE", "/api/v1/webhooks/hook", &Value::Null).status(), 204);
     assert_eq!(relay.process.exit_code(), Some(0));
     drop((relay, link));
@@ -40,7 +40,7 @@ fn a_webhook_that_is_deleted_while_the_relay_leaves_is_deleted() {
 }
 
 #[test]
-fn what_a_receiver_says_of_itself_while_the_relay_leaves_is_kept() {
+fn a_410_during_shutdown_is_persisted() {
     let (connector, data, receiver) =
         (Connector::new(), DataDir::new(), Receiver::new(|_| Answer::HeldThen(410)));
     let setup = data.setup(&connector, "").more(&(table("hook", &receiver, "") + LOOPBACK));
@@ -48,18 +48,18 @@ fn what_a_receiver_says_of_itself_while_the_relay_leaves_is_kept() {
     let mut link = connector.stream();
     publish(&relay, &mut link, [event(0)]);
     receiver.wait_for(1);
-    tell_to_leave(&relay);
+    request_shutdown(&relay);
     receiver.release();
     assert_eq!(relay.process.exit_code(), Some(0));
     drop((relay, link));
     let relay = setup.start();
-    // What waits and what is dead is counted in the store a moment after the relay serves.
-    wait::until("the letter is dead", || relay.webhook("hook")["dead"] == 1);
+    // Pending and dead deliveries are counted in the store a moment after the relay serves.
+    wait::until("the delivery is dead", || relay.webhook("hook")["dead"] == 1);
     assert_eq!(relay.webhook("hook")["state"], "disabled");
 }
 
 #[test]
-fn what_could_be_sent_but_is_not_any_more_costs_a_relay_that_leaves_nothing() {
+fn deliveries_that_wait_during_shutdown_use_no_processor_time() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let receiver =
         Receiver::new(|it| if it.session() == "hangs" { Answer::Hang } else { Answer::Held });
@@ -68,15 +68,15 @@ fn what_could_be_sent_but_is_not_any_more_costs_a_relay_that_leaves_nothing() {
     publish(
         &relay,
         &mut link,
-        [event_of("hangs", 0), event_of("goes on", 1), event_of("goes on", 2)],
+        [event_of("hangs", 0), event_of("answers", 1), event_of("answers", 2)],
     );
     receiver.wait_for(2);
-    tell_to_leave(&relay);
+    request_shutdown(&relay);
     receiver.release();
-    thread::sleep(Duration::from_millis(200)); // until what leaving costs itself is over
+    thread::sleep(Duration::from_millis(200)); // until the work of the shutdown itself is over
     let before = relay.process.processor_time();
-    thread::sleep(Duration::from_secs(1)); // over which it is measured
+    thread::sleep(Duration::from_secs(1)); // the measured time
     let used = relay.process.processor_time() - before;
     assert!(used < Duration::from_millis(300), "{used:?} in a second");
-    assert_eq!(receiver.count(), 2, "it begins nothing new");
+    assert_eq!(receiver.count(), 2, "no new attempt begins");
 }

@@ -1,4 +1,4 @@
-//! Limits, drains and stalled clients: how a socket is refused or ended by the relay.
+//! Limits, drains and stalled clients: how the relay refuses or closes a WebSocket.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use crate::common::{
 };
 
 #[test]
-fn limits_hold_for_all_transports_together() {
+fn limits_count_all_transports_together() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("max_subscribers = 2").start();
     let _stream = relay.subscribe();
@@ -31,7 +31,7 @@ fn limits_hold_for_all_transports_together() {
 }
 
 #[test]
-fn a_drain_closes_with_1012_behind_everything_that_is_in_the_log() {
+fn a_drain_closes_with_1012_after_every_logged_event() {
     const EVENTS: usize = 400;
     let connector = Connector::new();
     let mut relay = Relay::behind(&connector);
@@ -49,20 +49,20 @@ fn a_drain_closes_with_1012_behind_everything_that_is_in_the_log() {
     mute.wire.rest();
     assert!(
         begin.elapsed() < Duration::from_secs(4),
-        "who does not answer is cut off: {:?}",
+        "a client that does not answer the close is cut off: {:?}",
         begin.elapsed()
     );
     assert_eq!(relay.process.exit_code(), Some(0));
 }
 
 #[test]
-fn while_draining_newcomers_are_turned_away() {
+fn a_draining_relay_sheds_newcomers() {
     let connector = Connector::new();
     let mut relay = Setup::behind(&connector).server("drain_window = '5s'").start();
     let mut sockets: Vec<_> = (0..6).map(|_| relay.socket(SOCKET)).collect();
     relay.process.signal("TERM");
     relay.process.log_line("leaving; a second signal ends the process at once");
-    crate::common::wait::until("newcomers are turned away", || {
+    crate::common::wait::until("newcomers are shed", || {
         websocket::ask(relay.public, SOCKET, &[]).0.status() == 503
     });
     for socket in &mut sockets {
@@ -72,7 +72,7 @@ fn while_draining_newcomers_are_turned_away() {
 }
 
 #[test]
-fn a_connection_of_a_certain_age_is_closed_with_1012() {
+fn a_websocket_is_closed_with_1012_at_its_maximum_age() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("max_connection_age = '1s'").start();
     let mut socket = relay.socket(SOCKET);
@@ -81,7 +81,7 @@ fn a_connection_of_a_certain_age_is_closed_with_1012() {
 }
 
 #[test]
-fn who_takes_nothing_is_disconnected_while_all_others_get_everything_in_order() {
+fn a_subscriber_that_reads_nothing_is_disconnected_while_the_others_get_everything_in_order() {
     const EVENTS: usize = 1500;
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("write_timeout = '1s'").start();
@@ -104,18 +104,19 @@ fn who_takes_nothing_is_disconnected_while_all_others_get_everything_in_order() 
 }
 
 #[test]
-fn who_sends_pings_and_takes_no_answer_is_disconnected() {
+fn a_client_that_sends_pings_and_reads_no_reply_is_disconnected() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("write_timeout = '4s'").start();
     let mut socket = relay.socket(SOCKET);
     let pings = websocket::frame(PING, true, &[0; 125]).repeat(1000);
-    // Until the relay takes no more: what it does not write, it does not read.
+    // The client sends until the relay stops reading: a relay that cannot write its replies reads
+    // no further pings.
     let deadline = Instant::now() + Duration::from_secs(20);
     let mut taken = 0;
     while std::io::Write::write_all(&mut socket.wire.socket, &pings).is_ok() {
-        assert!(Instant::now() < deadline, "it takes everything");
+        assert!(Instant::now() < deadline, "the relay reads everything");
         taken += pings.len();
     }
-    assert!(taken < 32 << 20, "it has read {taken} bytes of pings: more than sockets hold");
+    assert!(taken < 32 << 20, "the relay has read {taken} bytes of pings, more than sockets hold");
     wait_for_disconnects(&relay, "stalled", 1.0);
 }

@@ -31,7 +31,7 @@ fn an_event_is_a_message_with_the_upstreams_bytes() {
 }
 
 #[test]
-fn large_and_many_messages_come_whole_and_in_order() {
+fn large_and_many_messages_arrive_whole_and_in_order() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -69,7 +69,7 @@ fn an_id_of_one_transport_resumes_the_other() {
 }
 
 #[test]
-fn gaps_come_in_their_place_and_an_unknown_id_is_told() {
+fn gaps_arrive_in_order_and_an_unknown_id_is_announced() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -101,7 +101,7 @@ fn gaps_come_in_their_place_and_an_unknown_id_is_told() {
 }
 
 #[test]
-fn a_heartbeat_comes_in_silence_and_brings_the_id_past_what_is_hidden() {
+fn a_heartbeat_advances_the_id_past_hidden_events() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("heartbeat_interval = '500ms'").start();
     let mut link = connector.stream();
@@ -116,5 +116,5 @@ fn a_heartbeat_comes_in_silence_and_brings_the_id_past_what_is_hidden() {
         }
     };
     assert_eq!(heartbeat.as_object().unwrap().len(), 2);
-    assert_eq!(socket.text(), r#"{"event":"heartbeat"}"#, "the id is told once");
+    assert_eq!(socket.text(), r#"{"event":"heartbeat"}"#, "the id is sent once");
 }

@@ -13,7 +13,7 @@ use crate::common::{
 use serde_json::json;
 
 #[test]
-fn a_new_filter_takes_over_where_the_old_one_stood() {
+fn a_new_filter_applies_from_the_position_of_the_old_one() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -25,7 +25,7 @@ fn a_new_filter_takes_over_where_the_old_one_stood() {
     };
     publish("actions", "a", 0);
     assert_eq!(socket.numbers(1), [0]);
-    socket.say(r#"{"subscribe":{"session_ids":["b","a","b"],"types":["summary"]}}"#);
+    socket.send_text(r#"{"subscribe":{"session_ids":["b","a","b"],"types":["summary"]}}"#);
     assert_eq!(
         socket.message(),
         json!({ "event": "subscribed", "data": { "session_ids": ["a", "b"], "types": ["summary"] } })
@@ -34,7 +34,7 @@ fn a_new_filter_takes_over_where_the_old_one_stood() {
     publish("summary", "c", 2);
     publish("summary", "b", 3);
     assert_eq!(socket.numbers(1), [3]);
-    socket.say(r#"{"subscribe":{}}"#);
+    socket.send_text(r#"{"subscribe":{}}"#);
     assert_eq!(
         socket.message(),
         json!({ "event": "subscribed", "data": { "session_ids": [], "types": [] } })
@@ -44,7 +44,7 @@ fn a_new_filter_takes_over_where_the_old_one_stood() {
     for wrong in
         ["{}", "no", r#"{"subscribe":{"types":[""]}}"#, r#"{"subscribe":{"session_ids":"a"}}"#]
     {
-        socket.say(wrong);
+        socket.send_text(wrong);
         let error = socket.message();
         assert_eq!(error["event"], "error");
         assert!(error["data"]["title"].as_str().is_some_and(|title| !title.is_empty()), "{error}");
@@ -54,7 +54,7 @@ fn a_new_filter_takes_over_where_the_old_one_stood() {
 }
 
 #[test]
-fn a_filter_sent_right_behind_the_request_is_in_force_before_anything_is_sent() {
+fn a_filter_sent_with_the_request_applies_before_the_first_event() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -71,7 +71,7 @@ fn a_filter_sent_right_behind_the_request_is_in_force_before_anything_is_sent() 
 }
 
 #[test]
-fn a_subscriber_that_is_behind_gets_nothing_of_the_old_filter_once_it_is_told_of_the_new() {
+fn a_lagging_subscriber_gets_no_event_of_the_old_filter_after_the_reply() {
     const EVENTS: usize = 3000;
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
@@ -80,24 +80,24 @@ fn a_subscriber_that_is_behind_gets_nothing_of_the_old_filter_once_it_is_told_of
     let mut socket = relay.socket(&format!("{SOCKET}?session_id={old}"));
     (0..EVENTS).for_each(|n| link.event(event_of(&old, n)));
     relay.wait_for_events(EVENTS);
-    socket.ask_for(&[&new], &[]);
+    socket.send_filter(&[&new], &[]);
     let mut before = 0;
     while socket.item()["event"] != "subscribed" {
         before += 1;
     }
-    assert!(before < EVENTS, "it was not behind");
+    assert!(before < EVENTS, "the subscriber did not lag");
     link.event(event_of(&new, EVENTS));
     assert_eq!(socket.numbers(1), [EVENTS]);
 }
 
 #[test]
-fn filters_that_change_under_load_neither_lose_nor_repeat_anything() {
+fn filters_changed_under_load_neither_lose_nor_repeat_events() {
     const EVENTS: usize = 3000;
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
     let mut socket = relay.socket(&format!("{SOCKET}?session_id=a"));
-    // Each filter admits session a; so each of its events comes exactly once, whatever happens in
+    // Each filter admits session a, so each of its events arrives exactly once, whatever changes in
     // between.
     let mut of_a = Vec::new();
     let mut last = None;
@@ -106,7 +106,7 @@ fn filters_that_change_under_load_neither_lose_nor_repeat_anything() {
             for n in 0..EVENTS {
                 link.event(event_of(["a", "b", "c"][n % 3], n));
                 if n.is_multiple_of(100) {
-                    // the pace of the script: changes come in between
+                    // the pace of the script: filters change in between
                     std::thread::sleep(Duration::from_millis(40));
                 }
             }
@@ -116,7 +116,7 @@ fn filters_that_change_under_load_neither_lose_nor_repeat_anything() {
         let (mut is_asked, mut answers) = (false, 0);
         while of_a.len() < EVENTS / 3 {
             if !is_asked {
-                socket.ask_for(changes.next().unwrap(), &[]);
+                socket.send_filter(changes.next().unwrap(), &[]);
                 is_asked = true;
             }
             let message = socket.item();
@@ -137,13 +137,13 @@ fn filters_that_change_under_load_neither_lose_nor_repeat_anything() {
 }
 
 #[test]
-fn a_client_that_floods_gets_ten_answers_a_second_and_disturbs_nobody() {
+fn a_client_that_floods_gets_ten_replies_a_second_and_disturbs_no_other() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
     let (mut socket, mut other) = (relay.socket(SOCKET), relay.socket(SOCKET));
     let begin = Instant::now();
-    (0..20).for_each(|_| socket.ask_for(&[], &["actions"]));
+    (0..20).for_each(|_| socket.send_filter(&[], &["actions"]));
     link.event(event(0));
     assert_eq!(other.numbers(1), [0]);
     let mut answers = 0;

@@ -1,4 +1,4 @@
-//! The upgrade and the frames: what is answered, and what is refused.
+//! The upgrade and the frames: replies and refusals.
 
 use super::wait_for_disconnects;
 use crate::common::{
@@ -19,7 +19,7 @@ fn pings_are_answered_and_pongs_need_no_answer() {
         let pong = socket.frame();
         assert_eq!((pong.opcode, &*pong.payload), (PONG, payload));
     }
-    // Between the fragments of a message, too.
+    // Pings between the fragments of a message are answered, too.
     socket.send(TEXT, false, br#"{"subscribe":"#);
     socket.send(PING, true, b"2");
     socket.send(CONTINUATION, true, b"{}}");
@@ -28,7 +28,7 @@ fn pings_are_answered_and_pongs_need_no_answer() {
 }
 
 #[test]
-fn who_breaks_the_protocol_is_told_how() {
+fn a_protocol_violation_is_answered_with_its_close_code() {
     let relay = Setup::behind(&Connector::new()).start();
     let kib_64 = vec![b' '; 64 * 1024];
     let cases: [(&str, u16, Vec<u8>); 8] = [
@@ -70,7 +70,7 @@ fn who_breaks_the_protocol_is_told_how() {
 }
 
 #[test]
-fn a_page_of_another_site_is_refused_whatever_it_shows() {
+fn a_page_of_another_site_is_refused_whatever_its_credential() {
     let auth = format!("{KEYS}\n");
     let connector = Connector::new();
     let relay = Setup::behind(&connector)
@@ -107,7 +107,7 @@ fn a_page_of_another_site_is_refused_whatever_it_shows() {
 }
 
 #[test]
-fn what_is_wrong_is_said_before_the_upgrade() {
+fn an_invalid_request_is_refused_before_the_upgrade() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).auth(KEYS).start();
     let ask =
@@ -129,7 +129,7 @@ fn what_is_wrong_is_said_before_the_upgrade() {
     assert_eq!(
         http::get(relay.public, SOCKET, &[]).status(),
         401,
-        "whoever may not is told no more"
+        "an unauthorized client gets no other reason"
     );
     for method in ["POST", "HEAD"] {
         assert_eq!(http::ask(relay.public, method, SOCKET, &token).status(), 405);

@@ -1,4 +1,4 @@
-//! What a relay finds when it starts: its configuration, and its store.
+//! The files of a relay: its configuration and its store.
 
 use std::{fs, net::SocketAddr, path::PathBuf};
 
@@ -6,33 +6,33 @@ use tempfile::TempDir;
 
 use crate::support::{Result, payload::PRODUCT, tls};
 
-/// What a relay finds when it starts, and finds again when it is started anew.
+/// The files that a relay reads at its start and at its restart.
 #[derive(Debug)]
-pub(super) struct Home {
+pub(super) struct RelayFiles {
     config: TempDir,
-    /// None where the log is in memory.
+    /// `None` for a log in memory.
     pub(super) data: Option<TempDir>,
-    /// Tables of its configuration that not every relay has.
+    /// Further tables of its configuration.
     tables: String,
-    /// Events that it keeps in memory, if not as many as others do.
+    /// Maximum of events in memory, if not the default.
     memory_events: Option<usize>,
-    /// Whether it speaks TLS.
+    /// Whether it serves TLS.
     is_secure: bool,
 }
 
-impl Home {
+impl RelayFiles {
     pub(super) fn new(upstream: SocketAddr, data: Option<TempDir>, tables: &str) -> Result<Self> {
         Self { data, tables: tables.to_owned(), ..Self::plain()? }.write(upstream)
     }
 
-    /// One that speaks TLS.
+    /// Returns the files of a relay with TLS.
     pub(super) fn secure(upstream: SocketAddr) -> Result<Self> {
         tls::issue()?;
         Self { is_secure: true, ..Self::plain()? }.write(upstream)
     }
 
-    /// One that forgets soon.
-    pub(super) fn forgetful(upstream: SocketAddr, memory_events: usize) -> Result<Self> {
+    /// Returns the files of a relay with a small log.
+    pub(super) fn with_small_log(upstream: SocketAddr, memory_events: usize) -> Result<Self> {
         Self { memory_events: Some(memory_events), ..Self::plain()? }.write(upstream)
     }
 
@@ -56,7 +56,7 @@ impl Home {
         self.config.path().join("relay.toml")
     }
 
-    /// Defaults, but for what a bench on loopback needs.
+    /// Returns the defaults, except for what a bench on loopback needs.
     fn configuration(&self, upstream: SocketAddr) -> String {
         let data_dir =
             self.data.as_ref().map_or_else(String::new, |data| data.path().display().to_string());
@@ -95,7 +95,8 @@ allow_anonymous = true
     }
 }
 
-/// A place for a store, on a real disk, which the place for temporary files may not be.
+/// Creates a directory for a store on a real disk, which the directory for temporary files may not
+/// be on.
 pub(super) fn data_dir() -> Result<TempDir> {
     Ok(tempfile::Builder::new().prefix("bench-data-").tempdir_in(env!("CARGO_TARGET_TMPDIR"))?)
 }

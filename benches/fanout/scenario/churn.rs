@@ -1,10 +1,10 @@
-//! E: some stay, many come and go.
+//! E: some subscribers stay, many connect and disconnect.
 
 use std::thread;
 
 use super::size::{SESSIONS, SETTLE, Size, micros};
 use crate::{
-    load::{Audience, Load},
+    load::{Load, Workload},
     outcome::Outcome,
     rig::Rig,
     support::{
@@ -16,15 +16,15 @@ use crate::{
     visitors::Visiting,
 };
 
-/// Some who stay, many who do not.
-pub(super) struct Coming {
+/// Some subscribers that stay, many that connect and disconnect.
+pub(super) struct Churn {
     steady: usize,
     per_second: u64,
     alone: u64,
     visiting: Visiting,
 }
 
-impl Coming {
+impl Churn {
     pub(super) fn new(size: Size) -> Self {
         Self {
             steady: size.choose(200, 100),
@@ -43,7 +43,7 @@ impl Coming {
 
     pub(super) fn run(&self, kind: Kind) -> Result<Outcome> {
         let alone = self.per_second * self.alone;
-        let audience = Audience {
+        let workload = Workload {
             subscribers: self.steady,
             own_session: false,
             series: Series {
@@ -55,23 +55,23 @@ impl Coming {
             may_miss: false,
         };
         let mut rig = Rig::start(kind, Pace::Each)?;
-        let load = Load::connect(rig.door(), audience)?;
+        let load = Load::connect(rig.endpoint(), workload)?;
         thread::sleep(SETTLE);
         let (quiet_cpu, _) =
-            rig.cpu_of(|rig| rig.send(&load, audience, 1..=alone, self.per_second))?;
+            rig.cpu_of(|rig| rig.send(&load, workload, 1..=alone, self.per_second))?;
         let before = rig.private_kib()?;
-        let visitors = self.visiting.start(rig.door());
+        let visitors = self.visiting.start(rig.endpoint());
         let (cpu, visits) = rig.cpu_of(|rig| {
-            rig.send(&load, audience, alone + 1..=audience.series.events, self.per_second)?;
+            rig.send(&load, workload, alone + 1..=workload.series.events, self.per_second)?;
             visitors.join().map_err(|_| "the visitors' thread panicked")?
         })?;
         thread::sleep(SETTLE);
         let growth = rig.private_kib()? - before;
         let left = rig.subscribers()?;
         let tally = load.finish()?;
-        let mut outcome = Outcome::new(&tally, audience.deliveries());
+        let mut outcome = Outcome::new(&tally, workload.deliveries());
         let without = quiet_cpu.mul_f64(self.visiting.seconds as f64 / self.alone as f64);
-        let come = visits.come as f64;
+        let come = visits.connected as f64;
         outcome.compare("CPU per visitor, steady work included, µs", micros(cpu) / come);
         outcome.compare(
             "CPU per visitor, steady work taken off, µs",
