@@ -42,7 +42,7 @@ fn products_get_all_and_only_their_events_while_subscribers_connect_and_disconne
             scope.spawn(move || {
                 for n in 0..EVENTS {
                     subscribers.iter_mut().for_each(|subscriber| {
-                        assert_eq!(next(subscriber, product), n, "{product}")
+                        assert_eq!(next(subscriber, product), n, "{product}");
                     });
                 }
             })

@@ -276,7 +276,7 @@ fn damaged_in_the_middle(connector: &Connector, data: &DataDir, stop: Stop) -> (
         let mut witness = relay.subscribe();
         let _link = connector.stream();
         frames.push(witness.gap());
-        relay.wait_until_kept(3001); // the kill must not race with the commit of the gap
+        relay.wait_until_persisted(3001); // the kill must not race with the commit of the gap
         relay.process.kill();
     }
     overwrite(data, |bytes| {
