@@ -29,6 +29,7 @@ use tower::Service;
 
 use super::{
     event_stream::EventStream,
+    header_spelling::contract_spelling,
     tls::{TlsError, tls_client_config},
 };
 use crate::{config::Secret, sse::Decoder};
@@ -133,7 +134,8 @@ impl EventStreamClient {
     /// When the peer cannot be reached or does not answer in HTTP.
     pub(crate) async fn get(&self, url: &Uri, headers: HeaderMap) -> Result<Exchange, OpenError> {
         let stream = self.connector.clone().call(url.clone()).await.map_err(OpenError::Connect)?;
-        let (mut sender, connection) = http1::handshake(stream).await.map_err(OpenError::Http)?;
+        let (mut sender, connection) =
+            http1_builder().handshake(stream).await.map_err(OpenError::Http)?;
         let mut connection_task = JoinSet::new();
         // A `JoinSet` aborts its tasks when dropped: the connection lives as long as the exchange.
         connection_task.spawn(async move {
@@ -144,6 +146,7 @@ impl EventStreamClient {
         let mut request =
             Request::get(path).body(Empty::<Bytes>::new()).map_err(|_| OpenError::Header)?;
         *request.headers_mut() = headers;
+        *request.extensions_mut() = contract_spelling();
         let host = url.authority().map_or("", |authority| authority.as_str());
         request
             .headers_mut()
@@ -283,6 +286,23 @@ impl OpenError {
     }
 }
 
+/// Returns the settings of a connection, which read what common clients read: see
+/// [`MAX_RESPONSE_HEADERS`].
+fn http1_builder() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .title_case_headers(true)
+        .max_headers(MAX_RESPONSE_HEADERS)
+        // RFC 9112, sections 5.1 and 5.2: a client reads a blank before the colon and a folded
+        // line, though no server may send them.
+        .allow_spaces_after_header_name_in_responses(true)
+        .allow_obsolete_multiline_headers_in_responses(true)
+        // A line that is no header at all is skipped, as browsers do: the few headers that count
+        // here are whole, or missing.
+        .ignore_invalid_headers_in_responses(true);
+    builder
+}
+
 fn bearer_header(token: &Secret) -> Result<HeaderValue, OpenError> {
     let mut value = HeaderValue::try_from(format!("Bearer {}", token.expose()))
         .map_err(|_| OpenError::Header)?;
@@ -342,6 +362,10 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time for name resolution, connection, TLS, redirects and the response's head together.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Headers of one response. hyper's own limit is 100, which servers behind several proxies exceed;
+/// Node.js reads 2000, curl 5000. The size of the head is bounded as well.
+pub(crate) const MAX_RESPONSE_HEADERS: usize = 1024;
 
 /// An endpoint that has moved needs one or two.
 const MAX_REDIRECTS: usize = 5;

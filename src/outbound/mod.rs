@@ -12,6 +12,7 @@
 pub(crate) mod client;
 pub(crate) mod egress_guard;
 pub(crate) mod event_stream;
+pub(crate) mod header_spelling;
 pub(crate) mod idle_timeout;
 pub(crate) mod networks;
 pub(crate) mod tls;

@@ -32,6 +32,8 @@ pub(crate) enum Answer {
     With(u16, String),
     /// With these bytes, whatever they are; then the connection is closed.
     Raw(Vec<u8>),
+    /// With these bytes, whatever they are; then the connection is reset.
+    RawThenReset(Vec<u8>),
     /// With a head that promises a body, of which nothing comes.
     HeadThenHang,
     /// With a head, then a byte of the body every few milliseconds, for ever.
@@ -306,6 +308,11 @@ impl State {
             }
             Answer::Raw(bytes) => {
                 let _ = socket.write_all(&bytes); // the relay may have gone before the end
+                false
+            }
+            Answer::RawThenReset(bytes) => {
+                let _ = socket.write_all(&bytes);
+                reset_when_closed(socket);
                 false
             }
             Answer::HeadThenHang => {

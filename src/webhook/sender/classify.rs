@@ -5,9 +5,9 @@
 //! query, which may hold a secret. Pure.
 //!
 //! ```text
-//! 2xx with its whole body      accepted         408, 425, 429, 3xx, 5xx, other   retry
-//! 410                          gone: disables   no or truncated response         retry
-//! any other 4xx                refused: dead    address refused by the guard     dead
+//! 2xx             accepted         408, 425, 429, 3xx, 5xx, other   retry
+//! 410             gone: disables   no response, or a truncated head retry
+//! any other 4xx   refused: dead    address refused by the guard     dead
 //! ```
 //!
 //! May use: `outbound`, `webhook_delivery`.
@@ -15,7 +15,7 @@
 use std::{error::Error, io, time::Duration};
 
 use hyper::{HeaderMap, StatusCode};
-use hyper_util::client::legacy;
+use hyper_util::client::legacy::{self, connect::Connected};
 use rustls::CertificateError;
 
 use crate::{
@@ -82,25 +82,12 @@ impl Classification {
         )
     }
 
-    /// Returns the classification of a connection that was lost after the response's head.
-    pub(super) fn truncated() -> Self {
-        Self::retry(
-            Outcome::Connect,
-            "the connection was lost in the middle of the answer".to_owned(),
-        )
-    }
-
     /// Returns the classification of a request that cannot be built.
     pub(super) fn unsendable() -> Self {
         Self::retry(
             Outcome::Failed,
             "the secret or the event's id is not a valid header value".to_owned(),
         )
-    }
-
-    /// Adds the status of a response whose body did not arrive.
-    pub(super) fn with_status(self, status: StatusCode) -> Self {
-        Self { status: Some(status), ..self }
     }
 
     fn retry(outcome: Outcome, error: String) -> Self {
@@ -111,6 +98,21 @@ impl Classification {
             disposition: Disposition::Retry { after: None },
         }
     }
+}
+
+/// Returns whether the receiver has provably not processed the request, by RFC 9113, section 8.7:
+/// it refused the stream, or ended the connection with a GOAWAY that names a lower stream.
+///
+/// h2 gives the error of a GOAWAY to streams above the last one that it names, and to no others;
+/// those at or below it end with an I/O error when the connection does.
+pub(super) fn proves_unprocessed(failure: &legacy::Error) -> bool {
+    if let Some(error) = find_in_chain::<h2::Error>(failure) {
+        let is_refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        return error.is_remote() && (is_refused || error.is_go_away());
+    }
+    // On a connection that is going away hyper cancels requests that it has not written.
+    let is_h2 = failure.connect_info().is_some_and(Connected::is_negotiated_h2);
+    is_h2 && find_in_chain::<hyper::Error>(failure).is_some_and(hyper::Error::is_canceled)
 }
 
 fn describe_status(status: StatusCode) -> String {
@@ -133,6 +135,11 @@ fn describe_lost_connection(failure: &legacy::Error) -> String {
     }
     if failure.is_connect() {
         return "no TLS on the connection: it was lost on the way".to_owned();
+    }
+    if proves_unprocessed(failure) {
+        return "the receiver refuses requests before it looks at them (HTTP/2: REFUSED_STREAM or \
+                GOAWAY)"
+            .to_owned();
     }
     match find_in_chain::<hyper::Error>(failure) {
         Some(error) if error.is_parse() => "the answer is not HTTP".to_owned(),
