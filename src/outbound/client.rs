@@ -31,6 +31,7 @@ use super::{
     event_stream::EventStream,
     header_spelling::contract_spelling,
     tls::{TlsError, tls_client_config},
+    tls_problem::{describe_tls_problem, ends_in_handshake},
 };
 use crate::{config::Secret, sse::Decoder};
 
@@ -133,9 +134,10 @@ impl EventStreamClient {
     ///
     /// When the peer cannot be reached or does not answer in HTTP.
     pub(crate) async fn get(&self, url: &Uri, headers: HeaderMap) -> Result<Exchange, OpenError> {
-        let stream = self.connector.clone().call(url.clone()).await.map_err(OpenError::Connect)?;
+        let stream =
+            self.connector.clone().call(url.clone()).await.map_err(OpenError::of_connect)?;
         let (mut sender, connection) =
-            http1_builder().handshake(stream).await.map_err(OpenError::Http)?;
+            http1_builder().handshake(stream).await.map_err(OpenError::of_exchange)?;
         let mut connection_task = JoinSet::new();
         // A `JoinSet` aborts its tasks when dropped: the connection lives as long as the exchange.
         connection_task.spawn(async move {
@@ -152,7 +154,7 @@ impl EventStreamClient {
             .headers_mut()
             .insert(HOST, HeaderValue::from_str(host).map_err(|_| OpenError::Header)?);
         request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(RELAY_USER_AGENT));
-        let response = sender.send_request(request).await.map_err(OpenError::Http)?;
+        let response = sender.send_request(request).await.map_err(OpenError::of_exchange)?;
         Ok(Exchange { response, connection_task })
     }
 }
@@ -228,9 +230,12 @@ fn require_event_stream(response: &Response<Incoming>) -> Result<(), OpenError> 
 /// Reasons for which a stream could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OpenError {
-    /// No TCP connection, or no TLS on it.
+    /// No TCP connection.
     #[error("cannot connect")]
     Connect(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A TCP connection, and no TLS on it; the text says why, and what to do.
+    #[error("{0}")]
+    Tls(String),
     /// The connection was lost before the response, or the response is not HTTP.
     #[error("no HTTP answer")]
     Http(#[source] hyper::Error),
@@ -269,6 +274,22 @@ pub(crate) enum OpenError {
 }
 
 impl OpenError {
+    fn of_connect(error: Box<dyn std::error::Error + Send + Sync>) -> Self {
+        if let Some(problem) = describe_tls_problem(&*error) {
+            return Self::Tls(problem);
+        }
+        if ends_in_handshake(&*error) {
+            return Self::Tls("no TLS on the connection: it was lost on the way".to_owned());
+        }
+        Self::Connect(error)
+    }
+
+    /// Describes an exchange without an answer. A server that speaks TLS 1.3 and refuses the
+    /// relay's side of the handshake says so only after it.
+    fn of_exchange(error: hyper::Error) -> Self {
+        describe_tls_problem(&error).map_or(Self::Http(error), Self::Tls)
+    }
+
     /// Returns whether only a person can mend the failure: the response was 400, 401, 403 or 404.
     pub(crate) fn is_permanent(&self) -> bool {
         match self {

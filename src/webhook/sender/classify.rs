@@ -10,16 +10,18 @@
 //! any other 4xx   refused: dead    address refused by the guard     dead
 //! ```
 //!
-//! May use: `outbound`, `webhook_delivery`.
+//! May use: `error_chain`, `outbound`, `webhook_delivery`.
 
-use std::{error::Error, io, time::Duration};
+use std::time::Duration;
 
 use hyper::{HeaderMap, StatusCode};
 use hyper_util::client::legacy::{self, connect::Connected};
-use rustls::CertificateError;
 
 use crate::{
-    outbound::{client::parse_retry_after, egress_guard::EgressError},
+    error_chain::find_in_chain,
+    outbound::{
+        client::parse_retry_after, egress_guard::EgressError, tls_problem::describe_tls_problem,
+    },
     webhook::Disposition,
     webhook_delivery::Outcome,
 };
@@ -130,8 +132,8 @@ fn describe_status(status: StatusCode) -> String {
 
 /// Describes the loss of a connection that was dialled.
 fn describe_lost_connection(failure: &legacy::Error) -> String {
-    if let Some(error) = find_in_chain::<rustls::Error>(failure) {
-        return describe_tls_error(error);
+    if let Some(problem) = describe_tls_problem(failure) {
+        return problem;
     }
     if failure.is_connect() {
         return "no TLS on the connection: it was lost on the way".to_owned();
@@ -148,58 +150,6 @@ fn describe_lost_connection(failure: &legacy::Error) -> String {
         }
         _ => "the connection was lost before the answer".to_owned(),
     }
-}
-
-/// Describes a failed TLS handshake. The text of rustls can repeat names of the receiver's
-/// certificate, so it is not used.
-fn describe_tls_error(error: &rustls::Error) -> String {
-    let reason = match error {
-        rustls::Error::InvalidCertificate(reason) => describe_certificate_error(reason),
-        rustls::Error::AlertReceived(alert) => {
-            return format!("no TLS on the connection: the receiver said {alert:?}");
-        }
-        _ => {
-            return "no TLS on the connection: the receiver speaks another protocol or version"
-                .to_owned();
-        }
-    };
-    format!("the receiver's certificate {reason}")
-}
-
-fn describe_certificate_error(error: &CertificateError) -> &'static str {
-    match error {
-        CertificateError::UnknownIssuer => {
-            "is not signed by a root that this relay trusts; \
-             give its root as egress.ca_file if it is to be trusted"
-        }
-        CertificateError::Expired | CertificateError::ExpiredContext { .. } => "has expired",
-        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-            "is not valid yet"
-        }
-        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-            "is for another name"
-        }
-        CertificateError::Revoked => "is revoked",
-        _ => "cannot be trusted",
-    }
-}
-
-/// Returns the outermost error of this type in the chain of sources.
-fn find_in_chain<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
-        }
-        // `io::Error::source` is the source of its inner error: the inner error itself, which may
-        // be the one looked for, is reached only by `get_ref`.
-        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        next = match inner {
-            Some(inner) => Some(inner),
-            None => error.source(),
-        };
-    }
-    None
 }
 
 /// Upper bound of `Retry-After`: a mistaken date must not silence an endpoint for days.

@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::{
     ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    sign::{CertifiedKey, SingleCertAndKey},
 };
 use tokio::{io::AsyncWriteExt, task::JoinSet};
 use tokio_rustls::TlsAcceptor;
@@ -220,6 +221,33 @@ async fn an_answer_that_ends_without_close_notify_counts_by_its_head() {
             let (attempt, _) = post(&sender).await;
             assert_eq!(attempt.outcome, expected, "{}", answer.escape_ascii());
         }
+    }
+}
+
+#[tokio::test]
+async fn a_trusted_certificate_without_its_key_is_refused() {
+    let (certificate, other) = (TestCertificate::new(), TestCertificate::new());
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let key = PrivateKeyDer::from_pem_file(other.0.path().join("key.pem")).unwrap();
+        let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).unwrap();
+        let chain = vec![CertificateDer::from_pem_file(certificate.certificate()).unwrap()];
+        let pair = CertifiedKey::new(chain, key);
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let server = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[version])
+            .unwrap()
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(pair)));
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let sender = sender_to(address, "receiver.test", Some(&certificate), "");
+        let accepts = async {
+            let stream = listener.accept().await.unwrap().0;
+            TlsAcceptor::from(Arc::new(server)).accept(stream).await.err()
+        };
+        let ((attempt, disposition), refused) = tokio::join!(post(&sender), accepts);
+        assert_eq!((attempt.outcome, disposition), (Outcome::Connect, PLAIN_RETRY));
+        assert!(refused.is_some(), "{version:?}");
     }
 }
 
