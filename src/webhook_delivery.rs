@@ -53,7 +53,7 @@ pub(crate) enum Outcome {
     Refused,
     /// 5xx, or any other status.
     Failed,
-    /// No complete answer within the webhook's `timeout`.
+    /// No complete head of an answer within the webhook's `timeout`.
     Timeout,
     /// No connection, no TLS, or the connection was lost before the answer was complete.
     Connect,

@@ -29,7 +29,9 @@ use tower::Service;
 
 use super::{
     event_stream::EventStream,
+    header_spelling::contract_spelling,
     tls::{TlsError, tls_client_config},
+    tls_problem::{describe_tls_problem, ends_in_handshake},
 };
 use crate::{config::Secret, sse::Decoder};
 
@@ -132,8 +134,10 @@ impl EventStreamClient {
     ///
     /// When the peer cannot be reached or does not answer in HTTP.
     pub(crate) async fn get(&self, url: &Uri, headers: HeaderMap) -> Result<Exchange, OpenError> {
-        let stream = self.connector.clone().call(url.clone()).await.map_err(OpenError::Connect)?;
-        let (mut sender, connection) = http1::handshake(stream).await.map_err(OpenError::Http)?;
+        let stream =
+            self.connector.clone().call(url.clone()).await.map_err(OpenError::of_connect)?;
+        let (mut sender, connection) =
+            http1_builder().handshake(stream).await.map_err(OpenError::of_exchange)?;
         let mut connection_task = JoinSet::new();
         // A `JoinSet` aborts its tasks when dropped: the connection lives as long as the exchange.
         connection_task.spawn(async move {
@@ -144,12 +148,13 @@ impl EventStreamClient {
         let mut request =
             Request::get(path).body(Empty::<Bytes>::new()).map_err(|_| OpenError::Header)?;
         *request.headers_mut() = headers;
+        *request.extensions_mut() = contract_spelling();
         let host = url.authority().map_or("", |authority| authority.as_str());
         request
             .headers_mut()
             .insert(HOST, HeaderValue::from_str(host).map_err(|_| OpenError::Header)?);
         request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(RELAY_USER_AGENT));
-        let response = sender.send_request(request).await.map_err(OpenError::Http)?;
+        let response = sender.send_request(request).await.map_err(OpenError::of_exchange)?;
         Ok(Exchange { response, connection_task })
     }
 }
@@ -225,9 +230,12 @@ fn require_event_stream(response: &Response<Incoming>) -> Result<(), OpenError> 
 /// Reasons for which a stream could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OpenError {
-    /// No TCP connection, or no TLS on it.
+    /// No TCP connection.
     #[error("cannot connect")]
     Connect(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A TCP connection, and no TLS on it; the text says why, and what to do.
+    #[error("{0}")]
+    Tls(String),
     /// The connection was lost before the response, or the response is not HTTP.
     #[error("no HTTP answer")]
     Http(#[source] hyper::Error),
@@ -266,6 +274,22 @@ pub(crate) enum OpenError {
 }
 
 impl OpenError {
+    fn of_connect(error: Box<dyn std::error::Error + Send + Sync>) -> Self {
+        if let Some(problem) = describe_tls_problem(&*error) {
+            return Self::Tls(problem);
+        }
+        if ends_in_handshake(&*error) {
+            return Self::Tls("no TLS on the connection: it was lost on the way".to_owned());
+        }
+        Self::Connect(error)
+    }
+
+    /// Describes an exchange without an answer. A server that speaks TLS 1.3 and refuses the
+    /// relay's side of the handshake says so only after it.
+    fn of_exchange(error: hyper::Error) -> Self {
+        describe_tls_problem(&error).map_or(Self::Http(error), Self::Tls)
+    }
+
     /// Returns whether only a person can mend the failure: the response was 400, 401, 403 or 404.
     pub(crate) fn is_permanent(&self) -> bool {
         match self {
@@ -281,6 +305,23 @@ impl OpenError {
             _ => None,
         }
     }
+}
+
+/// Returns the settings of a connection, which read what common clients read: see
+/// [`MAX_RESPONSE_HEADERS`].
+fn http1_builder() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .title_case_headers(true)
+        .max_headers(MAX_RESPONSE_HEADERS)
+        // RFC 9112, sections 5.1 and 5.2: a client reads a blank before the colon and a folded
+        // line, though no server may send them.
+        .allow_spaces_after_header_name_in_responses(true)
+        .allow_obsolete_multiline_headers_in_responses(true)
+        // A line that is no header at all is skipped, as browsers do: the few headers that count
+        // here are whole, or missing.
+        .ignore_invalid_headers_in_responses(true);
+    builder
 }
 
 fn bearer_header(token: &Secret) -> Result<HeaderValue, OpenError> {
@@ -342,6 +383,10 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time for name resolution, connection, TLS, redirects and the response's head together.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Headers of one response. hyper's own limit is 100, which servers behind several proxies exceed;
+/// Node.js reads 2000, curl 5000. The size of the head is bounded as well.
+pub(crate) const MAX_RESPONSE_HEADERS: usize = 1024;
 
 /// An endpoint that has moved needs one or two.
 const MAX_REDIRECTS: usize = 5;

@@ -2,9 +2,9 @@
 //!
 //! In: the chunks of a response's body. Out: decoded frames, or why there are no more.
 //!
-//! May use: `sse`.
+//! May use: `error_chain`, `sse`.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -13,7 +13,10 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::sse::{Decoded, Decoder};
+use crate::{
+    error_chain::find_in_chain,
+    sse::{Decoded, Decoder},
+};
 
 /// Open event stream and its connection, which is closed when this is dropped.
 #[derive(Debug)]
@@ -47,7 +50,7 @@ impl EventStream {
             let Ok(frame) = timeout(idle_timeout, self.body.frame()).await else {
                 return Ok(None);
             };
-            let frame = frame.ok_or(StreamError::Ended)?.map_err(StreamError::Lost)?;
+            let frame = frame.ok_or(StreamError::Ended)?.map_err(StreamError::of)?;
             // Trailers are ignored.
             if let Ok(chunk) = frame.into_data() {
                 self.received_at = Instant::now();
@@ -79,7 +82,18 @@ pub(crate) enum StreamError {
     /// The peer ended the body.
     #[error("the peer ended the stream")]
     Ended,
+    /// The connection ended before the body, or without TLS's `close_notify`.
+    #[error("the peer closed the connection in the middle of the stream")]
+    Cut,
     /// The connection broke.
     #[error("the connection was lost")]
     Lost(#[source] hyper::Error),
+}
+
+impl StreamError {
+    fn of(error: hyper::Error) -> Self {
+        let cause = find_in_chain::<io::Error>(&error).map(io::Error::kind);
+        // The text of rustls would be a link to its manual.
+        if cause == Some(io::ErrorKind::UnexpectedEof) { Self::Cut } else { Self::Lost(error) }
+    }
 }

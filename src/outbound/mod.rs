@@ -4,7 +4,7 @@
 //! ```text
 //! upstream, cli ─► client ─► event_stream                 HTTP/1.1, one connection for each stream
 //! webhook sender ─► egress_guard ─► idle_timeout ─► TCP    public addresses only, unless allowed
-//! both ─► tls                                              roots of trust
+//! both ─► tls ─► server_verifier                           roots of trust
 //! ```
 //!
 //! May use: no other module.
@@ -12,6 +12,9 @@
 pub(crate) mod client;
 pub(crate) mod egress_guard;
 pub(crate) mod event_stream;
+pub(crate) mod header_spelling;
 pub(crate) mod idle_timeout;
 pub(crate) mod networks;
+mod server_verifier;
 pub(crate) mod tls;
+pub(crate) mod tls_problem;

@@ -9,6 +9,7 @@ use rustls::{
     pki_types::{CertificateDer, pem::PemObject},
 };
 
+use super::server_verifier::ListedServerVerifier;
 use crate::config::pem_contents;
 
 /// Reasons for which a TLS client could not be set up.
@@ -29,7 +30,8 @@ pub(crate) enum TlsError {
 }
 
 /// Returns a client's TLS configuration that trusts the platform's roots (and `SSL_CERT_FILE`,
-/// `SSL_CERT_DIR`), and those in `ca_file`.
+/// `SSL_CERT_DIR`), and those in `ca_file`; self-signed ones among them also as the certificates of
+/// servers.
 ///
 /// Reads files, and may block.
 ///
@@ -38,21 +40,28 @@ pub(crate) enum TlsError {
 /// When `ca_file` cannot be read as PEM certificates.
 pub(crate) fn tls_client_config(ca_file: Option<&Path>) -> Result<ClientConfig, TlsError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let (roots, listed) = root_certificates(ca_file)?;
+    let verifier = ListedServerVerifier::new(roots, &listed, Arc::clone(&provider));
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(root_certificates(ca_file)?)
+        .dangerous() // rustls calls every verifier so that is not its own
+        .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
     Ok(config)
 }
 
-fn root_certificates(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
+/// Returns the roots, and all certificates that were listed as such.
+fn root_certificates(
+    ca_file: Option<&Path>,
+) -> Result<(RootCertStore, Vec<CertificateDer<'static>>), TlsError> {
     let mut roots = RootCertStore::empty();
     let native = rustls_native_certs::load_native_certs();
     // Not fatal: one unreadable file of the platform must not keep the relay from its start.
     for error in &native.errors {
         tracing::warn!(%error, "cannot read some of the platform's root certificates");
     }
-    roots.add_parsable_certificates(native.certs);
+    let mut listed = native.certs;
+    roots.add_parsable_certificates(listed.iter().cloned());
     if let Some(path) = ca_file {
         let unreadable = |reason: String| TlsError::CaFile {
             path: path.display().to_string(),
@@ -61,10 +70,11 @@ fn root_certificates(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> 
         let pem = pem_contents(path).map_err(unreadable)?;
         for certificate in CertificateDer::pem_slice_iter(&pem) {
             let certificate = certificate.map_err(|error| unreadable(error.to_string()))?;
-            roots.add(certificate).map_err(|error| unreadable(error.to_string()))?;
+            roots.add(certificate.clone()).map_err(|error| unreadable(error.to_string()))?;
+            listed.push(certificate);
         }
     }
-    Ok(roots)
+    Ok((roots, listed))
 }
 
 #[cfg(test)]

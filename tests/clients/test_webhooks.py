@@ -262,9 +262,9 @@ secret = "{secret}"
 
 
 @contextlib.contextmanager
-def scene(webhooks="", admin_key=False):
-    """A simulator and a relay with a store, these webhooks, and permission to reach the receivers here."""
-    more = webhooks + '\n[egress]\nallow_networks = ["127.0.0.0/8"]\n'
+def scene(webhooks="", admin_key=False, egress=""):
+    """A simulator and a relay with a store, these webhooks, and leave to reach the receivers here."""
+    more = webhooks + '\n[egress]\nallow_networks = ["127.0.0.0/8"]\n' + egress
     with tempfile.TemporaryDirectory(prefix="relay-data-") as directory, Simulator() as simulator:
         with Relay(simulator, data_dir=directory, admin_key=ADMIN if admin_key else "", more=more) as relay:
             yield relay

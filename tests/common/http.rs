@@ -176,6 +176,8 @@ pub(crate) enum Framing {
 pub(crate) struct Head {
     pub(crate) first_line: String,
     pub(crate) fields: Vec<(String, String)>,
+    /// The names as they were spelled.
+    pub(crate) spelled: Vec<String>,
 }
 
 impl Head {
@@ -184,10 +186,12 @@ impl Head {
         let text = std::str::from_utf8(bytes).unwrap();
         let mut lines = text.trim_end().split("\r\n");
         let first_line = lines.next().unwrap().to_owned();
-        let fields = lines.map(|line| line.split_once(':').unwrap());
-        let fields =
-            fields.map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()));
-        Self { first_line, fields: fields.collect() }
+        let fields: Vec<_> = lines.map(|line| line.split_once(':').unwrap()).collect();
+        let spelled = fields.iter().map(|field| field.0.to_owned()).collect();
+        let fields = fields
+            .into_iter()
+            .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()));
+        Self { first_line, fields: fields.collect(), spelled }
     }
 
     /// Returns the value of a field.

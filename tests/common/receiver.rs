@@ -33,6 +33,8 @@ pub(crate) enum Answer {
     With(u16, String),
     /// With these bytes; then the connection is closed.
     Raw(Vec<u8>),
+    /// With these bytes; then the connection is reset.
+    RawThenReset(Vec<u8>),
     /// With a head that announces a body, and no byte of the body.
     HeadThenHang,
     /// With a head, then a byte of the body every few milliseconds, without end.
@@ -305,6 +307,11 @@ impl State {
             }
             Answer::Raw(bytes) => {
                 let _ = socket.write_all(&bytes); // the relay may close before the end
+                false
+            }
+            Answer::RawThenReset(bytes) => {
+                let _ = socket.write_all(&bytes);
+                reset_when_closed(socket);
                 false
             }
             Answer::HeadThenHang => {

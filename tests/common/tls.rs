@@ -62,6 +62,20 @@ impl Authority {
         ));
     }
 
+    /// A self-signed certificate for these names, and its key, also as `NAME.pem` and `NAME.key`. It
+    /// calls itself an authority, as openssl makes it unless told otherwise.
+    pub(crate) fn self_sign(
+        &self,
+        name: &str,
+        names: &str,
+    ) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+        self.openssl(&format!(
+            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -keyout {name}.key -out {name}.pem -subj /CN=test-server -addext subjectAltName={names}"
+        ));
+        let key = PrivateKeyDer::from_pem_file(self.path(&format!("{name}.key"))).unwrap();
+        (vec![self.certificate(name)], key)
+    }
+
     /// Reads the certificate `NAME.pem`.
     pub(crate) fn certificate(&self, name: &str) -> CertificateDer<'static> {
         CertificateDer::from_pem_file(self.path(&format!("{name}.pem"))).unwrap()

@@ -5,21 +5,23 @@
 //! query, which may hold a secret. Pure.
 //!
 //! ```text
-//! 2xx with its whole body      accepted         408, 425, 429, 3xx, 5xx, other   retry
-//! 410                          gone: disables   no or truncated response         retry
-//! any other 4xx                refused: dead    address refused by the guard     dead
+//! 2xx             accepted         408, 425, 429, 3xx, 5xx, other   retry
+//! 410             gone: disables   no response, or a truncated head retry
+//! any other 4xx   refused: dead    address refused by the guard     dead
 //! ```
 //!
-//! May use: `outbound`, `webhook_delivery`.
+//! May use: `error_chain`, `outbound`, `webhook_delivery`.
 
-use std::{error::Error, io, time::Duration};
+use std::time::Duration;
 
 use hyper::{HeaderMap, StatusCode};
-use hyper_util::client::legacy;
-use rustls::CertificateError;
+use hyper_util::client::legacy::{self, connect::Connected};
 
 use crate::{
-    outbound::{client::parse_retry_after, egress_guard::EgressError},
+    error_chain::find_in_chain,
+    outbound::{
+        client::parse_retry_after, egress_guard::EgressError, tls_problem::describe_tls_problem,
+    },
     webhook::Disposition,
     webhook_delivery::Outcome,
 };
@@ -82,25 +84,12 @@ impl Classification {
         )
     }
 
-    /// Returns the classification of a connection that was lost after the response's head.
-    pub(super) fn truncated() -> Self {
-        Self::retry(
-            Outcome::Connect,
-            "the connection was lost in the middle of the answer".to_owned(),
-        )
-    }
-
     /// Returns the classification of a request that cannot be built.
     pub(super) fn unsendable() -> Self {
         Self::retry(
             Outcome::Failed,
             "the secret or the event's id is not a valid header value".to_owned(),
         )
-    }
-
-    /// Adds the status of a response whose body did not arrive.
-    pub(super) fn with_status(self, status: StatusCode) -> Self {
-        Self { status: Some(status), ..self }
     }
 
     fn retry(outcome: Outcome, error: String) -> Self {
@@ -111,6 +100,21 @@ impl Classification {
             disposition: Disposition::Retry { after: None },
         }
     }
+}
+
+/// Returns whether the receiver has provably not processed the request, by RFC 9113, section 8.7:
+/// it refused the stream, or ended the connection with a GOAWAY that names a lower stream.
+///
+/// h2 gives the error of a GOAWAY to streams above the last one that it names, and to no others;
+/// those at or below it end with an I/O error when the connection does.
+pub(super) fn proves_unprocessed(failure: &legacy::Error) -> bool {
+    if let Some(error) = find_in_chain::<h2::Error>(failure) {
+        let is_refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        return error.is_remote() && (is_refused || error.is_go_away());
+    }
+    // On a connection that is going away hyper cancels requests that it has not written.
+    let is_h2 = failure.connect_info().is_some_and(Connected::is_negotiated_h2);
+    is_h2 && find_in_chain::<hyper::Error>(failure).is_some_and(hyper::Error::is_canceled)
 }
 
 fn describe_status(status: StatusCode) -> String {
@@ -128,11 +132,16 @@ fn describe_status(status: StatusCode) -> String {
 
 /// Describes the loss of a connection that was dialled.
 fn describe_lost_connection(failure: &legacy::Error) -> String {
-    if let Some(error) = find_in_chain::<rustls::Error>(failure) {
-        return describe_tls_error(error);
+    if let Some(problem) = describe_tls_problem(failure) {
+        return problem;
     }
     if failure.is_connect() {
         return "no TLS on the connection: it was lost on the way".to_owned();
+    }
+    if proves_unprocessed(failure) {
+        return "the receiver refuses requests before it looks at them (HTTP/2: REFUSED_STREAM or \
+                GOAWAY)"
+            .to_owned();
     }
     match find_in_chain::<hyper::Error>(failure) {
         Some(error) if error.is_parse() => "the answer is not HTTP".to_owned(),
@@ -141,58 +150,6 @@ fn describe_lost_connection(failure: &legacy::Error) -> String {
         }
         _ => "the connection was lost before the answer".to_owned(),
     }
-}
-
-/// Describes a failed TLS handshake. The text of rustls can repeat names of the receiver's
-/// certificate, so it is not used.
-fn describe_tls_error(error: &rustls::Error) -> String {
-    let reason = match error {
-        rustls::Error::InvalidCertificate(reason) => describe_certificate_error(reason),
-        rustls::Error::AlertReceived(alert) => {
-            return format!("no TLS on the connection: the receiver said {alert:?}");
-        }
-        _ => {
-            return "no TLS on the connection: the receiver speaks another protocol or version"
-                .to_owned();
-        }
-    };
-    format!("the receiver's certificate {reason}")
-}
-
-fn describe_certificate_error(error: &CertificateError) -> &'static str {
-    match error {
-        CertificateError::UnknownIssuer => {
-            "is not signed by a root that this relay trusts; \
-             give its root as egress.ca_file if it is to be trusted"
-        }
-        CertificateError::Expired | CertificateError::ExpiredContext { .. } => "has expired",
-        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-            "is not valid yet"
-        }
-        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-            "is for another name"
-        }
-        CertificateError::Revoked => "is revoked",
-        _ => "cannot be trusted",
-    }
-}
-
-/// Returns the outermost error of this type in the chain of sources.
-fn find_in_chain<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
-        }
-        // `io::Error::source` is the source of its inner error: the inner error itself, which may
-        // be the one looked for, is reached only by `get_ref`.
-        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        next = match inner {
-            Some(inner) => Some(inner),
-            None => error.source(),
-        };
-    }
-    None
 }
 
 /// Upper bound of `Retry-After`: a mistaken date must not silence an endpoint for days.

@@ -1,7 +1,8 @@
 //! One attempt: signs the body, posts it, and classifies the response.
 //!
-//! In: an event id and the payload. Out: the attempt's outcome and its consequence. Redirects are
-//! not followed, no content coding is decoded, and only the beginning of a response body is read.
+//! In: an event id and the payload. Out: the attempt's outcome and its consequence, by the head of
+//! the response. Redirects are not followed, no content coding is decoded, and of a response body
+//! only the beginning is read, to use its connection again.
 //!
 //! May use: `config`, `outbound`, `webhook_delivery`.
 
@@ -25,11 +26,17 @@ use hyper::{
 use rustls::ClientConfig;
 use tokio::time::{Instant, timeout_at};
 
-use self::{classify::Classification, transport::EndpointClient};
+use self::{
+    classify::{Classification, proves_unprocessed},
+    transport::EndpointClient,
+};
 use super::{Disposition, signature::Signer};
 use crate::{
     config::{Secret, WebhookConfig},
-    outbound::egress_guard::{EgressConnector, EgressGuard},
+    outbound::{
+        egress_guard::{EgressConnector, EgressGuard},
+        header_spelling::contract_spelling,
+    },
     webhook_delivery::Attempt,
 };
 
@@ -79,10 +86,11 @@ impl WebhookSender {
     /// Dropping the future ends the attempt; the receiver may or may not have got the request.
     pub(super) async fn send(&self, id: &str, payload: Bytes) -> (Attempt, Disposition) {
         let began = Instant::now();
+        let deadline = began + self.timeout;
         let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let classification = match self.request(id, at.as_secs(), payload) {
-            Ok(request) => self.exchange(request, began + self.timeout).await,
-            Err(_) => Classification::unsendable(),
+        let (classification, body) = match self.request(id, at.as_secs(), payload) {
+            Ok(request) => self.exchange(request, deadline).await,
+            Err(_) => (Classification::unsendable(), None),
         };
         let attempt = Attempt {
             at: milliseconds(at),
@@ -91,6 +99,9 @@ impl WebhookSender {
             status: classification.status.map(|status| status.as_u16()),
             error: classification.error.map(String::into_boxed_str),
         };
+        if let Some(body) = body {
+            drain(body, deadline).await;
+        }
         (attempt, classification.disposition)
     }
 
@@ -105,42 +116,51 @@ impl WebhookSender {
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.url.clone();
         *request.headers_mut() = headers;
+        *request.extensions_mut() = contract_spelling();
         Ok(request)
     }
 
-    async fn exchange(&self, request: Request<Full<Bytes>>, deadline: Instant) -> Classification {
-        // One deadline for head and body: a receiver that trickles its answer gains no time.
-        let response = match timeout_at(deadline, self.client.send(request)).await {
-            Ok(Ok(response)) => response,
-            Ok(Err(failure)) => return Classification::of_error(&failure),
-            Err(_) => return Classification::timeout(self.timeout),
-        };
-        let status = response.status();
-        // The body is read also for its own sake: a 2xx counts only with the whole body (RFC 9112,
-        // §8), and HTTP/1.1 can use the connection again only then.
-        let classification = Classification::of_response(status, response.headers());
-        let body = timeout_at(deadline, read_bounded(response.into_body())).await;
-        match body {
-            // By its head the response is a failure, and a truncated body does not change which.
-            _ if !status.is_success() => classification,
-            Ok(Ok(())) => classification,
-            Ok(Err(_)) => Classification::truncated().with_status(status),
-            Err(_) => Classification::timeout(self.timeout).with_status(status),
+    /// Sends the request, and classifies the response by its head. Returns the body unread.
+    ///
+    /// A request that the receiver has provably not processed is sent again at once, up to
+    /// [`MAX_RESENDS`] times, within the same attempt: a receiver that renews its connections must
+    /// cost neither an attempt nor a wait (RFC 9113, section 8.7).
+    async fn exchange(
+        &self,
+        request: Request<Full<Bytes>>,
+        deadline: Instant,
+    ) -> (Classification, Option<Incoming>) {
+        let mut resends = 0;
+        loop {
+            match timeout_at(deadline, self.client.send(request.clone())).await {
+                Ok(Ok(response)) => {
+                    let (head, body) = response.into_parts();
+                    return (Classification::of_response(head.status, &head.headers), Some(body));
+                }
+                Ok(Err(failure)) if resends < MAX_RESENDS && proves_unprocessed(&failure) => {
+                    resends += 1;
+                }
+                Ok(Err(failure)) => return (Classification::of_error(&failure), None),
+                Err(_) => return (Classification::timeout(self.timeout), None),
+            }
         }
     }
 }
 
-/// Reads the body up to [`MAX_RESPONSE_BYTES`], so that its connection can be used again. A longer
-/// body is dropped together with its connection.
-async fn read_bounded(mut body: Incoming) -> Result<(), hyper::Error> {
-    let mut read = 0;
-    while read < MAX_RESPONSE_BYTES && !body.is_end_stream() {
-        match body.frame().await {
-            Some(frame) => read += frame?.data_ref().map_or(0, Bytes::len),
-            None => break,
+/// Reads the body up to [`MAX_RESPONSE_BYTES`], so that HTTP/1.1 can use the connection again.
+///
+/// The outcome is decided by the head: a body that is truncated, reset or late costs only its
+/// connection, as a longer body does. Common servers end a TLS connection without `close_notify`,
+/// which looks like a truncated body.
+async fn drain(mut body: Incoming, deadline: Instant) {
+    let drained = async {
+        let mut read = 0;
+        while read < MAX_RESPONSE_BYTES && !body.is_end_stream() {
+            let Some(Ok(frame)) = body.frame().await else { return };
+            read += frame.data_ref().map_or(0, Bytes::len);
         }
-    }
-    Ok(())
+    };
+    let _ = timeout_at(deadline.min(Instant::now() + DRAIN_TIMEOUT), drained).await;
 }
 
 fn milliseconds(time: Duration) -> u64 {
@@ -149,3 +169,11 @@ fn milliseconds(time: Duration) -> u64 {
 
 /// Bytes of a response body that are read: receivers answer "ok", and the body is not used.
 const MAX_RESPONSE_BYTES: usize = 16 * 1024;
+
+/// Resends of a request that was not processed. A receiver renews a connection once in a while; the
+/// next one takes the request unless all slots meet a receiver that takes very few streams at once.
+const MAX_RESENDS: usize = 10;
+
+/// Time for a response body after its head: the attempt's slot is taken until then, and a new
+/// connection costs less than a longer wait.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);

@@ -27,7 +27,10 @@ use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tower::Service;
 
-use crate::outbound::egress_guard::{EgressConnector, EgressError};
+use crate::outbound::{
+    client::MAX_RESPONSE_HEADERS,
+    egress_guard::{EgressConnector, EgressError},
+};
 
 /// Client with connections of its own, which close when the client is dropped.
 pub(super) struct EndpointClient {
@@ -61,6 +64,13 @@ impl EndpointClient {
             // As many as attempts run at one time: more would never be used.
             .pool_max_idle_per_host(max_idle)
             .http1_max_buf_size(MAX_RESPONSE_HEAD_BYTES)
+            .http2_max_header_list_size(MAX_RESPONSE_HEAD_LIST_BYTES)
+            .http1_title_case_headers(true)
+            // The same as for upstreams, and for the same reasons: see `outbound::client`.
+            .http1_max_headers(MAX_RESPONSE_HEADERS)
+            .http1_allow_spaces_after_header_name_in_responses(true)
+            .http1_allow_obsolete_multiline_headers_in_responses(true)
+            .http1_ignore_invalid_headers_in_responses(true)
             .http2_initial_stream_window_size(STREAM_WINDOW_BYTES)
             .http2_keep_alive_interval(PING_INTERVAL)
             .http2_keep_alive_timeout(PING_TIMEOUT)
@@ -144,6 +154,9 @@ const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Bytes of a response head, far beyond any real one: bounds the memory that a receiver can claim.
 const MAX_RESPONSE_HEAD_BYTES: usize = 64 * 1024;
+
+/// The same for HTTP/2, where a header counts 32 bytes more than it has (RFC 9113, section 6.5.2).
+const MAX_RESPONSE_HEAD_LIST_BYTES: u32 = 96 * 1024;
 
 /// HTTP/2 window of one stream: not more than the sender reads of a response body.
 const STREAM_WINDOW_BYTES: u32 = 16 * 1024;

@@ -2,6 +2,7 @@
 
 mod certificate;
 mod handshake;
+mod self_signed;
 mod streams;
 mod upstream;
 

@@ -2,7 +2,7 @@
 
 use std::{
     io::{ErrorKind, Read, Write},
-    net::{TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     path::Path,
     sync::Arc,
     time::Duration,
@@ -16,7 +16,10 @@ use crate::common::{
     tls::Authority,
     wait,
 };
-use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use rustls::{
+    ServerConfig, ServerConnection, StreamOwned,
+    pki_types::{CertificateDer, PrivateKeyDer},
+};
 
 #[test]
 fn an_upstream_certificate_signed_by_a_listed_root_is_trusted() {
@@ -69,7 +72,7 @@ fn a_certificate_for_another_host_is_not_trusted() {
 
 /// Waits until a connection is counted as failed. The state is not enough: the first backoff may
 /// end within a millisecond, and then the relay connects to a server that accepts no more.
-fn wait_for_failure(relay: &Relay) {
+pub(super) fn wait_for_failure(relay: &Relay) {
     let failed = [("product_id", PRODUCT), ("outcome", "failed")];
     wait::until("a connection has failed", || {
         relay
@@ -96,14 +99,20 @@ fn a_redirect_from_https_to_http_goes_without_the_token() {
 }
 
 /// A connector behind TLS.
-struct TlsServer {
+pub(super) struct TlsServer {
     listener: TcpListener,
     config: Arc<ServerConfig>,
 }
 
 impl TlsServer {
     fn new(authority: &Authority, names: &str) -> Self {
-        let (chain, key) = authority.issue(names);
+        Self::with(authority.issue(names))
+    }
+
+    /// Returns a server with this certificate and key.
+    pub(super) fn with(
+        (chain, key): (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>),
+    ) -> Self {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -116,7 +125,11 @@ impl TlsServer {
         Self { listener, config: Arc::new(config) }
     }
 
-    fn setup(&self, host: &str, root: Option<&Path>) -> Setup {
+    pub(super) fn address(&self) -> SocketAddr {
+        self.listener.local_addr().unwrap()
+    }
+
+    pub(super) fn setup(&self, host: &str, root: Option<&Path>) -> Setup {
         let url = format!(
             "https://{host}:{}/stream/{PRODUCT}",
             self.listener.local_addr().unwrap().port()
@@ -128,13 +141,13 @@ impl TlsServer {
         }
     }
 
-    fn relay(&self, host: &str, root: Option<&Path>) -> Relay {
+    pub(super) fn relay(&self, host: &str, root: Option<&Path>) -> Relay {
         self.setup(host, root).start()
     }
 
     /// Waits for the next connection, and returns it if the handshake succeeds and a first byte
     /// arrives.
-    fn accept(&self) -> Option<StreamOwned<ServerConnection, TcpStream>> {
+    pub(super) fn accept(&self) -> Option<StreamOwned<ServerConnection, TcpStream>> {
         let socket = wait::value("the relay connects", || match self.listener.accept() {
             Ok((socket, _)) => Some(socket),
             Err(error) if error.kind() == ErrorKind::WouldBlock => None,
@@ -150,13 +163,13 @@ impl TlsServer {
         // With TLS 1.3 the client's refusal arrives after the server's last handshake message.
         let mut first = [0];
         stream.read_exact(&mut first).ok()?;
-        assert_eq!(&first, b"G");
+        assert!(b"GP".contains(&first[0]), "a GET, or a POST to a webhook");
         Some(stream)
     }
 }
 
 /// Reads the rest of a request head.
-fn read_head(stream: &mut impl Read) -> String {
+pub(super) fn read_head(stream: &mut impl Read) -> String {
     let mut head = Vec::new();
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") {

@@ -91,14 +91,12 @@ fn a_redirect_is_not_followed() {
 
 #[test]
 fn every_connection_failure_is_an_attempt_and_the_next_one_delivers() {
-    let lost = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nnot a hundred".to_vec();
+    let half_a_head = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n".to_vec();
     let faults = [
         (Answer::Hang, "timeout"),
-        (Answer::HeadThenHang, "timeout"),
-        (Answer::SlowBody, "timeout"),
         (Answer::Reset, "connect"),
         (Answer::Raw(Vec::new()), "connect"),
-        (Answer::Raw(lost), "connect"),
+        (Answer::Raw(half_a_head), "connect"),
     ];
     for (answer, outcome) in faults {
         let what = format!("{answer:?}");
@@ -121,6 +119,33 @@ fn every_connection_failure_is_an_attempt_and_the_next_one_delivers() {
         }
         assert_eq!(relay.attempts("hook", outcome), 2.0, "{what}");
         assert_eq!(receiver.count(), 3, "{what}");
+    }
+}
+
+#[test]
+fn a_2xx_head_accepts_however_its_body_ends() {
+    let cut = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nnot a hundred".to_vec();
+    let cut_chunk =
+        b"HTTP/1.1 202 Accepted\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nless".to_vec();
+    let answers = [
+        Answer::Raw(cut.clone()),
+        Answer::Raw(cut_chunk),
+        Answer::RawThenReset(cut),
+        Answer::HeadThenHang,
+        Answer::SlowBody,
+    ];
+    for answer in answers {
+        let what = format!("{answer:?}");
+        let receiver = Receiver::new(move |_| answer.clone());
+        let (_connector, relay, mut link) = relay_to(&receiver, "timeout = '5s'");
+        publish(&relay, &mut link, [event(0), event(1)]);
+        let deliveries = relay.wait_for_deliveries("hook", "delivered", 2);
+        for delivery in &deliveries {
+            assert_eq!(outcomes(delivery), ["accepted"], "{what}");
+            let duration = delivery["attempts"][0]["duration_ms"].as_u64().unwrap();
+            assert!(duration < 400, "{what}: an attempt lasts until its answer's head: {duration}");
+        }
+        assert_eq!((receiver.count(), receiver.connections()), (2, 2), "{what}");
     }
 }
 

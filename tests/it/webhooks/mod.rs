@@ -5,4 +5,5 @@ mod circuit;
 mod delivery;
 mod durable;
 mod faults;
+mod heads;
 mod shutdown;

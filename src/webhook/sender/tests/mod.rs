@@ -1,5 +1,7 @@
 //! The sender against scripted receivers: requests, classification of responses, bounds.
 
+mod frames;
+mod heads;
 mod receiver;
 mod secure;
 mod table;
@@ -189,23 +191,6 @@ async fn a_connection_lost_before_the_answer_is_tried_again() {
             (attempt.outcome, attempt.status, disposition),
             (Outcome::Connect, None, PLAIN_RETRY),
             "{answer} {then:?}"
-        );
-    }
-}
-
-#[tokio::test]
-async fn a_success_counts_only_with_its_whole_body() {
-    const TRUNCATED: &str = "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nok";
-    for (then, outcome) in [
-        (AfterAnswer::Close, Outcome::Connect),
-        (AfterAnswer::Reset, Outcome::Connect),
-        (AfterAnswer::Hang, Outcome::Timeout),
-    ] {
-        let (attempt, disposition) = attempt_against(TRUNCATED, then, SHORT_TIMEOUT).await;
-        assert_eq!(
-            (attempt.outcome, attempt.status, disposition),
-            (outcome, Some(200), PLAIN_RETRY),
-            "{then:?}"
         );
     }
 }

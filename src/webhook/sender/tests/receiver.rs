@@ -39,9 +39,15 @@ pub(super) struct Received {
 }
 
 impl Received {
-    /// Returns the value of a header, by its name in lower case.
+    /// Returns the value of a header, by its name in any case.
     pub(super) fn header(&self, name: &str) -> Option<&str> {
-        self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+        let fields = self.head.lines().filter_map(|line| line.split_once(": "));
+        fields.filter(|field| field.0.eq_ignore_ascii_case(name)).map(|field| field.1).next()
+    }
+
+    /// Returns the names of all headers as they were spelled.
+    pub(super) fn names(&self) -> Vec<&str> {
+        self.head.lines().filter_map(|line| Some(line.split_once(": ")?.0)).collect()
     }
 }
 

@@ -13,17 +13,18 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::{
     ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    sign::{CertifiedKey, SingleCertAndKey},
 };
-use tokio::task::JoinSet;
+use tokio::{io::AsyncWriteExt, task::JoinSet};
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
 
 /// A self-signed certificate for `receiver.test`, and its key.
-struct TestCertificate(tempfile::TempDir);
+pub(super) struct TestCertificate(tempfile::TempDir);
 
 impl TestCertificate {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let certificate = Self(tempfile::tempdir().unwrap());
         let arguments = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes \
                          -days 2 -keyout key.pem -out certificate.pem -subj /CN=hush \
@@ -40,7 +41,7 @@ impl TestCertificate {
         self.0.path().join("certificate.pem")
     }
 
-    fn server(&self, protocols: &[&str]) -> ServerConfig {
+    pub(super) fn server(&self, protocols: &[&str]) -> ServerConfig {
         let chain = vec![CertificateDer::from_pem_file(self.certificate()).unwrap()];
         let key = PrivateKeyDer::from_pem_file(self.0.path().join("key.pem")).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -85,22 +86,26 @@ impl TlsReceiver {
         Self { address, seen, _tasks: tasks }
     }
 
-    /// Returns a sender that resolves `host` to this receiver, and trusts `root` besides the
-    /// platform's roots.
     fn sender(&self, host: &str, root: Option<&TestCertificate>) -> WebhookSender {
-        let webhook =
-            webhook(&format!("https://{host}:{}/events?token=hush", self.address.port()), "");
-        let resolver = Resolver::Stub(Arc::new(|_| vec![Ipv4Addr::LOCALHOST.into()]));
-        let connector =
-            EgressConnector::new(guard(&["127.0.0.1"]), webhook.timeout).with_resolver(resolver);
-        let root = root.map(TestCertificate::certificate);
-        WebhookSender::with_connector(
-            connector,
-            &webhook,
-            None,
-            &tls_client_config(root.as_deref()).unwrap(),
-        )
+        sender_to(self.address, host, root, "")
     }
+}
+
+/// Returns a sender that resolves `host` to `address`, and trusts `root` besides the platform's
+/// roots.
+pub(super) fn sender_to(
+    address: SocketAddr,
+    host: &str,
+    root: Option<&TestCertificate>,
+    keys: &str,
+) -> WebhookSender {
+    let webhook = webhook(&format!("https://{host}:{}/events?token=hush", address.port()), keys);
+    let resolver = Resolver::Stub(Arc::new(|_| vec![Ipv4Addr::LOCALHOST.into()]));
+    let connector =
+        EgressConnector::new(guard(&["127.0.0.1"]), webhook.timeout).with_resolver(resolver);
+    let root = root.map(TestCertificate::certificate);
+    let tls = tls_client_config(root.as_deref()).unwrap();
+    WebhookSender::with_connector(connector, &webhook, None, &tls)
 }
 
 async fn serve_tls(
@@ -175,13 +180,84 @@ async fn a_certificate_that_does_not_prove_the_host_is_refused_with_the_reason()
     assert!(receiver.seen.lock().unwrap().requests.is_empty());
 }
 
+/// Answers each connection's first request with these bytes, and closes the connection as Python's
+/// `http.server` does over `ssl`: without `close_notify`.
+async fn answer_and_close_abruptly(
+    certificate: &TestCertificate,
+    answer: &'static [u8],
+) -> (SocketAddr, JoinSet<()>) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(certificate.server(&["http/1.1"])));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        loop {
+            let stream = listener.accept().await.unwrap().0;
+            let mut stream = acceptor.accept(stream).await.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(BODY) {
+                assert_ne!(stream.read_buf(&mut request).await.unwrap(), 0);
+            }
+            stream.write_all(answer).await.unwrap();
+            stream.flush().await.unwrap();
+        }
+    });
+    (address, tasks)
+}
+
+#[tokio::test]
+async fn an_answer_that_ends_without_close_notify_counts_by_its_head() {
+    let certificate = TestCertificate::new();
+    for (answer, expected) in [
+        (&b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"[..], Outcome::Accepted),
+        (b"HTTP/1.0 200 OK\r\nServer: SimpleHTTP\r\n\r\nok", Outcome::Accepted),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", Outcome::Accepted),
+        (b"HTTP/1.1 422 No\r\nConnection: close\r\n\r\n", Outcome::Refused),
+        (b"HTTP/1.1 200 OK\r\nConnection: close\r\n", Outcome::Connect),
+    ] {
+        let (address, _tasks) = answer_and_close_abruptly(&certificate, answer).await;
+        let sender = sender_to(address, "receiver.test", Some(&certificate), "");
+        for _ in 0..2 {
+            let (attempt, _) = post(&sender).await;
+            assert_eq!(attempt.outcome, expected, "{}", answer.escape_ascii());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_trusted_certificate_without_its_key_is_refused() {
+    let (certificate, other) = (TestCertificate::new(), TestCertificate::new());
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let key = PrivateKeyDer::from_pem_file(other.0.path().join("key.pem")).unwrap();
+        let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).unwrap();
+        let chain = vec![CertificateDer::from_pem_file(certificate.certificate()).unwrap()];
+        let pair = CertifiedKey::new(chain, key);
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let server = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[version])
+            .unwrap()
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(pair)));
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let sender = sender_to(address, "receiver.test", Some(&certificate), "");
+        let accepts = async {
+            let stream = listener.accept().await.unwrap().0;
+            TlsAcceptor::from(Arc::new(server)).accept(stream).await.err()
+        };
+        let ((attempt, disposition), refused) = tokio::join!(post(&sender), accepts);
+        assert_eq!((attempt.outcome, disposition), (Outcome::Connect, PLAIN_RETRY));
+        assert!(refused.is_some(), "{version:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_receiver_that_speaks_no_tls_is_tried_again() {
     let plain = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let sender = sender(&format!("https://{}/", plain.local_addr().unwrap()), "");
     let answers = async {
         let mut stream = plain.accept().await.unwrap().0;
-        tokio::io::AsyncWriteExt::write_all(&mut stream, OK.as_bytes()).await.unwrap();
+        stream.write_all(OK.as_bytes()).await.unwrap();
         stream
     };
     let ((attempt, disposition), _open) = tokio::join!(post(&sender), answers);
