@@ -50,6 +50,20 @@ impl Signals {
         }
     }
 
+    /// Waits for SIGTERM, SIGINT or SIGHUP, for a command that any of them ends. Returns its number.
+    ///
+    /// # Cancel safety
+    ///
+    /// A signal that has not been returned is returned by the next call.
+    pub(crate) async fn next_number(&mut self) -> u8 {
+        tokio::select! {
+            biased;
+            _ = self.terminate.recv() => SIGTERM,
+            _ = self.interrupt.recv() => SIGINT,
+            _ = self.hangup.recv() => SIGHUP,
+        }
+    }
+
     /// Waits for SIGTERM or SIGINT.
     ///
     /// # Cancel safety
@@ -87,6 +101,11 @@ pub(crate) enum SignalRequest {
 /// Longer than the two system calls of one sender are apart, too short for a person who has seen
 /// what the first signal did.
 const REPEATED_SIGNAL_WINDOW: Duration = Duration::from_millis(10);
+
+/// Numbers that POSIX gives these signals.
+const SIGHUP: u8 = 1;
+const SIGINT: u8 = 2;
+const SIGTERM: u8 = 15;
 
 /// Signal of a write beyond `RLIMIT_FSIZE`. The number is the same on Linux (but MIPS) and macOS;
 /// tokio's `SignalKind` has no name for it.

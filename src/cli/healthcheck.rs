@@ -7,7 +7,7 @@ use std::time::Duration;
 use hyper::{HeaderMap, StatusCode, Uri};
 use tokio::time::timeout;
 
-use super::{CliError, block_on};
+use super::{CliError, CommandRuntime};
 use crate::{error_chain::error_chain, outbound::client::EventStreamClient};
 
 /// Exit with 0 if the running relay is ready, else with 1.
@@ -18,13 +18,13 @@ pub(super) struct HealthcheckArgs {
     url: Uri,
 }
 
-pub(super) fn run(args: &HealthcheckArgs) -> Result<(), CliError> {
+pub(super) fn run(args: &HealthcheckArgs, runtime: CommandRuntime) -> Result<(), CliError> {
     let url = &args.url;
     if !matches!(url.scheme_str(), Some("http" | "https")) {
         return Err(CliError::Usage(format!("--url {url}: write http://host:port/readyz")));
     }
     let url = &readiness_url(url);
-    block_on(async {
+    runtime.run(async {
         let client =
             EventStreamClient::new(None).map_err(|error| CliError::Other(error_chain(&error)))?;
         let reply = timeout(HEALTHCHECK_TIMEOUT, client.get(url, HeaderMap::new())).await;

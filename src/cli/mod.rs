@@ -3,7 +3,7 @@
 //! Data goes to stdout, logs and errors to stderr. Exit codes: 0 success, 2 bad usage or
 //! configuration, 1 anything else.
 //!
-//! May use: `app`, `config`, `error_chain`.
+//! May use: `app`, `config`, `error_chain`, `shutdown`.
 
 mod check;
 mod demo;
@@ -20,17 +20,27 @@ use std::{
 };
 
 use clap::{Parser, Subcommand, ValueEnum};
+use tokio::runtime::{Builder, Runtime};
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::{app::AppError, config::Findings, error_chain::error_chain};
+use crate::{app::AppError, config::Findings, error_chain::error_chain, shutdown::Signals};
 
 /// Runs the command that the arguments name, and returns how it went.
 pub fn main() -> ExitCode {
+    // Before anything else. The first process of a container gets no signal that it has no handler
+    // for (pid_namespaces(7)): a SIGTERM that came before would be lost, and the container's
+    // runtime would wait its whole grace for an end that nobody has asked for.
+    let runtime = CommandRuntime::start();
     let cli = Cli::parse();
-    let result = init_logging(cli.log_format).and_then(|()| cli.command.run());
+    let result = runtime.map_err(CliError::from).and_then(|runtime| {
+        init_logging(cli.log_format)?;
+        cli.command.run(runtime)
+    });
     let Err(error) = result else { return ExitCode::SUCCESS };
-    // Nobody is left to tell when stderr is closed.
-    let _ = writeln!(io::stderr(), "{}", error.message());
+    // The sender of a signal needs no message. An error is ignored: stderr may be closed.
+    if !matches!(error, CliError::Signal(_)) {
+        let _ = writeln!(io::stderr(), "{}", error.message());
+    }
     error.exit_code()
 }
 
@@ -63,15 +73,15 @@ enum CliCommand {
 }
 
 impl CliCommand {
-    fn run(self) -> Result<(), CliError> {
+    fn run(self, runtime: CommandRuntime) -> Result<(), CliError> {
         match self {
-            Self::Serve(args) => serve::run(&args),
-            Self::Demo(args) => demo::run(&args),
-            Self::Simulate(args) => simulate::run(args),
-            Self::Tail(args) => tail::run(args),
-            Self::Healthcheck(args) => healthcheck::run(&args),
-            Self::Check(args) => check::run(&args),
-            Self::Token(args) => token::run(args),
+            Self::Serve(args) => serve::run(&args, runtime),
+            Self::Demo(args) => demo::run(&args, runtime),
+            Self::Simulate(args) => simulate::run(args, runtime),
+            Self::Tail(args) => tail::run(args, runtime),
+            Self::Healthcheck(args) => healthcheck::run(&args, runtime),
+            Self::Check(args) => runtime.run_blocking(move || check::run(&args)),
+            Self::Token(args) => runtime.run_blocking(move || token::run(args)),
         }
     }
 }
@@ -91,6 +101,9 @@ enum CliError {
     /// Anything else: what happened, and to what.
     #[error("{0}")]
     Other(String),
+    /// A signal ended a command that has nothing to shut down.
+    #[error("ended by signal {0}")]
+    Signal(u8),
     /// No runtime, no terminal, no pipe.
     #[error("the operating system refuses")]
     System(#[from] io::Error),
@@ -100,6 +113,8 @@ impl CliError {
     fn exit_code(&self) -> ExitCode {
         match self {
             Self::Configuration(_) | Self::Usage(_) => ExitCode::from(2),
+            // As shells show a process that a signal has ended.
+            Self::Signal(number) => ExitCode::from(128 + number),
             Self::App(_) | Self::Other(_) | Self::System(_) => ExitCode::FAILURE,
         }
     }
@@ -124,13 +139,62 @@ fn init_logging(format: LogFormat) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Runs what serves or connects. A name look-up that is still under way at the end is not waited
-/// for.
-fn block_on(command: impl Future<Output = Result<(), CliError>>) -> Result<(), CliError> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let result = runtime.block_on(command);
-    runtime.shutdown_background();
-    result
+/// Runtime of the process, and the handlers of its signals.
+#[derive(Debug)]
+struct CommandRuntime {
+    runtime: Runtime,
+    signals: Signals,
+}
+
+impl CommandRuntime {
+    /// Installs the handlers of the signals. A signal is kept from here on until a command asks.
+    ///
+    /// # Errors
+    ///
+    /// When there is no runtime, or no handler.
+    fn start() -> io::Result<Self> {
+        let runtime = Builder::new_multi_thread().enable_all().build()?;
+        let signals = {
+            // A handler belongs to the I/O driver of a runtime.
+            let _entered = runtime.enter();
+            Signals::listen()?
+        };
+        Ok(Self { runtime, signals })
+    }
+
+    /// Runs a command that ends by itself when a signal asks for it.
+    fn serve<W>(self, command: impl FnOnce(Signals) -> W) -> Result<(), CliError>
+    where
+        W: Future<Output = Result<(), CliError>>,
+    {
+        let result = self.runtime.block_on(command(self.signals));
+        // A name look-up that is still under way is not waited for.
+        self.runtime.shutdown_background();
+        result
+    }
+
+    /// Runs a command that a signal ends at once.
+    fn run(self, command: impl Future<Output = Result<(), CliError>>) -> Result<(), CliError> {
+        self.serve(|mut signals| async move {
+            tokio::select! {
+                biased;
+                number = signals.next_number() => Err(CliError::Signal(number)),
+                result = command => result,
+            }
+        })
+    }
+
+    /// Runs a command that reads files and writes to stdout. A signal ends it at once, also while
+    /// it is blocked, by a pipe for instance.
+    fn run_blocking(
+        self,
+        command: impl FnOnce() -> Result<(), CliError> + Send + 'static,
+    ) -> Result<(), CliError> {
+        self.run(async {
+            let ended = tokio::task::spawn_blocking(command).await;
+            ended.unwrap_or_else(|error| Err(CliError::Other(error_chain(&error))))
+        })
+    }
 }
 
 /// A duration as the configuration has it, with its unit.

@@ -1,5 +1,5 @@
 //! Connections by the thousand, for which the process of the test needs descriptors by the
-//! thousand.
+//! thousand; and a process by the dozen, as the first of a namespace.
 #![allow(
     clippy::indexing_slicing,
     clippy::panic,
@@ -13,3 +13,4 @@ mod common;
 
 mod drain;
 mod limits;
+mod process_one;
