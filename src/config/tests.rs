@@ -180,7 +180,7 @@ fn upstreams_alone_give_the_documented_defaults() {
     let Config { server, upstreams, auth, log, webhooks, egress } = parsed(text);
     let seconds = Duration::from_secs;
     let expected = ServerConfig {
-        listen: "0.0.0.0:8080".parse().unwrap(),
+        listen: "[::]:8080".parse().unwrap(),
         admin_listen: "127.0.0.1:9090".parse().unwrap(),
         probe_listen: None,
         allowed_hosts: vec![],
@@ -311,7 +311,7 @@ fn anonymous_subscribers_need_loopback_or_the_flag() {
     // The default listen is not loopback either.
     assert!(
         findings("[auth]\nallow_anonymous = true")
-            .starts_with("relay.toml:2: auth.allow_anonymous: 0.0.0.0:8080 can")
+            .starts_with("relay.toml:2: auth.allow_anonymous: [::]:8080 can")
     );
 }
 

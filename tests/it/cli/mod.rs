@@ -1,4 +1,5 @@
 //! The commands of the binary.
 
 mod commands;
+mod families;
 mod simulator;
