@@ -54,13 +54,13 @@ impl Grant {
     ///
     /// # Errors
     ///
-    /// [`Denial::Forbidden`] when it is not; [`Denial::Unauthenticated`] when a credential might
+    /// [`Denial::Forbidden`] when it is not; [`Denial::NoCredential`] when a credential might
     /// help.
     pub(crate) fn check(&self, product: &ProductId, permission: Permission) -> Result<(), Denial> {
         let is_granted = self.products.admits(product) && self.permissions.contains(&permission);
         match is_granted {
             true => Ok(()),
-            false if self.is_anonymous => Err(Denial::Unauthenticated),
+            false if self.is_anonymous => Err(Denial::NoCredential),
             false => Err(Denial::Forbidden),
         }
     }

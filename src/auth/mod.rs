@@ -81,14 +81,14 @@ impl Access {
     ///
     /// # Errors
     ///
-    /// [`Denial::Unauthenticated`] when the credential is neither key nor token, or there is none
-    /// and one is needed.
+    /// [`Denial::Unauthenticated`] when the credential is neither key nor token;
+    /// [`Denial::NoCredential`] when there is none and one is needed.
     pub(crate) fn authenticate(
         &self,
         credential: Option<&Credential<'_>>,
     ) -> Result<Grant, Denial> {
         match credential {
-            None => self.anonymous.clone(),
+            None => return self.anonymous.clone().ok_or(Denial::NoCredential),
             Some(Credential::KeyOrToken(text)) => {
                 self.grant_for_key(text).cloned().or_else(|| self.grant_for_token(text))
             }
@@ -181,7 +181,10 @@ fn grant_for_claims(claims: VerifiedClaims, signed_by: [u8; 32], token: &[u8]) -
 /// Why a request goes no further. The client learns no more than this.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub(crate) enum Denial {
-    /// No credential, or not one that is known.
+    /// No credential where one is needed. Clients are told the same as for one that is not known.
+    #[error("missing or invalid token")]
+    NoCredential,
+    /// A credential that is not known, or no longer.
     #[error("missing or invalid token")]
     Unauthenticated,
     /// A known credential for something else.
@@ -232,10 +235,10 @@ impl ListenerKey {
     ///
     /// # Errors
     ///
-    /// [`Denial::Unauthenticated`] when it does not.
+    /// [`Denial::NoCredential`] when there is none, [`Denial::Unauthenticated`] when it does not.
     pub(crate) fn check(&self, offered: Option<&[u8]>) -> Result<(), Denial> {
         let Some(key) = &self.0 else { return Ok(()) };
-        let offered = fingerprint(offered.ok_or(Denial::Unauthenticated)?);
+        let offered = fingerprint(offered.ok_or(Denial::NoCredential)?);
         verify_slices_are_equal(key, &offered).map_err(|_| Denial::Unauthenticated)
     }
 }
