@@ -50,7 +50,7 @@ impl Signals {
         }
     }
 
-    /// Waits for SIGTERM, SIGINT or SIGHUP, for a command that any of them ends. Returns its number.
+    /// Waits for SIGTERM, SIGINT or SIGHUP, each of which ends the command, and returns its number.
     ///
     /// # Cancel safety
     ///

@@ -57,8 +57,8 @@ pub(crate) struct ServerConfig {
     pub(crate) tls: Option<TlsFiles>,
 }
 
-/// All interfaces, of IPv4 and IPv6: in a container, the usual place, no client could reach anything
-/// narrower. Where the kernel has no IPv6, the listener serves IPv4 alone.
+/// All interfaces, of IPv4 and IPv6: in a container, the usual place, no client could reach
+/// anything narrower. Where the kernel has no IPv6, the listener serves IPv4 alone.
 pub(super) const DEFAULT_LISTEN: SocketAddr =
     SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 8080);
 /// Loopback, since it is open without an admin key.

@@ -24,13 +24,13 @@ use tokio::time::timeout;
 use super::connection::Connection;
 
 /// Body of a request, which leaves what its reader did not read to [`UnreadBody`].
-struct RequestBody {
+struct ObservedBody {
     /// `None` once the end, or an error, was seen.
     incoming: Option<Incoming>,
     unread: Arc<Mutex<Option<Incoming>>>,
 }
 
-impl http_body::Body for RequestBody {
+impl http_body::Body for ObservedBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -55,7 +55,7 @@ impl http_body::Body for RequestBody {
     }
 }
 
-impl Drop for RequestBody {
+impl Drop for ObservedBody {
     fn drop(&mut self) {
         let rest = self.incoming.take().filter(|incoming| !incoming.is_end_stream());
         *self.unread.lock().unwrap_or_else(PoisonError::into_inner) = rest;
@@ -86,7 +86,7 @@ impl UnreadBody {
             connection: connection.clone(),
         };
         let request = request
-            .map(|incoming| Body::new(RequestBody { incoming: Some(incoming), unread: rest }));
+            .map(|incoming| Body::new(ObservedBody { incoming: Some(incoming), unread: rest }));
         (request, Some(unread))
     }
 

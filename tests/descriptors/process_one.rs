@@ -13,8 +13,8 @@ use tempfile::TempDir;
 
 use crate::common::{relay::Setup, wait};
 
-/// A signal that comes before the program's own first instruction is kept nowhere, so each run begins
-/// at the moment at which the handler stands.
+/// A signal that comes before the program's own first instruction is kept nowhere, so each run
+/// begins at the moment at which the handler stands.
 #[test]
 fn a_sigterm_in_the_first_milliseconds_is_obeyed_each_time() {
     let (_directory, file) = Setup::new().write();
