@@ -6,6 +6,7 @@ use crate::common::{
     http::{self, Answer},
     relay::{KEYS, Relay},
     token::jwt,
+    wait,
 };
 
 use super::setup;
@@ -21,8 +22,14 @@ fn refused(relay: &Relay, listener: &str, reason: &str) -> f64 {
     relay.metrics().value("autoplay_relay_refused_total", &labels).unwrap()
 }
 
-/// The warnings about refused requests so far: address, reason, count.
-fn warnings(relay: &Relay) -> Vec<(String, String, u64)> {
+/// The warnings about refused requests, once there are as many: address, reason, count.
+fn warnings(relay: &Relay, count: usize) -> Vec<(String, String, u64)> {
+    wait::value("the warnings are logged", || {
+        Some(warnings_so_far(relay)).filter(|warnings| warnings.len() >= count)
+    })
+}
+
+fn warnings_so_far(relay: &Relay) -> Vec<(String, String, u64)> {
     let lines = relay.process.stderr.so_far().into_iter();
     let lines = lines.filter_map(|line| serde_json::from_str::<serde_json::Value>(&line).ok());
     let lines = lines.filter(|line| line["level"] == "WARN" && line["refused"].is_u64());
@@ -47,9 +54,9 @@ fn a_wrong_key_once_a_second_is_counted_and_is_one_line() {
     }
     assert_eq!(refused(&relay, "public", "bad_credential"), 20.0);
     let expected = ("192.0.2.1".to_owned(), "bad_credential".to_owned(), 1);
-    assert_eq!(warnings(&relay), [expected], "once a minute, whatever comes");
+    assert_eq!(warnings(&relay, 1), [expected], "once a minute, whatever comes");
     ask(&relay, "wrong", "[::ffff:192.0.2.2]:80").problem(401);
-    let addresses: Vec<_> = warnings(&relay).into_iter().map(|(address, ..)| address).collect();
+    let addresses: Vec<_> = warnings(&relay, 2).into_iter().map(|(address, ..)| address).collect();
     assert_eq!(addresses, ["192.0.2.1", "192.0.2.2"], "each address has its own");
 }
 
@@ -92,13 +99,14 @@ fn what_is_served_and_what_is_malformed_is_no_refusal() {
         })
     });
     assert_eq!(of_all.sum::<f64>(), 0.0);
-    assert!(warnings(&relay).is_empty());
+    assert!(warnings(&relay, 0).is_empty());
 }
 
 #[test]
 fn a_warning_shows_no_part_of_a_credential() {
     let relay = relay();
     ask(&relay, "a-secret-that-is-nearly-right", "192.0.2.1").problem(401);
+    warnings(&relay, 1);
     let log = relay.process.stderr.so_far().join("\n");
     assert!(log.contains("192.0.2.1") && !log.contains("nearly-right"), "{log}");
 }
