@@ -47,7 +47,7 @@ impl Problem {
 
     /// Returns a 403.
     pub(crate) fn forbidden(detail: impl Into<String>) -> Self {
-        Self::new(StatusCode::FORBIDDEN, detail).as_refusal(RefusalReason::NotAllowed)
+        Self::new(StatusCode::FORBIDDEN, detail).refused_for(RefusalReason::NotAllowed)
     }
 
     /// Returns a 404.
@@ -92,7 +92,7 @@ impl Problem {
     }
 
     /// Returns the problem as one that `refused_total` counts.
-    pub(crate) fn as_refusal(self, reason: RefusalReason) -> Self {
+    pub(crate) fn refused_for(self, reason: RefusalReason) -> Self {
         Self { refusal: Some(reason), ..self }
     }
 
@@ -107,7 +107,7 @@ impl From<Denial> for Problem {
         let unauthorized = |reason| {
             Self::new(StatusCode::UNAUTHORIZED, denial.to_string())
                 .with_header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
-                .as_refusal(reason)
+                .refused_for(reason)
         };
         match denial {
             Denial::NoCredential => unauthorized(RefusalReason::NoCredential),

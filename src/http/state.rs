@@ -201,7 +201,7 @@ impl Relay {
             path.map_err(|_| Problem::bad_request("the product id in the path is not UTF-8"))?;
         // A refusal: a client that asks for a product that is not served may do so for ever.
         let unknown =
-            || Problem::not_found("no such product").as_refusal(RefusalReason::NotAllowed);
+            || Problem::not_found("no such product").refused_for(RefusalReason::NotAllowed);
         let id = ProductId::new(&name).map_err(|_| unknown())?;
         grant.check(&id, permission)?;
         self.products.get(&id).map(|product| Arc::clone(&product)).ok_or_else(unknown)
