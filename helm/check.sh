@@ -91,6 +91,10 @@ mkdir "$example/charts" && cp "$work"/autoplay-relay-*.tgz "$example/charts/"
 if helm template agent "$example" --set autoplay-relay.sidecar.url= --kube-version 1.37.0 >/dev/null 2>&1; then
     echo "a sidecar without its connector is not refused" && exit 1
 fi
+sidecar() { helm template agent "$example" --kube-version 1.37.0 "$@" | grep -A 1 'AUTOPLAY_RELAY__SERVER__.*LISTEN' | grep -oE '"?[^ "]*:[0-9]+"?$' | xargs; }
+[ "$(sidecar)" = "[::]:9091" ]
+[ "$(sidecar --set autoplay-relay.addressFamily=IPv4)" = "0.0.0.0:9091" ]
+[ "$(sidecar --set autoplay-relay.addressFamily=IPv6)" = "[::]:9091 [::1]:8080 [::1]:9090" ]
 for version in "${kubernetes[@]}"; do
     rendered=$work/rendered-$version
     mkdir "$rendered"

@@ -50,6 +50,20 @@ impl Signals {
         }
     }
 
+    /// Waits for SIGTERM, SIGINT or SIGHUP, each of which ends the command, and returns its number.
+    ///
+    /// # Cancel safety
+    ///
+    /// A signal that has not been returned is returned by the next call.
+    pub(crate) async fn next_number(&mut self) -> u8 {
+        tokio::select! {
+            biased;
+            _ = self.terminate.recv() => SIGTERM,
+            _ = self.interrupt.recv() => SIGINT,
+            _ = self.hangup.recv() => SIGHUP,
+        }
+    }
+
     /// Waits for SIGTERM or SIGINT.
     ///
     /// # Cancel safety
@@ -88,6 +102,11 @@ pub(crate) enum SignalRequest {
 /// two system calls of one sender, too short for a person who has seen the effect of the first
 /// signal.
 const REPEATED_SIGNAL_WINDOW: Duration = Duration::from_millis(10);
+
+/// Numbers that POSIX gives these signals.
+const SIGHUP: u8 = 1;
+const SIGINT: u8 = 2;
+const SIGTERM: u8 = 15;
 
 /// Signal of a write beyond `RLIMIT_FSIZE`. The number is the same on Linux (but MIPS) and macOS;
 /// tokio's `SignalKind` has no name for it.

@@ -19,6 +19,7 @@ use crate::{
         admission::{AdmissionLimits, Subscribers},
         memory_quota::{BodyQuota, PageQuota},
         public::credential::CredentialSources,
+        refusals::Refusals,
     },
     log::{Log, MemoryBounds},
     metrics::{Metrics, Transport},
@@ -117,6 +118,7 @@ pub(super) fn relay(
         max_connection_age: server.max_connection_age,
         trusted_proxies: server.trusted_proxies.clone(),
         is_draining: Arc::default(),
+        refusals: Refusals::new(metrics),
         store: config.log.data_dir.is_some().then(|| Arc::clone(store.handle())),
         metrics: Arc::clone(metrics),
     }

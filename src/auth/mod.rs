@@ -83,13 +83,13 @@ impl Access {
     /// # Errors
     ///
     /// [`Denial::Unauthenticated`] if the credential is neither a known key nor a valid token, or
-    /// if the request has no credential and needs one.
+    /// [`Denial::NoCredential`] if the request has no credential and needs one.
     pub(crate) fn authenticate(
         &self,
         credential: Option<&Credential<'_>>,
     ) -> Result<Grant, Denial> {
         match credential {
-            None => self.anonymous.clone(),
+            None => return self.anonymous.clone().ok_or(Denial::NoCredential),
             Some(Credential::KeyOrToken(text)) => {
                 self.grant_for_key(text).cloned().or_else(|| self.grant_for_token(text))
             }
@@ -224,10 +224,11 @@ impl ListenerKey {
     ///
     /// # Errors
     ///
-    /// [`Denial::Unauthenticated`] if the listener has a key and `offered` is not that key.
+    /// [`Denial::NoCredential`] if the listener has a key and the request offers none,
+    /// [`Denial::Unauthenticated`] if `offered` is not that key.
     pub(crate) fn check(&self, offered: Option<&[u8]>) -> Result<(), Denial> {
         let Some(key) = &self.0 else { return Ok(()) };
-        let offered = fingerprint(offered.ok_or(Denial::Unauthenticated)?);
+        let offered = fingerprint(offered.ok_or(Denial::NoCredential)?);
         verify_slices_are_equal(key, &offered).map_err(|_| Denial::Unauthenticated)
     }
 }

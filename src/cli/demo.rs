@@ -11,7 +11,7 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{
-    CliError, block_on, print_line,
+    CliError, CommandRuntime, print_line,
     simulate::{BackgroundServer, DEFAULT_PRODUCT, DEFAULT_RATE, DEFAULT_SEED, DEFAULT_SESSIONS},
 };
 use crate::{
@@ -30,9 +30,8 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub(super) struct DemoArgs {}
 
-pub(super) fn run(_: &DemoArgs) -> Result<(), CliError> {
-    block_on(async {
-        let signals = Signals::listen()?;
+pub(super) fn run(_: &DemoArgs, runtime: CommandRuntime) -> Result<(), CliError> {
+    runtime.serve(|signals| async move {
         let options = SimulationOptions {
             products: vec![DEFAULT_PRODUCT.to_owned()],
             rate: DEFAULT_RATE,

@@ -1,6 +1,6 @@
 //! `healthcheck`: asks the running relay whether it is ready, for images without a shell.
 //!
-//! May use: `config`, `error_chain`, `outbound`.
+//! May use: `config`, `error_chain`, `net`, `outbound`.
 
 use std::{
     path::{Path, PathBuf},
@@ -10,10 +10,11 @@ use std::{
 use hyper::{HeaderMap, StatusCode, Uri};
 use tokio::time::timeout;
 
-use super::{CliError, block_on};
+use super::{CliError, CommandRuntime};
 use crate::{
     config::{Config, Environment},
     error_chain::error_chain,
+    net::local_address,
     outbound::client::EventStreamClient,
 };
 
@@ -31,7 +32,7 @@ pub(super) struct HealthcheckArgs {
     config: Option<PathBuf>,
 }
 
-pub(super) fn run(args: &HealthcheckArgs) -> Result<(), CliError> {
+pub(super) fn run(args: &HealthcheckArgs, runtime: CommandRuntime) -> Result<(), CliError> {
     let url = &match &args.url {
         Some(url) => url.clone(),
         None => configured_url(args.config.as_deref())?,
@@ -42,7 +43,7 @@ pub(super) fn run(args: &HealthcheckArgs) -> Result<(), CliError> {
         )));
     }
     let url = &readiness_url(url);
-    block_on(async {
+    runtime.run(async {
         let client =
             EventStreamClient::new(None).map_err(|error| CliError::Other(error_chain(&error)))?;
         let reply = timeout(HEALTHCHECK_TIMEOUT, client.get(url, HeaderMap::new())).await;
@@ -64,6 +65,7 @@ pub(super) fn run(args: &HealthcheckArgs) -> Result<(), CliError> {
 /// Returns the readiness URL of the relay that `serve` runs with this file and this environment.
 fn configured_url(config: Option<&Path>) -> Result<Uri, CliError> {
     let address = Config::admin_address(config, &Environment::from_process())?;
+    let address = local_address(address);
     let url = format!("http://{address}/readyz");
     url.parse().map_err(|error| CliError::Other(format!("{url}: {error}")))
 }

@@ -3,7 +3,7 @@
 //! Data goes to stdout, logs and errors to stderr. Exit codes: 0 success, 2 bad usage or
 //! configuration, 1 anything else.
 //!
-//! May use: `app`, `config`, `error_chain`.
+//! May use: `app`, `config`, `error_chain`, `shutdown`.
 
 mod check;
 mod demo;
@@ -20,14 +20,22 @@ use std::{
 };
 
 use clap::{Parser, Subcommand, ValueEnum};
+use tokio::runtime::{Builder, Runtime};
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::{app::AppError, config::Findings, error_chain::error_chain};
+use crate::{app::AppError, config::Findings, error_chain::error_chain, shutdown::Signals};
 
 /// Runs the command that the arguments name, and returns its exit code.
 pub fn main() -> ExitCode {
+    // Before anything else. The first process of a container gets no signal that it has no handler
+    // for (pid_namespaces(7)): a SIGTERM that came before would be lost, and the container's
+    // runtime would wait its whole grace period.
+    let runtime = CommandRuntime::start();
     let result = match Cli::try_parse() {
-        Ok(cli) => init_logging(cli.log_format).and_then(|()| cli.command.run()),
+        Ok(cli) => runtime.map_err(CliError::from).and_then(|runtime| {
+            init_logging(cli.log_format)?;
+            cli.command.run(runtime)
+        }),
         Err(usage) if usage.use_stderr() => usage.exit(),
         // `--help` and `--version` are data: clap's own `exit` would hide a failed write.
         Err(text) => text.print().map_err(CliError::Stdout),
@@ -40,8 +48,10 @@ pub fn main() -> ExitCode {
         }
         Err(error) => error,
     };
-    // If stderr is closed, there is nowhere to report the error.
-    let _ = writeln!(io::stderr(), "{}", error.message());
+    // The sender of a signal needs no message. An error is ignored: stderr may be closed.
+    if !matches!(error, CliError::Signal(_)) {
+        let _ = writeln!(io::stderr(), "{}", error.message());
+    }
     error.exit_code()
 }
 
@@ -75,15 +85,15 @@ enum CliCommand {
 }
 
 impl CliCommand {
-    fn run(self) -> Result<(), CliError> {
+    fn run(self, runtime: CommandRuntime) -> Result<(), CliError> {
         match self {
-            Self::Serve(args) => serve::run(&args),
-            Self::Demo(args) => demo::run(&args),
-            Self::Simulate(args) => simulate::run(args),
-            Self::Tail(args) => tail::run(args),
-            Self::Healthcheck(args) => healthcheck::run(&args),
-            Self::Check(args) => check::run(&args),
-            Self::Token(args) => token::run(args),
+            Self::Serve(args) => serve::run(&args, runtime),
+            Self::Demo(args) => demo::run(&args, runtime),
+            Self::Simulate(args) => simulate::run(args, runtime),
+            Self::Tail(args) => tail::run(args, runtime),
+            Self::Healthcheck(args) => healthcheck::run(&args, runtime),
+            Self::Check(args) => runtime.run_blocking(move || check::run(&args)),
+            Self::Token(args) => runtime.run_blocking(move || token::run(args)),
         }
     }
 }
@@ -106,6 +116,9 @@ enum CliError {
     /// Data could not be written. [`main`] takes a closed pipe for a success.
     #[error("cannot write to standard output")]
     Stdout(#[source] io::Error),
+    /// A signal ended a command that has nothing to shut down.
+    #[error("ended by signal {0}")]
+    Signal(u8),
     /// The runtime, the signal handlers or a stream of the process failed.
     #[error("the operating system refuses a resource")]
     System(#[from] io::Error),
@@ -115,6 +128,8 @@ impl CliError {
     fn exit_code(&self) -> ExitCode {
         match self {
             Self::Configuration(_) | Self::Usage(_) => ExitCode::from(2),
+            // As shells show a process that a signal has ended.
+            Self::Signal(number) => ExitCode::from(128 + number),
             Self::App(_) | Self::Other(_) | Self::Stdout(_) | Self::System(_) => ExitCode::FAILURE,
         }
     }
@@ -139,13 +154,62 @@ fn init_logging(format: LogFormat) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Runs a command that serves or connects, on a runtime of its own. A name look-up that is still
-/// running at the end is not waited for.
-fn block_on(command: impl Future<Output = Result<(), CliError>>) -> Result<(), CliError> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let result = runtime.block_on(command);
-    runtime.shutdown_background();
-    result
+/// Runtime of the process, and the handlers of its signals.
+#[derive(Debug)]
+struct CommandRuntime {
+    runtime: Runtime,
+    signals: Signals,
+}
+
+impl CommandRuntime {
+    /// Installs the handlers of the signals. A signal is kept from here on until a command asks.
+    ///
+    /// # Errors
+    ///
+    /// When there is no runtime, or no handler.
+    fn start() -> io::Result<Self> {
+        let runtime = Builder::new_multi_thread().enable_all().build()?;
+        let signals = {
+            // A handler belongs to the I/O driver of a runtime.
+            let _entered = runtime.enter();
+            Signals::listen()?
+        };
+        Ok(Self { runtime, signals })
+    }
+
+    /// Runs a command that ends by itself when a signal asks for it.
+    fn serve<W>(self, command: impl FnOnce(Signals) -> W) -> Result<(), CliError>
+    where
+        W: Future<Output = Result<(), CliError>>,
+    {
+        let result = self.runtime.block_on(command(self.signals));
+        // A name look-up that is still under way is not waited for.
+        self.runtime.shutdown_background();
+        result
+    }
+
+    /// Runs a command that a signal ends at once.
+    fn run(self, command: impl Future<Output = Result<(), CliError>>) -> Result<(), CliError> {
+        self.serve(|mut signals| async move {
+            tokio::select! {
+                biased;
+                number = signals.next_number() => Err(CliError::Signal(number)),
+                result = command => result,
+            }
+        })
+    }
+
+    /// Runs a command that reads files and writes to stdout. A signal ends it at once, also while
+    /// it is blocked, by a pipe for instance.
+    fn run_blocking(
+        self,
+        command: impl FnOnce() -> Result<(), CliError> + Send + 'static,
+    ) -> Result<(), CliError> {
+        self.run(async {
+            let ended = tokio::task::spawn_blocking(command).await;
+            ended.unwrap_or_else(|error| Err(CliError::Other(error_chain(&error))))
+        })
+    }
 }
 
 /// Parses a duration as the configuration has it, with its unit.

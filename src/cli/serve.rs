@@ -1,14 +1,13 @@
 //! `serve`: the relay.
 //!
-//! May use: `app`, `config`, `shutdown`.
+//! May use: `app`, `config`.
 
 use std::path::PathBuf;
 
-use super::{CliError, block_on};
+use super::{CliError, CommandRuntime};
 use crate::{
     app::{App, config_watch::ConfigWatcher},
     config::{AllowAnonymous, Config, ConfigSource, Environment},
-    shutdown::Signals,
 };
 
 /// Run the relay: one upstream connection per product, many subscribers.
@@ -25,7 +24,7 @@ pub(super) struct ServeArgs {
     allow_anonymous: bool,
 }
 
-pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
+pub(super) fn run(args: &ServeArgs, runtime: CommandRuntime) -> Result<(), CliError> {
     let environment = Environment::from_process();
     let anonymous = match args.allow_anonymous {
         true => AllowAnonymous::Anywhere,
@@ -39,8 +38,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
         }
         None => (Config::from_environment(&environment, anonymous)?, None),
     };
-    block_on(async {
-        let signals = Signals::listen()?;
+    runtime.serve(|signals| async move {
         let watcher = source.map(|(source, files)| ConfigWatcher::new(source, files));
         Ok(App::start(config)?.run(signals, watcher).await?)
     })

@@ -1,6 +1,6 @@
 //! `simulate`: a stand-in connector.
 //!
-//! May use: `error_chain`, `net`, `shutdown`, `simulate`, `timer_wheel`.
+//! May use: `error_chain`, `net`, `simulate`, `timer_wheel`.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -10,11 +10,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::{CliError, block_on, parse_duration, print_line};
+use super::{CliError, CommandRuntime, parse_duration, print_line};
 use crate::{
     error_chain::error_chain,
     net::{self, BindError, ConnectionSettings, Listener, Routes},
-    shutdown::Signals,
     simulate::{SimulationOptions, Simulator},
     timer_wheel::TimerWheel,
 };
@@ -48,7 +47,7 @@ pub(super) struct SimulateArgs {
     seed: u64,
 }
 
-pub(super) fn run(args: SimulateArgs) -> Result<(), CliError> {
+pub(super) fn run(args: SimulateArgs, runtime: CommandRuntime) -> Result<(), CliError> {
     if !(args.rate > 0.0 && args.rate <= MAX_EVENT_RATE) {
         return Err(CliError::Usage(format!(
             "--rate: {} must be above 0 and at most {MAX_EVENT_RATE}",
@@ -79,8 +78,7 @@ pub(super) fn run(args: SimulateArgs) -> Result<(), CliError> {
         heartbeat: args.heartbeat,
         seed: args.seed,
     };
-    block_on(async {
-        let mut signals = Signals::listen()?;
+    runtime.serve(|mut signals| async move {
         let products = options.products.clone();
         let server = BackgroundServer::start(args.listen, options)
             .map_err(|error| CliError::Other(error_chain(&error)))?;

@@ -8,7 +8,7 @@ use hyper::Uri;
 use serde_json::{Value, value::RawValue};
 use tokio::time::{Instant, sleep};
 
-use super::{CliError, block_on, print_line};
+use super::{CliError, CommandRuntime, print_line};
 use crate::{
     config::Secret,
     error_chain::error_chain,
@@ -45,14 +45,14 @@ pub(super) struct TailArgs {
     count: Option<NonZeroU64>,
 }
 
-pub(super) fn run(args: TailArgs) -> Result<(), CliError> {
+pub(super) fn run(args: TailArgs, runtime: CommandRuntime) -> Result<(), CliError> {
     if !matches!(args.url.scheme_str(), Some("http" | "https")) {
         return Err(CliError::Usage(format!(
             "{} is not an http or https URL; write http://host:port/stream/product",
             args.url
         )));
     }
-    block_on(follow(args))
+    runtime.run(follow(args))
 }
 
 async fn follow(args: TailArgs) -> Result<(), CliError> {

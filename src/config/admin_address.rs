@@ -6,10 +6,7 @@
 //!
 //! May use: no other module.
 
-use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::Path,
-};
+use std::{net::SocketAddr, path::Path};
 
 use toml::de::DeTable;
 
@@ -23,8 +20,8 @@ use super::{
 };
 
 impl Config {
-    /// Returns where a relay on this machine answers operators, if `serve` was started with the
-    /// file at `path` (or without one) and this environment.
+    /// Returns the address of the admin listener, if `serve` was started with the file at `path` (or
+    /// without one) and this environment.
     ///
     /// # Errors
     ///
@@ -56,20 +53,9 @@ impl Config {
         }
         match context.findings() {
             Some(findings) => Err(findings),
-            None => Ok(reachable(address)),
+            None => Ok(address),
         }
     }
-}
-
-/// Returns an address that can be connected to: a listener on all interfaces is reached over
-/// loopback.
-fn reachable(address: SocketAddr) -> SocketAddr {
-    let ip = match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        ip => ip,
-    };
-    SocketAddr::new(ip, address.port())
 }
 
 #[cfg(test)]
@@ -95,12 +81,6 @@ mod tests {
         for file in [None, file] {
             assert_eq!(address(file, &[(VARIABLE, "10.0.0.1:9292")]).unwrap(), "10.0.0.1:9292");
         }
-    }
-
-    #[test]
-    fn a_listener_on_all_interfaces_is_asked_over_loopback() {
-        assert_eq!(address(None, &[(VARIABLE, "0.0.0.0:9191")]).unwrap(), "127.0.0.1:9191");
-        assert_eq!(address(None, &[(VARIABLE, "[::]:9191")]).unwrap(), "[::1]:9191");
     }
 
     #[test]

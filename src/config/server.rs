@@ -5,7 +5,7 @@
 //!
 //! May use: no other module.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use super::{
@@ -59,9 +59,10 @@ pub(crate) struct ServerConfig {
     pub(crate) tls: Option<TlsFiles>,
 }
 
-/// All interfaces: in a container, where the relay usually runs, nothing narrower could be reached.
+/// All interfaces, of IPv4 and IPv6: in a container, where the relay usually runs, nothing narrower
+/// could be reached. Where the kernel has no IPv6, the listener serves IPv4 alone.
 pub(super) const DEFAULT_LISTEN: SocketAddr =
-    SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8080);
+    SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 8080);
 /// Loopback, because it is open without an admin key.
 const DEFAULT_ADMIN_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
 /// The interval of the connector: under the minute after which most proxies cut a silent
@@ -174,8 +175,13 @@ impl ServerConfig {
 
 /// Returns whether two listeners cannot both be bound. Port 0 is a new port for each.
 fn addresses_clash(one: SocketAddr, other: SocketAddr) -> bool {
-    let all_interfaces = one.ip().is_unspecified() || other.ip().is_unspecified();
-    let overlap = one.ip() == other.ip() || (all_interfaces && one.is_ipv4() == other.is_ipv4());
+    let covers = |all: SocketAddr, other: SocketAddr| match all.ip() {
+        IpAddr::V4(all) => all.is_unspecified() && other.ip().to_canonical().is_ipv4(),
+        // `[::]` serves IPv4, too: see `net::Listener`.
+        IpAddr::V6(all) => all.is_unspecified(),
+    };
+    let is_same = one.ip().to_canonical() == other.ip().to_canonical();
+    let overlap = is_same || covers(one, other) || covers(other, one);
     one.port() != 0 && one.port() == other.port() && overlap
 }
 
@@ -289,6 +295,17 @@ mod tests {
             "[server]\nlisten = '127.0.0.1:0'\nadmin_listen = '127.0.0.1:0'\nprobe_listen = '127.0.0.1:0'",
         );
         parsed("[server]\nlisten = '127.0.0.1:80'\nprobe_listen = '127.0.0.2:80'");
+        // All interfaces of IPv6 are those of IPv4, too; one address of IPv6 is not.
+        for (listen, probe) in [
+            ("[::]", "0.0.0.0"),
+            ("[::]", "127.0.0.1"),
+            ("[::1]", "[::]"),
+            ("[::ffff:127.0.0.1]", "127.0.0.1"),
+        ] {
+            let text = format!("[server]\nlisten = '{listen}:80'\nprobe_listen = '{probe}:80'");
+            assert!(findings(&text).contains("clashes with server.listen"), "{text}");
+        }
+        parsed("[server]\nlisten = '0.0.0.0:80'\nprobe_listen = '[::1]:80'");
     }
 
     #[test]

@@ -6,13 +6,15 @@
 //!
 //! May use: no other module.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use dashmap::DashMap;
 use tokio::{
     sync::{AcquireError, Semaphore},
     time::timeout,
 };
+
+use super::client_address::{AddressBlock, ClientAddress};
 
 /// Quota of pages that are in memory at one time. One unit is one page.
 #[derive(Clone, Debug)]
@@ -28,7 +30,7 @@ impl Default for PageQuota {
 
 impl PageQuota {
     /// Returns an empty permit for a client at `address`.
-    pub(super) fn permit_for(&self, address: IpAddr) -> QuotaPermit {
+    pub(super) fn permit_for(&self, address: ClientAddress) -> QuotaPermit {
         self.0.permit_for(address)
     }
 }
@@ -46,7 +48,7 @@ impl Default for BodyQuota {
 
 impl BodyQuota {
     /// Returns an empty permit for a client at `address`.
-    pub(super) fn permit_for(&self, address: IpAddr) -> QuotaPermit {
+    pub(super) fn permit_for(&self, address: ClientAddress) -> QuotaPermit {
         self.0.permit_for(address)
     }
 }
@@ -61,7 +63,7 @@ struct QuotaState {
     capacity: u32,
     share_per_address: u32,
     /// Semaphores of the addresses that have a permit at this moment, and of no others.
-    shares: DashMap<IpAddr, Arc<Semaphore>>,
+    shares: DashMap<AddressBlock, Arc<Semaphore>>,
 }
 
 impl MemoryQuota {
@@ -75,18 +77,13 @@ impl MemoryQuota {
         }))
     }
 
-    fn permit_for(&self, address: IpAddr) -> QuotaPermit {
+    fn permit_for(&self, address: ClientAddress) -> QuotaPermit {
+        let block = address.block();
         let share = || Arc::new(Semaphore::new(self.0.share_per_address as usize));
         // Cloned under the entry's lock, so that the drop of another permit of this address counts
         // this one; see `QuotaPermit::drop`.
-        let share = Arc::clone(&self.0.shares.entry(address).or_insert_with(share));
-        QuotaPermit {
-            quota: Arc::clone(&self.0),
-            address,
-            share,
-            held_of_share: 0,
-            held_of_total: 0,
-        }
+        let share = Arc::clone(&self.0.shares.entry(block).or_insert_with(share));
+        QuotaPermit { quota: Arc::clone(&self.0), block, share, held_of_share: 0, held_of_total: 0 }
     }
 }
 
@@ -94,7 +91,7 @@ impl MemoryQuota {
 #[derive(Debug)]
 pub(super) struct QuotaPermit {
     quota: Arc<QuotaState>,
-    address: IpAddr,
+    block: AddressBlock,
     share: Arc<Semaphore>,
     held_of_share: u32,
     held_of_total: u32,
@@ -147,7 +144,7 @@ impl Drop for QuotaPermit {
         // At most two references, the map's and this permit's: the address has no other client.
         // Another client of it clones the share under the lock that `remove_if` holds, hence before
         // the count or after the removal, when it gets a share of its own.
-        self.quota.shares.remove_if(&self.address, |_, share| Arc::strong_count(share) <= 2);
+        self.quota.shares.remove_if(&self.block, |_, share| Arc::strong_count(share) <= 2);
     }
 }
 
@@ -175,12 +172,13 @@ mod tests {
 
     use super::*;
 
-    const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
-    const B: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
+    fn client(last: u8) -> ClientAddress {
+        ClientAddress::new([192, 0, 2, last].into())
+    }
 
     async fn acquired(
         quota: &MemoryQuota,
-        address: IpAddr,
+        address: ClientAddress,
         units: usize,
     ) -> Result<QuotaPermit, QuotaExhausted> {
         let mut permit = quota.permit_for(address);
@@ -190,16 +188,18 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_address_leaves_the_others_their_quota_and_no_trace() {
         let quota = MemoryQuota::new(10, 4);
-        let stalled =
-            [acquired(&quota, A, 3).await.unwrap(), acquired(&quota, A, 1).await.unwrap()];
+        let stalled = [
+            acquired(&quota, client(1), 3).await.unwrap(),
+            acquired(&quota, client(1), 1).await.unwrap(),
+        ];
         let began = Instant::now();
-        assert_eq!(acquired(&quota, A, 1).await.unwrap_err(), QuotaExhausted);
+        assert_eq!(acquired(&quota, client(1), 1).await.unwrap_err(), QuotaExhausted);
         assert_eq!(began.elapsed(), QUOTA_WAIT_TIMEOUT, "not for ever");
-        let other = acquired(&quota, B, 4).await.unwrap();
+        let other = acquired(&quota, client(2), 4).await.unwrap();
         assert_eq!(began.elapsed(), QUOTA_WAIT_TIMEOUT, "others do not wait");
         assert_eq!(quota.0.shares.len(), 2);
         drop(stalled);
-        let again = acquired(&quota, A, 4).await.unwrap();
+        let again = acquired(&quota, client(1), 4).await.unwrap();
         drop((other, again));
         assert_eq!((quota.0.shares.len(), quota.0.total.available_permits()), (0, 10));
     }
@@ -207,12 +207,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_needs_more_than_its_share_gets_it_piece_by_piece_while_there_is_quota() {
         let quota = MemoryQuota::new(10, 4);
-        let mut large = quota.permit_for(A);
+        let mut large = quota.permit_for(client(1));
         for units in [1, 3, 6, 5, 8] {
             large.grow_to(units).await.unwrap();
         }
         assert_eq!((large.held_of_share, large.held_of_total), (4, 8));
-        let other = acquired(&quota, B, 2).await.unwrap();
+        let other = acquired(&quota, client(2), 2).await.unwrap();
         assert_eq!(large.grow_to(1000).await, Err(QuotaExhausted));
         drop(other);
         large.grow_to(1000).await.unwrap();
@@ -224,8 +224,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_stops_waiting_takes_nothing() {
         let quota = MemoryQuota::new(10, 4);
-        let stalled = acquired(&quota, A, 4).await.unwrap();
-        let mut waiting = quota.permit_for(A);
+        let stalled = acquired(&quota, client(1), 4).await.unwrap();
+        let mut waiting = quota.permit_for(client(1));
         assert!(timeout(Duration::from_secs(1), waiting.grow_to(2)).await.is_err());
         drop((stalled, waiting));
         assert_eq!((quota.0.shares.len(), quota.0.total.available_permits()), (0, 10));

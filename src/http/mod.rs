@@ -8,16 +8,19 @@
 //! admin/    admin API, operator tails, console
 //! state     what public routes share: Relay, Product      admission   limits, permits
 //! problem   problem details      memory_quota   shares per address      host_guard   Host checks
+//! client_address   one spelling, blocks for limits       refusals   counted, told once a minute
 //! ```
 //!
 //! May use: no other module.
 
 pub(crate) mod admin;
 pub(crate) mod admission;
+pub(crate) mod client_address;
 pub(crate) mod host_guard;
 pub(crate) mod memory_quota;
 pub(crate) mod problem;
 pub(crate) mod public;
+pub(crate) mod refusals;
 mod state;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -16,7 +16,12 @@ use hyper::{
 };
 
 use super::memory_quota::QuotaExhausted;
-use crate::{auth::Denial, config::FieldError, metrics::ShedReason, webhook::WebhookError};
+use crate::{
+    auth::Denial,
+    config::FieldError,
+    metrics::{RefusalReason, ShedReason},
+    webhook::WebhookError,
+};
 
 /// A refusal: status, detail and at most one header beside the usual ones.
 #[derive(Clone, Debug)]
@@ -25,12 +30,14 @@ pub(crate) struct Problem {
     detail: String,
     header: Option<(HeaderName, HeaderValue)>,
     errors: Box<[FieldError]>,
+    /// Set if the request is refused for its credential, for `refusals` to count.
+    refusal: Option<RefusalReason>,
 }
 
 impl Problem {
     /// Returns a problem with this status; `detail` says what the client has to change.
     pub(crate) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self { status, detail: detail.into(), header: None, errors: Box::default() }
+        Self { status, detail: detail.into(), header: None, errors: Box::default(), refusal: None }
     }
 
     /// Returns a 400.
@@ -40,7 +47,7 @@ impl Problem {
 
     /// Returns a 403.
     pub(crate) fn forbidden(detail: impl Into<String>) -> Self {
-        Self::new(StatusCode::FORBIDDEN, detail)
+        Self::new(StatusCode::FORBIDDEN, detail).refused_for(RefusalReason::NotAllowed)
     }
 
     /// Returns a 404.
@@ -84,6 +91,11 @@ impl Problem {
             .with_header(RETRY_AFTER, HeaderValue::from(retry_after.as_secs().max(1)))
     }
 
+    /// Returns the problem as one that `refused_total` counts.
+    pub(crate) fn refused_for(self, reason: RefusalReason) -> Self {
+        Self { refusal: Some(reason), ..self }
+    }
+
     fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.header = Some((name, value));
         self
@@ -92,9 +104,14 @@ impl Problem {
 
 impl From<Denial> for Problem {
     fn from(denial: Denial) -> Self {
+        let unauthorized = |reason| {
+            Self::new(StatusCode::UNAUTHORIZED, denial.to_string())
+                .with_header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
+                .refused_for(reason)
+        };
         match denial {
-            Denial::Unauthenticated => Self::new(StatusCode::UNAUTHORIZED, denial.to_string())
-                .with_header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
+            Denial::NoCredential => unauthorized(RefusalReason::NoCredential),
+            Denial::Unauthenticated => unauthorized(RefusalReason::BadCredential),
             Denial::Forbidden => Self::forbidden(denial.to_string()),
         }
     }
@@ -171,6 +188,10 @@ impl IntoResponse for Problem {
         ];
         let mut response = (self.status, headers, body.to_string()).into_response();
         response.headers_mut().extend(self.header);
+        // An extension stays in the process.
+        if let Some(reason) = self.refusal {
+            response.extensions_mut().insert(reason);
+        }
         response
     }
 }

@@ -2,10 +2,10 @@
 //!
 //! In: a request's path, query and headers. Out: a grant and a product, or the problem to answer.
 //!
-//! May use: `auth`, `config`, `event`, `feed`, `metrics`, `shard`, `store`, `timer_wheel`.
+//! May use: `auth`, `config`, `event`, `feed`, `metrics`, `net`, `shard`, `store`, `timer_wheel`.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -13,23 +13,26 @@ use std::{
     time::Duration,
 };
 
-use axum::extract::{Path, rejection::PathRejection};
+use axum::extract::{Path, Request, rejection::PathRejection};
 use dashmap::DashMap;
 use hyper::HeaderMap;
 use prometheus::IntCounter;
 
 use super::{
     admission::Subscribers,
+    client_address::ClientAddress,
     memory_quota::{BodyQuota, PageQuota},
     problem::Problem,
     public::{credential::CredentialSources, ws::message::WsMessageCache},
+    refusals::Refusals,
 };
 use crate::{
     auth::{Access, Denial, Grant},
     config::{Network, Permission},
     event::ProductId,
     feed::Feed,
-    metrics::{Metrics, ShedReason},
+    metrics::{Metrics, RefusalReason, ShedReason},
+    net::Connection,
     shard::ShardPlacement,
     store::StoreHandle,
     timer_wheel::TimerWheel,
@@ -67,6 +70,8 @@ pub(crate) struct Relay {
     pub(crate) is_draining: Arc<AtomicBool>,
     /// Store of the logs; `None` without `log.data_dir`.
     pub(crate) store: Option<Arc<StoreHandle>>,
+    /// Refused requests, by address.
+    pub(crate) refusals: Arc<Refusals>,
     /// All metric families.
     pub(crate) metrics: Arc<Metrics>,
 }
@@ -194,34 +199,26 @@ impl Relay {
     ) -> Result<Arc<Product>, Problem> {
         let Path(name) =
             path.map_err(|_| Problem::bad_request("the product id in the path is not UTF-8"))?;
-        let unknown = || Problem::not_found("no such product");
+        // A refusal: a client that asks for a product that is not served may do so for ever.
+        let unknown =
+            || Problem::not_found("no such product").refused_for(RefusalReason::NotAllowed);
         let id = ProductId::new(&name).map_err(|_| unknown())?;
         grant.check(&id, permission)?;
         self.products.get(&id).map(|product| Arc::clone(&product)).ok_or_else(unknown)
     }
 
-    /// Returns the client's address: the peer's, or the one that trusted proxies report.
-    pub(in crate::http) fn client_address(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
-        let is_trusted =
-            |address: IpAddr| self.trusted_proxies.iter().any(|network| network.contains(address));
-        let mut client = peer;
-        let hops =
-            headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok());
-        let hops: Vec<&str> = hops.flat_map(|value| value.split(',')).map(str::trim).collect();
-        for hop in hops.into_iter().rev() {
-            // From the right: each hop was written by the proxy after it, so the first untrusted
-            // address is the client's; the client itself may have written the hops before it.
-            let Some(address) = parse_forwarded_address(hop) else { break };
-            if !is_trusted(client) {
-                break;
-            }
-            client = address;
-        }
-        client
+    /// Returns the address of a request's client, for middleware.
+    pub(in crate::http) fn client_of(&self, request: &Request) -> Option<ClientAddress> {
+        let connection = request.extensions().get::<Connection>()?;
+        Some(self.client_address(connection.peer.ip(), request.headers()))
     }
-}
 
-/// Parses an address as proxies write it, with or without a port.
-fn parse_forwarded_address(hop: &str) -> Option<IpAddr> {
-    hop.parse().ok().or_else(|| hop.parse::<SocketAddr>().ok().map(|socket| socket.ip()))
+    /// Returns the address of a request's client.
+    pub(in crate::http) fn client_address(
+        &self,
+        peer: IpAddr,
+        headers: &HeaderMap,
+    ) -> ClientAddress {
+        ClientAddress::of_request(peer, headers, &self.trusted_proxies)
+    }
 }

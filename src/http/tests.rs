@@ -16,6 +16,7 @@ use super::{
     admission::{AdmissionLimits, Subscribers},
     memory_quota::{BodyQuota, PageQuota},
     public::credential::CredentialSources,
+    refusals::Refusals,
     state::{Product, Relay},
 };
 use crate::{
@@ -58,6 +59,7 @@ pub(crate) fn relay<const N: usize>(names: [&str; N]) -> Relay {
         trusted_proxies: Vec::new(),
         is_draining: Arc::new(AtomicBool::new(false)),
         store: None,
+        refusals: Refusals::new(&metrics),
         metrics,
     }
 }

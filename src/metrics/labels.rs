@@ -69,6 +69,51 @@ impl ShedReason {
     }
 }
 
+/// Listener on which a request was refused.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum RefusingListener {
+    /// For subscribers and publishers.
+    Public,
+    /// For operators.
+    Admin,
+}
+
+impl RefusingListener {
+    pub(super) const ALL: [Self; 2] = [Self::Public, Self::Admin];
+
+    /// Returns the listener as metric labels spell it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Public => "public",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+/// Why a request was refused.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum RefusalReason {
+    /// A credential is demanded, and the request has none.
+    NoCredential,
+    /// The credential is not known, or no longer.
+    BadCredential,
+    /// The credential, the host or the origin is for something else.
+    NotAllowed,
+}
+
+impl RefusalReason {
+    pub(super) const ALL: [Self; 3] = [Self::NoCredential, Self::BadCredential, Self::NotAllowed];
+
+    /// Returns the reason as metric labels spell it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::NoCredential => "no_credential",
+            Self::BadCredential => "bad_credential",
+            Self::NotAllowed => "not_allowed",
+        }
+    }
+}
+
 /// Reasons of disconnects.
 pub(super) const DISCONNECT_REASONS: [&str; 9] =
     ["client", "stalled", "drain", "expired", "revoked", "removed", "rotated", "kicked", "error"];

@@ -29,7 +29,7 @@ use self::{
     webhooks::WebhookFamilies,
 };
 pub(crate) use self::{
-    labels::{ShedReason, Transport},
+    labels::{RefusalReason, RefusingListener, ShedReason, Transport},
     log::{LogMetrics, StoreMetrics},
     subscribers::DeliveryMetrics,
     upstream::UpstreamMetrics,
@@ -167,6 +167,11 @@ impl Metrics {
     /// Returns the counter of subscribers that were disconnected over one transport for one reason.
     pub(crate) fn disconnects(&self, transport: Transport, reason: &'static str) -> IntCounter {
         self.subscribers.disconnects(transport, reason)
+    }
+
+    /// Returns the counter of requests refused on one listener for one reason.
+    pub(crate) fn refused(&self, listener: RefusingListener, reason: RefusalReason) -> IntCounter {
+        self.subscribers.refused(listener, reason)
     }
 
     /// Returns the counter of subscribers shed for one reason.

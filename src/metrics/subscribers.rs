@@ -6,7 +6,7 @@ use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, I
 
 use super::{
     family::FamilyBuilder,
-    labels::{DISCONNECT_REASONS, ShedReason, Transport},
+    labels::{DISCONNECT_REASONS, RefusalReason, RefusingListener, ShedReason, Transport},
 };
 use crate::event::ProductId;
 
@@ -18,6 +18,7 @@ pub(super) struct SubscriberFamilies {
     delivered: IntCounterVec,
     delivery_lag: HistogramVec,
     shed: IntCounterVec,
+    refused: IntCounterVec,
     max_subscribers: IntGauge,
 }
 
@@ -60,10 +61,21 @@ impl SubscriberFamilies {
                 "Subscribers turned away, by reason.",
                 &["reason"],
             )?,
+            refused: families.counter(
+                "refused_total",
+                "Requests refused for their credential (401, 403, and 404 for an unknown product), \
+                 by listener and reason.",
+                &["listener", "reason"],
+            )?,
         };
         // Series start at 0, so that the first occurrence is an increase that rates and alerts see.
         for reason in ShedReason::ALL {
             declared.shed(reason);
+        }
+        for listener in RefusingListener::ALL {
+            for reason in RefusalReason::ALL {
+                declared.refused(listener, reason);
+            }
         }
         for reason in DISCONNECT_REASONS {
             for transport in [Transport::Sse, Transport::WebSocket] {
@@ -97,6 +109,11 @@ impl SubscriberFamilies {
     /// Returns the counter of subscribers that were disconnected over one transport for one reason.
     pub(super) fn disconnects(&self, transport: Transport, reason: &'static str) -> IntCounter {
         self.disconnects.with_label_values(&[transport.as_str(), reason])
+    }
+
+    /// Returns the counter of requests refused on one listener for one reason.
+    pub(super) fn refused(&self, listener: RefusingListener, reason: RefusalReason) -> IntCounter {
+        self.refused.with_label_values(&[listener.as_str(), reason.as_str()])
     }
 
     /// Returns the counter of subscribers shed for one reason.

@@ -14,9 +14,9 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body};
+use axum::Router;
 use hyper::{
-    HeaderMap, Request,
+    HeaderMap, Request, StatusCode,
     body::Incoming,
     header::{CONNECTION, HeaderValue, TRANSFER_ENCODING},
     service::service_fn,
@@ -41,6 +41,7 @@ use super::{
     http2::{self, Http2Connection},
     listener::Listener,
     open_streams::OpenStreams,
+    request_body::UnreadBody,
     routes::{ConnectionSettings, Routes},
     stream_deadline::DeadlineExecutor,
     tls::{self, ReloadableTls},
@@ -285,17 +286,23 @@ async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
 async fn dispatch(
     mut router: Router,
     connection: Connection,
-    mut request: Request<Incoming>,
+    request: Request<Incoming>,
 ) -> Result<axum::response::Response, Infallible> {
     // Relaxed: a flag that publishes no other memory. A reader that sees it late only looks again
     // at its next alarm.
     connection.state.has_request.store(true, Ordering::Relaxed);
-    request.extensions_mut().insert(connection);
     let is_ambiguous = ambiguous_framing(request.headers());
-    let mut result = router.call(request.map(Body::new)).await;
-    // The request is answered, but nothing behind it on this connection is trusted.
-    if let (true, Ok(response)) = (is_ambiguous, &mut result) {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    let (mut request, unread) = UnreadBody::observe(request, &connection);
+    request.extensions_mut().insert(connection);
+    let mut result = router.call(request).await;
+    let is_unread = unread.is_some_and(UnreadBody::settle);
+    // The request is answered, but nothing behind it on this connection is trusted, or read.
+    if let Ok(response) = &mut result {
+        // `Connection: upgrade` belongs to the 101.
+        let is_upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        if is_ambiguous || (is_unread && !is_upgrade) {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
     }
     result
 }

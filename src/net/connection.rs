@@ -6,7 +6,10 @@
 //!
 //! May use: no other module.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -71,6 +74,8 @@ impl Connection {
         upgrade: OnUpgrade,
         work: impl FnOnce(UpgradedConnection) -> W + Send + 'static,
     ) {
+        // A WebSocket has its own closing handshake (RFC 6455, section 7.1.1).
+        self.state.lingers.store(false, Relaxed);
         let tasks = Arc::clone(&self.tasks);
         self.tasks.tracker.spawn(async move {
             // Not `run_until_graceful`: a WebSocket ends by its own closing handshake, and has the

@@ -22,6 +22,7 @@ use tokio::{
 use super::{
     connection_limit::{AcceptedSocket, ConnectionPermit},
     detach::ConnectionState,
+    lingering_close::{LingeringClose, discard_once},
     routes::ConnectionSettings,
 };
 use crate::timer_wheel::Alarm;
@@ -46,6 +47,8 @@ pub(crate) struct DeadlineSocket {
     write_timeout: Duration,
     /// Tick at which the socket must have taken something; set while the socket is full.
     write_due: Option<u64>,
+    /// Set once the write direction is closed while the client may still be sending.
+    lingering: Option<Box<LingeringClose>>,
     state: Arc<ConnectionState>,
 }
 
@@ -68,6 +71,7 @@ impl DeadlineSocket {
             head_due,
             write_timeout,
             write_due: None,
+            lingering: None,
             state,
         }
     }
@@ -97,6 +101,7 @@ impl DeadlineSocket {
             head_due,
             write_timeout,
             write_due,
+            lingering,
             state,
         } = self;
         let rebuild = move |AcceptedSocket { stream, permit }| Self {
@@ -108,6 +113,7 @@ impl DeadlineSocket {
             head_due,
             write_timeout,
             write_due,
+            lingering,
             state,
         };
         (AcceptedSocket { stream, permit }, rebuild)
@@ -158,6 +164,33 @@ impl DeadlineSocket {
                 Poll::Pending
             }
         }
+    }
+
+    /// Waits for the client's end of the connection where a reset would cost it the answer: see
+    /// `lingering_close`.
+    fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        // Relaxed for all three: written by the connection's own task, but for a drain that only
+        // spares the lingering.
+        if self.lingering.is_none() {
+            if !self.state.lingers.load(Ordering::Relaxed) {
+                return Poll::Ready(());
+            }
+            // Bytes are waiting also behind a head that was refused before its end was read.
+            let has_waiting = match discard_once(&mut self.stream, context) {
+                Poll::Ready(0) => return Poll::Ready(()),
+                Poll::Ready(_) => true,
+                Poll::Pending => false,
+            };
+            if !has_waiting && !self.state.has_unread_body.load(Ordering::Relaxed) {
+                return Poll::Ready(());
+            }
+        }
+        let lingering =
+            self.lingering.get_or_insert_with(|| Box::new(LingeringClose::new(&self.alarm)));
+        if self.state.is_shutting_down.load(Ordering::Relaxed) {
+            lingering.hasten();
+        }
+        lingering.poll(&mut self.stream, &self.alarm, context)
     }
 
     /// Marks the connection as stalled if `error` is a time-out, ours or the kernel's
@@ -238,6 +271,7 @@ impl AsyncWrite for DeadlineSocket {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
+        self.poll_linger(context).map(Ok)
     }
 }

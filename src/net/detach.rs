@@ -40,6 +40,13 @@ pub(crate) struct ConnectionState {
     pub(super) has_request: AtomicBool,
     /// Whether the socket was given up because the peer took nothing.
     pub(super) stalled: AtomicBool,
+    /// Whether the socket is closed by a lingering close where bytes of the client are unread. Only
+    /// while it speaks HTTP/1.1.
+    pub(super) lingers: AtomicBool,
+    /// Whether the last request was answered before its body was read.
+    pub(super) has_unread_body: AtomicBool,
+    /// Whether the listener shuts down.
+    pub(super) is_shutting_down: AtomicBool,
     pub(super) detach: DetachState,
     pub(super) forced_close: Arc<ForcedClose>,
 }
@@ -49,6 +56,9 @@ impl ConnectionState {
         Self {
             has_request: AtomicBool::default(),
             stalled: AtomicBool::default(),
+            lingers: AtomicBool::default(),
+            has_unread_body: AtomicBool::default(),
+            is_shutting_down: AtomicBool::default(),
             detach: DetachState::default(),
             forced_close: ForcedClose::new(wheel),
         }

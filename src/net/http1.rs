@@ -5,7 +5,7 @@
 use std::{
     convert::Infallible,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll},
     time::Duration,
 };
@@ -39,6 +39,8 @@ pub(super) struct Http1Connection<C> {
 
 impl<C> Http1Connection<C> {
     pub(super) fn new(connection: C, state: Arc<ConnectionState>) -> Self {
+        // From here on the socket is closed by hyper alone, which knows no lingering close.
+        state.lingers.store(true, Relaxed);
         Self { connection: Some(connection), state }
     }
 }
@@ -76,6 +78,8 @@ where
         if let Some(connection) = &mut self.connection {
             Pin::new(connection).graceful_shutdown();
         }
+        // Relaxed: read by this task, which polls the connection next.
+        self.state.is_shutting_down.store(true, Relaxed);
     }
 }
 

@@ -13,7 +13,8 @@
 //!
 //! `accept` is the loop, `deadline_socket` and `stream_deadline` hold the deadlines of a socket and
 //! of one HTTP/2 stream, `detach` and `detached` take a connection out of hyper, `write_coalescing`
-//! gathers what h2 writes, `shutdown` ends the connections.
+//! gathers what h2 writes, `request_body` and `lingering_close` see to it that an answer arrives
+//! although its request was not read to the end, `shutdown` ends the connections.
 //!
 //! May use: no other module.
 
@@ -26,8 +27,10 @@ mod detached;
 mod forced_close;
 mod http1;
 mod http2;
+mod lingering_close;
 mod listener;
 mod open_streams;
+mod request_body;
 mod routes;
 mod shutdown;
 mod stream_deadline;
@@ -42,7 +45,7 @@ pub(crate) use self::connection_limit::{AcceptedSocket, ConnectionPermit};
 pub(crate) use self::deadline_socket::DeadlineSocket;
 pub(crate) use self::detached::{DetachedConnection, Written};
 pub(crate) use self::forced_close::ForcedClose;
-pub(crate) use self::listener::{BindError, Listener};
+pub(crate) use self::listener::{BindError, Listener, local_address};
 pub(crate) use self::routes::{ConnectionSettings, Routes};
 pub(crate) use self::stream_deadline::Http2StreamState;
 pub(crate) use self::tls::ReloadableTls;

@@ -1,4 +1,5 @@
-//! Tests with thousands of connections, for which the test process needs thousands of descriptors.
+//! Tests with thousands of connections, for which the test process needs thousands of descriptors,
+//! and of dozens of processes, each the first of a PID namespace.
 #![allow(
     clippy::indexing_slicing,
     clippy::panic,
@@ -12,3 +13,4 @@ mod common;
 
 mod drain;
 mod limits;
+mod process_one;

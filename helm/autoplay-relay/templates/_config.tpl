@@ -5,8 +5,9 @@ files for the volume.
 */}}
 {{- define "autoplay-relay.config" -}}
 {{- $values := .root.Values }}
-{{- $adminAddress := ternary "0.0.0.0:9090" "127.0.0.1:9090" (not (empty $values.auth.admin_key)) }}
-{{- $listeners := dict "listen" "0.0.0.0:8080" "admin_listen" $adminAddress "probe_listen" "0.0.0.0:9091" }}
+{{- $any := include "autoplay-relay.anyAddress" .root }}
+{{- $adminHost := ternary $any (include "autoplay-relay.loopback" .root) (not (empty $values.auth.admin_key)) }}
+{{- $listeners := dict "listen" (printf "%s:8080" $any) "admin_listen" (printf "%s:9090" $adminHost) "probe_listen" (printf "%s:9091" $any) }}
 {{- $config := dict "server" (merge (dict) $listeners $values.server) "auth" $values.auth }}
 {{- if eq .tier "edge" }}
 {{- $log := deepCopy $values.log }}

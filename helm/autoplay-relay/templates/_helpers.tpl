@@ -30,6 +30,26 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end }}
 {{- end }}
 
+{{- /* The address of all interfaces: over IPv6 the relay's socket takes IPv4, too, and where a node has no IPv6 it is 0.0.0.0 by itself. */}}
+{{- define "autoplay-relay.anyAddress" -}}
+{{- ternary "0.0.0.0" "[::]" (eq .Values.addressFamily "IPv4") }}
+{{- end }}
+
+{{- /* Loopback: a pod has that of IPv4 in every cluster but some with IPv6 alone. */}}
+{{- define "autoplay-relay.loopback" -}}
+{{- ternary "[::1]" "127.0.0.1" (eq .Values.addressFamily "IPv6") }}
+{{- end }}
+
+{{- /* The families of a Service. */}}
+{{- define "autoplay-relay.ipFamilies" -}}
+{{- if eq .Values.addressFamily "dual" -}}
+ipFamilyPolicy: PreferDualStack
+{{- else -}}
+ipFamilyPolicy: SingleStack
+ipFamilies: [{{ .Values.addressFamily }}]
+{{- end }}
+{{- end }}
+
 {{- /* The tier that serves subscribers. */}}
 {{- define "autoplay-relay.front" -}}
 {{- ternary "leaf" "edge" .Values.leaves.enabled }}

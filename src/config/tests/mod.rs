@@ -49,7 +49,7 @@ fn anonymous_subscribers_need_loopback_or_the_flag() {
     // The default listen is not loopback either.
     assert!(
         findings("[auth]\nallow_anonymous = true")
-            .starts_with("relay.toml:2: auth.allow_anonymous: 0.0.0.0:8080 can")
+            .starts_with("relay.toml:2: auth.allow_anonymous: [::]:8080 can")
     );
 }
 

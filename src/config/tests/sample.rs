@@ -102,8 +102,10 @@ fn product(name: &str) -> crate::event::ProductId {
 fn the_documented_sample_gives_the_documented_server_and_log() {
     let config = parsed_with(SAMPLE, &sample_environment());
     let without_sections = parsed("");
-    // The sample shows only the defaults of these three sections.
-    assert_eq!(config.server, without_sections.server);
+    // The sample shows only the defaults of these three sections, except that it listens on IPv4
+    // alone, where the default has both families.
+    let listen = "0.0.0.0:8080".parse().unwrap();
+    assert_eq!(config.server, ServerConfig { listen, ..without_sections.server });
     assert_eq!(config.log, without_sections.log);
     assert_eq!(config.egress, without_sections.egress);
 }
@@ -159,7 +161,7 @@ fn upstreams_alone_give_the_documented_defaults() {
     let Config { server, upstreams, auth, log, webhooks, egress } = parsed(text);
     let seconds = Duration::from_secs;
     let expected = ServerConfig {
-        listen: "0.0.0.0:8080".parse().unwrap(),
+        listen: "[::]:8080".parse().unwrap(),
         admin_listen: "127.0.0.1:9090".parse().unwrap(),
         probe_listen: None,
         allowed_hosts: vec![],

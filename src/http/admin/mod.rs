@@ -8,7 +8,7 @@
 //!                                      └► key ─► body bound ─► /api/v1/…, /products
 //! ```
 //!
-//! May use: `auth`.
+//! May use: `auth`, `metrics`.
 
 mod console;
 pub(crate) mod deliveries;
@@ -39,8 +39,8 @@ use self::{
     extract::{MAX_ADMIN_BODY_BYTES, with_allowed_methods},
     health::probes,
 };
-use super::{host_guard::HostGuard, problem::Problem, public};
-use crate::auth;
+use super::{Relay, host_guard::HostGuard, problem::Problem, public};
+use crate::{auth, metrics::RefusingListener};
 
 /// Builds the router of the admin listener. `guard` keeps web pages out where no key is configured:
 /// a page cannot send the key, but without one it needs none.
@@ -67,13 +67,15 @@ pub(crate) fn router(admin: Arc<AdminState>, guard: HostGuard) -> Router {
         // A route layer: it runs for these routes alone, so an unknown path is a 404 without a key,
         // and the probes and the console files stay open.
         .route_layer(key_layer);
-    let requires_key = admin.key.is_set();
+    let (requires_key, relay) = (admin.key.is_set(), Arc::clone(&admin.relay));
     let router = with_fallbacks(probes().merge(console::routes()).merge(api), admin);
     let router = match requires_key {
         true => router,
         false => router.layer(middleware::from_fn_with_state(Arc::new(guard), HostGuard::check)),
     };
-    router.layer(middleware::map_response(public::middleware::with_nosniff))
+    router
+        .layer(middleware::from_fn_with_state(relay, record_refusals))
+        .layer(middleware::map_response(public::middleware::with_nosniff))
 }
 
 /// Builds the router of the probe listener: health and metrics only.
@@ -115,6 +117,19 @@ fn with_fallbacks(router: Router<Arc<AdminState>>, admin: Arc<AdminState>) -> Ro
         .with_state(admin)
 }
 
+/// Middleware around all routes: counts the refusals among their answers. The public listener's own
+/// middleware does the same.
+async fn record_refusals(
+    State(relay): State<Arc<Relay>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let client = relay.client_of(&request);
+    let response = next.run(request).await;
+    relay.refusals.record(RefusingListener::Admin, client, &response);
+    response
+}
+
 async fn require_key(
     State(admin): State<Arc<AdminState>>,
     request: Request,
@@ -125,7 +140,10 @@ async fn require_key(
     // before `Authorization`.
     let presented_key = match headers.get("x-admin-key") {
         Some(key) => Some(key.as_bytes()),
-        None => headers.get(AUTHORIZATION).and_then(|value| auth::bearer_token(value.as_bytes())),
+        // A header of another scheme is a bad credential, and not a missing one.
+        None => headers
+            .get(AUTHORIZATION)
+            .map(|value| auth::bearer_token(value.as_bytes()).unwrap_or_default()),
     };
     match admin.key.check(presented_key) {
         Ok(()) => next.run(request).await,

@@ -132,7 +132,7 @@ impl SubscriberView {
             transport: newcomer.transport.as_str(),
             product_id: newcomer.product.as_str().to_owned(),
             since: rfc3339(subscriber.connected_at()),
-            address: newcomer.address.to_canonical().to_string(),
+            address: newcomer.address.to_string(),
             behind: subscriber.entries_behind(newest),
         }
     }

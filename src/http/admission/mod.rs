@@ -22,7 +22,6 @@ mod tests;
 
 use std::{
     collections::BTreeMap,
-    net::IpAddr,
     sync::{
         Arc, Mutex, PoisonError, RwLock, RwLockReadGuard,
         atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
@@ -48,6 +47,7 @@ use self::{
 use crate::{
     auth::{Access, CredentialHolder},
     event::ProductId,
+    http::client_address::AddressBlock,
     metrics::{Metrics, ShedReason},
 };
 
@@ -58,7 +58,7 @@ pub(crate) struct Subscribers {
     admitted: AtomicUsize,
     by_id: DashMap<u64, Arc<AdmittedSubscriber>>,
     next_id: AtomicU64,
-    by_address: DashMap<IpAddr, usize>,
+    by_address: DashMap<AddressBlock, usize>,
     by_holder: DashMap<CredentialHolder, usize>,
     connect_window: Mutex<ConnectWindow>,
     became_empty: Notify,
@@ -125,13 +125,13 @@ impl Subscribers {
             (current < total).then(|| current + 1)
         });
         let Ok(_) = admitted else { return Err(ShedReason::MaxSubscribers) };
-        if !try_increment(&self.by_address, request.address, per_address) {
+        if !try_increment(&self.by_address, request.address.block(), per_address) {
             self.admitted.fetch_sub(1, Ordering::SeqCst);
             return Err(ShedReason::PerIp);
         }
         if !try_increment(&self.by_holder, request.holder.clone(), per_key) {
             self.admitted.fetch_sub(1, Ordering::SeqCst);
-            decrement(&self.by_address, &request.address);
+            decrement(&self.by_address, &request.address.block());
             return Err(ShedReason::PerKey);
         }
         // Last: a request that another limit refuses must not use up the connects per second that
@@ -159,7 +159,7 @@ impl Subscribers {
 
     fn release(&self, request: &AdmissionRequest) {
         self.admitted.fetch_sub(1, Ordering::SeqCst);
-        decrement(&self.by_address, &request.address);
+        decrement(&self.by_address, &request.address.block());
         decrement(&self.by_holder, &request.holder);
     }
 

@@ -3,7 +3,6 @@
 //! May use: `auth`, `config`, `event`, `fanout`, `metrics`, `net`.
 
 use std::{
-    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicU8, AtomicU64, Ordering},
@@ -17,6 +16,7 @@ use crate::{
     config::Permission,
     event::ProductId,
     fanout::SubscriberSignal,
+    http::client_address::ClientAddress,
     metrics::Transport,
     net::ForcedClose,
 };
@@ -35,7 +35,7 @@ pub(crate) struct AdmissionRequest {
     /// Proof with which it was authorized; judged again when keys change.
     pub(crate) proof: Arc<CredentialProof>,
     /// Client address, under which the limit per address counts it.
-    pub(crate) address: IpAddr,
+    pub(crate) address: ClientAddress,
     /// Signal that wakes its task.
     pub(crate) listener: Arc<SubscriberSignal>,
     /// Deadline that cuts it off while it takes nothing. `None` over WebSocket, whose task is

@@ -4,6 +4,7 @@ use super::*;
 use crate::{
     auth::{CredentialProof, ListenerKey},
     config::{AllowAnonymous, Config, Environment},
+    http::client_address::ClientAddress,
     metrics::Transport,
 };
 
@@ -14,7 +15,7 @@ fn request(proof: Arc<CredentialProof>) -> AdmissionRequest {
         key: "a".into(),
         holder: CredentialHolder::Key("a".into()),
         proof,
-        address: [192, 0, 2, 1].into(),
+        address: ClientAddress::new([192, 0, 2, 1].into()),
         listener: Arc::default(),
         forced_close: None,
     }

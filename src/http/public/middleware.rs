@@ -20,8 +20,8 @@ use hyper::header::{CONNECTION, HOST, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 
 use super::sse;
 use crate::{
-    http::host_guard::HostGuard,
-    metrics::{Metrics, ShedReason},
+    http::{host_guard::HostGuard, state::Relay},
+    metrics::{RefusingListener, ShedReason},
     net::Connection,
 };
 
@@ -30,8 +30,8 @@ use crate::{
 pub(in crate::http) struct PublicMiddleware {
     /// Guard against web pages of other sites; `None` where a credential is demanded.
     pub(in crate::http) guard: Option<HostGuard>,
-    /// Counters of refused connections.
-    pub(in crate::http) metrics: Arc<Metrics>,
+    /// Counters of refused connections and requests.
+    pub(in crate::http) relay: Arc<Relay>,
 }
 
 impl PublicMiddleware {
@@ -41,6 +41,8 @@ impl PublicMiddleware {
         mut request: Request,
         next: Next,
     ) -> Response {
+        // Before the request is gone. Costs a look at the peer where no proxy is trusted.
+        let client = middleware.relay.client_of(&request);
         let mut response = match middleware.rejection(&request) {
             Some(rejection) => rejection,
             None => {
@@ -48,6 +50,7 @@ impl PublicMiddleware {
                 next.run(request).await
             }
         };
+        middleware.relay.refusals.record(RefusingListener::Public, client, &response);
         set_nosniff(&mut response);
         response
     }
@@ -68,7 +71,7 @@ impl PublicMiddleware {
     }
 
     fn shed(&self, request: &Request) -> Response {
-        self.metrics.shed(ShedReason::MaxConnections).inc();
+        self.relay.metrics.shed(ShedReason::MaxConnections).inc();
         // By the path alone: no route has matched yet. A browser's `EventSource` gives up for good
         // on a status other than 200, so `sse::shed` answers it with an empty stream.
         let answer = match request.uri().path().starts_with("/stream/") {

@@ -44,8 +44,7 @@ pub(crate) fn router(relay: Arc<Relay>, guard: Option<HostGuard>, origins: &[Ori
     let events = events.fallback(|| async { Problem::method_not_allowed("GET, POST") });
     let socket = get(ws::socket).head(|| async { Problem::method_not_allowed("GET") });
     let has_cookie = relay.credential_sources.accepts_cookie();
-    let public_middleware =
-        Arc::new(PublicMiddleware { guard, metrics: Arc::clone(&relay.metrics) });
+    let public_middleware = Arc::new(PublicMiddleware { guard, relay: Arc::clone(&relay) });
     let router = Router::new()
         .route("/ws/{product_id}", socket.layer(Extension(Arc::<[Origin]>::from(origins))))
         .route("/stream/{product_id}", stream)

@@ -163,7 +163,10 @@ mod tests {
     use http_body::Frame;
 
     use super::*;
-    use crate::http::memory_quota::{BODY_QUOTA_UNITS, BodyQuota};
+    use crate::http::{
+        client_address::ClientAddress,
+        memory_quota::{BODY_QUOTA_UNITS, BodyQuota},
+    };
 
     /// Body that sends a byte every ten seconds, without end.
     struct DrippingBody(Pin<Box<tokio::time::Sleep>>);
@@ -187,7 +190,7 @@ mod tests {
     }
 
     fn permit_for(bodies: &BodyQuota, last: u8) -> QuotaPermit {
-        bodies.permit_for([192, 0, 2, last].into())
+        bodies.permit_for(ClientAddress::new([192, 0, 2, last].into()))
     }
 
     #[tokio::test(start_paused = true)]

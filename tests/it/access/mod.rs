@@ -3,6 +3,7 @@
 mod keys;
 mod matrix;
 mod minting;
+mod refusals;
 mod secrecy;
 mod sockets;
 mod token_sources;

@@ -90,7 +90,7 @@ fn every_metric_family_of_the_interface_has_its_type_and_labels() {
     let left = [("transport", "sse"), ("reason", "client")];
     relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &left, 1.0);
     let metrics = relay.metrics();
-    let families: [(&str, &str, &[&str]); 18] = [
+    let families: [(&str, &str, &[&str]); 19] = [
         ("build_info", "gauge", &["version"]),
         ("upstream_connected", "gauge", &["product_id"]),
         ("upstream_connects_total", "counter", &["outcome", "product_id"]),
@@ -109,6 +109,7 @@ fn every_metric_family_of_the_interface_has_its_type_and_labels() {
         ("log_degraded", "gauge", &[]),
         ("log_commit_seconds", "histogram", &[]),
         ("shed_total", "counter", &["reason"]),
+        ("refused_total", "counter", &["listener", "reason"]),
     ];
     for (name, kind, labels) in families {
         let name = format!("autoplay_relay_{name}");
@@ -146,6 +147,12 @@ fn counters_without_events_are_exported_as_0() {
             Some(0.0),
             "{reason}"
         );
+    }
+    for listener in ["public", "admin"] {
+        for reason in ["no_credential", "bad_credential", "not_allowed"] {
+            let labels = [("listener", listener), ("reason", reason)];
+            assert_eq!(metrics.value("autoplay_relay_refused_total", &labels), Some(0.0));
+        }
     }
 }
 

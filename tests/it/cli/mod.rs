@@ -1,5 +1,6 @@
 //! The commands of the binary.
 
 mod commands;
+mod families;
 mod output;
 mod simulator;

@@ -3,6 +3,7 @@
 
 use std::{
     io::Write,
+    net::SocketAddr,
     thread,
     time::{Duration, Instant},
 };
@@ -10,7 +11,7 @@ use std::{
 use crate::common::{
     PRODUCT, STREAM,
     http::{self, Wire},
-    relay::{Relay, Setup},
+    relay::{KEYS, Relay, Setup},
     subscriber::Subscriber,
     wait,
 };
@@ -81,6 +82,58 @@ fn a_subscriber_beyond_max_subscribers_per_ip_gets_429() {
     let browser = [("X-Forwarded-For", "198.51.100.1"), ("Sec-Fetch-Mode", "cors")];
     assert_eq!(http::status(relay.public, STREAM, &browser), 200);
     relay.wait_for_shed("per_ip", 3.0);
+}
+
+#[test]
+fn an_address_is_one_client_however_it_is_spelt() {
+    let relay = limited("max_subscribers_per_ip = 1\ntrusted_proxies = ['127.0.0.1', '::1']");
+    let from = |hops: &str| http::status(relay.public, STREAM, &[("X-Forwarded-For", hops)]);
+    let _one =
+        Subscriber::open(relay.public, STREAM, &[("X-Forwarded-For", "::ffff:198.51.100.1")]);
+    for spelling in [
+        "198.51.100.1",
+        "198.51.100.1:4711",
+        "[::ffff:198.51.100.1]",
+        "[::ffff:c633:6401]:443",
+        " 198.51.100.1 , ",
+        "203.0.113.1, 198.51.100.1,,",
+    ] {
+        assert_eq!(from(spelling), 429, "{spelling}");
+    }
+    assert_eq!(from("[::ffff:198.51.100.2]:443"), 200, "another one");
+    // Not by the proxy's own address, which the first of these would have used up.
+    for other in ["[2001:db8:1::1]", "[2001:db8:2::1]:443", "192.0.2.7:80,"] {
+        assert_eq!(from(other), 200, "{other}");
+    }
+}
+
+#[test]
+fn addresses_of_one_64_are_one_client() {
+    let relay = limited("max_subscribers_per_ip = 2\ntrusted_proxies = ['127.0.0.1']");
+    let stay = |hop: &str| Subscriber::open(relay.public, STREAM, &[("X-Forwarded-For", hop)]);
+    let from = |hop: &str| http::status(relay.public, STREAM, &[("X-Forwarded-For", hop)]);
+    let _two = [stay("2001:db8:0:1::1"), stay("[2001:db8:0:1:ffff::2]:443")];
+    assert_eq!(from("2001:db8:0:1:aaaa:bbbb:cccc:dddd"), 429);
+    assert_eq!(from("2001:db8:0:2::1"), 200);
+    relay.wait_for_shed("per_ip", 1.0);
+}
+
+#[test]
+fn a_peer_is_one_client_over_a_socket_of_either_family() {
+    let relay = Setup::new()
+        .upstream(PRODUCT, NO_CONNECTOR, "")
+        .server("listen = '[::]:0'\nmax_subscribers_per_ip = 1\ntrusted_proxies = ['127.0.0.2']")
+        .auth(KEYS)
+        .start();
+    let over =
+        |host: &str| -> SocketAddr { format!("{host}:{}", relay.public.port()).parse().unwrap() };
+    let key = ("Authorization", "Bearer key-of-agent-a");
+    let _one = Subscriber::open(over("127.0.0.1"), STREAM, &[key]);
+    assert_eq!(http::status(over("127.0.0.1"), STREAM, &[key]), 429);
+    assert_eq!(http::status(over("[::1]"), STREAM, &[key]), 200, "IPv6 is served, and another one");
+    // Not `::ffff:127.0.0.1`: lists, logs and trusted proxies know the one spelling.
+    let subscribers = relay.ask_admin("/api/v1/subscribers").json();
+    assert_eq!(subscribers["subscribers"][0]["address"], "127.0.0.1");
 }
 
 #[test]

@@ -6,3 +6,4 @@ mod publish;
 mod shards;
 mod slow;
 mod stream;
+mod unread;

@@ -118,7 +118,7 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::http::memory_quota::PageQuota;
+    use crate::http::{client_address::ClientAddress, memory_quota::PageQuota};
 
     #[tokio::test(start_paused = true)]
     async fn a_page_that_is_not_taken_in_time_breaks_off_however_it_is_taken() {
@@ -128,7 +128,7 @@ mod tests {
             async move { wheel.run(stop).await }
         });
         let forced_close = ForcedClose::new(&wheel);
-        let permit = PageQuota::default().permit_for([192, 0, 2, 1].into());
+        let permit = PageQuota::default().permit_for(ClientAddress::new([192, 0, 2, 1].into()));
         let body = PageBody::new(
             vec![b' '; PAGE_CHUNK_BYTES * 10],
             permit,

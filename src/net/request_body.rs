@@ -1,0 +1,133 @@
+//! What is left of a request's body when the request is answered, over HTTP/1.1.
+//!
+//! A refusal comes before the body is read. A small rest is read and dropped, and the connection
+//! serves the next request. With a large rest, or one of unknown length, the answer says
+//! `Connection: close`, and the socket is closed by `lingering_close`. Over HTTP/2, h2 itself ends
+//! the stream with `RST_STREAM` and `NO_ERROR` behind the answer (RFC 9113, section 8.1).
+//!
+//! May use: no other module.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::body::Body;
+use bytes::Bytes;
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::{Request, Version, body::Incoming, header::EXPECT};
+use tokio::time::timeout;
+
+use super::connection::Connection;
+
+/// Body of a request, which leaves what its reader did not read to [`UnreadBody`].
+struct ObservedBody {
+    /// `None` once the end, or an error, was seen.
+    incoming: Option<Incoming>,
+    unread: Arc<Mutex<Option<Incoming>>>,
+}
+
+impl http_body::Body for ObservedBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
+        let polled = Pin::new(incoming).poll_frame(context);
+        if matches!(polled, Poll::Ready(None | Some(Err(_)))) {
+            self.incoming = None;
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.as_ref().is_none_or(Incoming::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.as_ref().map_or_else(|| SizeHint::with_exact(0), Incoming::size_hint)
+    }
+}
+
+impl Drop for ObservedBody {
+    fn drop(&mut self) {
+        let rest = self.incoming.take().filter(|incoming| !incoming.is_end_stream());
+        *self.unread.lock().unwrap_or_else(PoisonError::into_inner) = rest;
+    }
+}
+
+/// The rest of one request's body, for the time after its answer.
+pub(super) struct UnreadBody {
+    rest: Arc<Mutex<Option<Incoming>>>,
+    expects_continue: bool,
+    connection: Connection,
+}
+
+impl UnreadBody {
+    /// Returns the request with a body that is observed, unless it has none or comes over HTTP/2.
+    pub(super) fn observe(
+        request: Request<Incoming>,
+        connection: &Connection,
+    ) -> (Request<Body>, Option<Self>) {
+        connection.state.has_unread_body.store(false, Ordering::Relaxed);
+        if request.version() >= Version::HTTP_2 || request.body().is_end_stream() {
+            return (request.map(Body::new), None);
+        }
+        let rest = Arc::default();
+        let unread = Self {
+            rest: Arc::clone(&rest),
+            expects_continue: request.headers().contains_key(EXPECT),
+            connection: connection.clone(),
+        };
+        let request = request
+            .map(|incoming| Body::new(ObservedBody { incoming: Some(incoming), unread: rest }));
+        (request, Some(unread))
+    }
+
+    /// Deals with the rest once the answer is known. Returns whether the connection must close
+    /// behind it.
+    pub(super) fn settle(self) -> bool {
+        let rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(rest) = rest else { return false };
+        let state = Arc::clone(&self.connection.state);
+        // Until the rest has been read: relaxed, as the socket is closed by the task that answers,
+        // and a drain that ends meanwhile only spares the lingering.
+        state.has_unread_body.store(true, Ordering::Relaxed);
+        // To read from a client that waits for "100 Continue" (RFC 9110, section 10.1.1) would make
+        // hyper ask for the body.
+        let is_small = rest.size_hint().upper().is_some_and(|bytes| bytes <= MAX_DRAINED_BYTES);
+        if self.expects_continue || !is_small {
+            return true;
+        }
+        let tasks = Arc::clone(&self.connection.tasks);
+        self.connection.tasks.tracker.spawn(async move {
+            let drained = tasks.shutdown.run_until_graceful(timeout(DRAIN_TIMEOUT, drain(rest)));
+            if let Some(Ok(true)) = drained.await {
+                state.has_unread_body.store(false, Ordering::Relaxed);
+            }
+        });
+        false
+    }
+}
+
+/// Reads a body to its end, and drops it. Returns false if it breaks off.
+async fn drain(mut body: Incoming) -> bool {
+    while let Some(frame) = body.frame().await {
+        if frame.is_err() {
+            return false;
+        }
+    }
+    true
+}
+
+/// Larger rests cost more than a new connection.
+const MAX_DRAINED_BYTES: u64 = 64 * 1024;
+
+/// Time for a small rest, whose client has usually sent all of it already.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
