@@ -8,6 +8,7 @@
 //! admin/    admin API, operator tails, console
 //! state     what public routes share: Relay, Product      admission   limits, permits
 //! problem   problem details      memory_quota   shares per address      host_guard   Host checks
+//! query     names in a query     methods        lists of methods      request_head Host, lengths
 //! ```
 //!
 //! May use: no other module.
@@ -16,8 +17,11 @@ pub(crate) mod admin;
 pub(crate) mod admission;
 pub(crate) mod host_guard;
 pub(crate) mod memory_quota;
+mod methods;
 pub(crate) mod problem;
 pub(crate) mod public;
+pub(crate) mod query;
+mod request_head;
 mod state;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -258,17 +258,6 @@ fn other_methods_are_405_and_told_which_one_is_allowed() {
 }
 
 #[test]
-fn head_is_405_as_well_for_a_stream_has_no_end_to_describe() {
-    let relay = Setup::new().upstream(PRODUCT, NO_CONNECTOR, "").start();
-    let answer = http::ask(relay.public, "HEAD", STREAM, &[]);
-    assert_eq!(
-        (answer.status(), answer.field("content-type")),
-        (405, Some("application/problem+json"))
-    );
-    assert_eq!(answer.field("allow"), Some("GET"));
-}
-
-#[test]
 fn what_is_not_there_is_404() {
     let relay = Setup::new().upstream(PRODUCT, NO_CONNECTOR, "").start();
     for path in ["/stream/prod_xyz", "/", "/stream", "/stream/", "/stream/prod_abc/x", "/nothing"] {
