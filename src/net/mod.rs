@@ -11,7 +11,7 @@
 //!                  └ head_timeout ┘└───── head_timeout ──────┘└ head_timeout ┘
 //! ```
 //!
-//! `accept` is the loop, `deadline_socket` and `stream_deadline` hold the deadlines of a socket and
+//! `refused_head` gives hyper's own refusals a body. `accept` is the loop, `deadline_socket` and `stream_deadline` hold the deadlines of a socket and
 //! of one HTTP/2 stream, `detach` and `detached` take a connection out of hyper, `write_coalescing`
 //! gathers what h2 writes, `shutdown` ends the connections.
 //!
@@ -28,6 +28,7 @@ mod http1;
 mod http2;
 mod listener;
 mod open_streams;
+mod refused_head;
 mod routes;
 mod shutdown;
 mod stream_deadline;
