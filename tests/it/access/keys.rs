@@ -99,12 +99,12 @@ fn without_credentials_only_own_hosts_are_answered() {
         "127.0.0.1.evil.test",
         "relay.test.evil",
         "with-port.test:1",
-        "",
     ];
     for host in foreign {
         relay.get(STREAM, &[("Host", host)]).problem(403);
         relay.get("/nothing", &[("Host", host)]).problem(403);
     }
+    relay.get(STREAM, &[("Host", "")]).problem(400);
 }
 
 #[test]
