@@ -1,8 +1,9 @@
 //! `DELETE /api/v1/events/{product_id}`: erasure of sessions (the right to be forgotten).
 //!
-//! In: sessions, in the query or in a JSON body. Out: the number of their events. Memory comes first, then what webhooks are owed,
-//! then the store: an entry that the store's writer takes after that is erased already, and an
-//! entry that it took before is in the file when the writer executes the command.
+//! In: sessions, in the query or in a JSON body. Out: the number of their events. Memory comes
+//! first, then what webhooks are owed, then the store: an entry that the store's writer takes after
+//! that is erased already, and an entry that it took before is in the file when the writer executes
+//! the command.
 //!
 //! ```text
 //! ring ─► WebSocket messages ─► rejected frames ─► webhooks ─► store ─► messages, webhooks again
@@ -40,8 +41,8 @@ use crate::{
 ///
 /// # Errors
 ///
-/// 400, 404, 413 and 422; 503 if the store cannot be written. Memory is erased then, the store is not, and
-/// the client has to repeat the request.
+/// 400, 404, 413 and 422; 503 if the store cannot be written. Memory is erased then, the store is
+/// not, and the client has to repeat the request.
 pub(in crate::http) async fn erase(
     State(admin): State<Arc<AdminState>>,
     path: Result<Path<String>, PathRejection>,
