@@ -13,8 +13,8 @@
 //!
 //! `accept` is the loop, `deadline_socket` and `stream_deadline` hold the deadlines of a socket and
 //! of one HTTP/2 stream, `detach` and `detached` take a connection out of hyper, `refused_head`
-//! gives hyper's own refusals a body, `write_coalescing` gathers what h2 writes, `shutdown` ends the
-//! connections.
+//! gives hyper's own refusals a body, `write_coalescing` gathers what h2 writes, `shutdown` ends
+//! the connections.
 //!
 //! May use: no other module.
 
