@@ -195,7 +195,7 @@ mod tests {
     #[test]
     fn a_field_that_the_relay_acts_on_has_its_type() {
         for field in ["type", "product_id", "session_id", "user_id"] {
-            for value in ["42", "true", "[]", "{}", r#"["s1"]"#, "1e400"] {
+            for value in ["42", "true", "[]", "{}", r#"["s1"]"#, "-1.5e3"] {
                 let rest = if field == "type" { "" } else { r#","type":"a""# };
                 let body = format!("{{\"{field}\":{value}{rest}}}");
                 let refused = publish(&body).unwrap_err();

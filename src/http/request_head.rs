@@ -49,7 +49,8 @@ fn verify_host(request: &Request) -> Result<(), Problem> {
     let Some(host) = hosts.next() else {
         // HTTP/2 has `:authority` in its place (RFC 9113, section 8.3.1), and clients of HTTP/1.0,
         // old health checks among them, know neither.
-        return match authority.is_some() || request.version() <= Version::HTTP_10 {
+        let has_authority = request.version() >= Version::HTTP_2 && authority.is_some();
+        return match has_authority || request.version() <= Version::HTTP_10 {
             true => Ok(()),
             false => Err(Problem::bad_request("Host is missing")),
         };

@@ -55,6 +55,9 @@ fn a_bad_host_is_400_where_no_credential_is_demanded_and_before_the_body_and_the
         upgrade += &format!("{name}: {value}\r\n");
     }
     raw(relay.public, &(upgrade + "\r\n")).problem(400);
+    // The authority of a target does not stand in for it.
+    let absolute = format!("GET http://localhost{PAGES} HTTP/1.1\r\n\r\n");
+    raw(relay.public, &absolute).problem(400);
 }
 
 #[test]
