@@ -20,27 +20,23 @@ use hyper::{
 
 use super::problem::Problem;
 
-/// Middleware: passes a request on if [`verify`] accepts its head.
+/// Middleware: passes a request on unless its head is refused.
 pub(in crate::http) async fn check(request: Request, next: Next) -> Response {
-    match verify(&request) {
-        Ok(()) => next.run(request).await,
-        Err(response) => response,
+    match refusal(&request) {
+        None => next.run(request).await,
+        Some(refusal) => refusal,
     }
 }
 
-/// Checks the head of a request.
-///
-/// # Errors
-///
-/// The answer: 400 for a bad `Host`, 414 for a target that is too long, 431 for a method or fields
-/// that are. The connection ends with it, so that nothing behind such a head is read.
-pub(in crate::http) fn verify(request: &Request) -> Result<(), Response> {
-    verify_host(request).and_then(|()| verify_lengths(request)).map_err(|problem| {
-        let mut response = problem.into_response();
-        // Over HTTP/2 hyper drops the field.
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        response
-    })
+/// Returns the answer to a request whose head is refused: 400 for a bad `Host`, 414 for a target
+/// that is too long, 431 for a method or fields that are. The connection ends with it, so that
+/// nothing behind such a head is read.
+pub(in crate::http) fn refusal(request: &Request) -> Option<Response> {
+    let problem = verify_host(request).and_then(|()| verify_lengths(request)).err()?;
+    let mut response = problem.into_response();
+    // Over HTTP/2 hyper drops the field.
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    Some(response)
 }
 
 fn verify_host(request: &Request) -> Result<(), Problem> {
@@ -146,10 +142,8 @@ mod tests {
         for host in hosts {
             request = request.header(HOST, HeaderValue::from_bytes(host).unwrap());
         }
-        match verify(&request.body(Body::empty()).unwrap()) {
-            Ok(()) => 200,
-            Err(response) => response.status().as_u16(),
-        }
+        let refusal = refusal(&request.body(Body::empty()).unwrap());
+        refusal.map_or(200, |response| response.status().as_u16())
     }
 
     #[test]
@@ -201,9 +195,9 @@ mod tests {
         let with = |bytes: usize| {
             let request =
                 Request::builder().uri("/").header(HOST, "a").header("x", "x".repeat(bytes));
-            verify(&request.body(Body::empty()).unwrap()).map_err(|response| response.status())
+            refusal(&request.body(Body::empty()).unwrap()).map(|response| response.status())
         };
-        assert_eq!(with(16_000), Ok(()));
-        assert_eq!(with(16_500), Err(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE));
+        assert_eq!(with(16_000), None);
+        assert_eq!(with(16_500), Some(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE));
     }
 }

@@ -67,7 +67,7 @@ impl PublicMiddleware {
     }
 
     fn rejection(&self, request: &Request) -> Option<Response> {
-        if let Err(refusal) = request_head::verify(request) {
+        if let Some(refusal) = request_head::refusal(request) {
             return Some(refusal);
         }
         if let Some(Err(problem)) =

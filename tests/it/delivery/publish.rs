@@ -132,7 +132,7 @@ fn null_text_and_the_fields_of_others_are_published_and_an_upstreams_event_is_ta
     }
     let mut subscriber = listen(&relay, "0");
     (0..3).for_each(|_| drop(subscriber.event()));
-    connector.stream().event(r#"{"type":"note","session_id":42,"user_id":[7]}"#.to_owned());
+    connector.stream().event(r#"{"type":"note","session_id":42,"user_id":[7]}"#);
     assert!(String::from_utf8(subscriber.event().data).unwrap().contains("42"));
 }
 

@@ -83,7 +83,7 @@ fn a_thousand_uuids_fit_into_a_filter() {
     let mut stream = relay.subscribe_to(&format!("{STREAM}?{query}"));
     let mut socket = Socket::open(relay.public, &format!("{SOCKET}?{query}"), &[]);
     let texts = [event_of("other", 0), event_of(&uuid(999), 1)];
-    let frames = publish(&relay, &mut link, texts.into_iter());
+    let frames = publish(&relay, &mut link, texts);
     assert_eq!((stream.numbers(1), socket.numbers(1)), (vec![1], vec![1]));
     let page = relay.get(&format!("{PAGES}?{query}"), &[]);
     assert_eq!((page.status(), page.json()["events"].as_array().unwrap().len()), (200, 1));
