@@ -158,9 +158,7 @@ mod tests {
         assert_eq!(allowed_headers(Some(asked)), asked);
         let longest = "x".repeat(MAX_ECHOED_BYTES);
         assert_eq!(allowed_headers(Some(&longest)), longest);
-        for requested in
-            [None, Some(""), Some("a;b"), Some("a: b"), Some(&*(longest.clone() + "x"))]
-        {
+        for requested in [None, Some(""), Some("a;b"), Some("a: b"), Some(&*(longest + "x"))] {
             assert_eq!(allowed_headers(requested), USUAL_HEADERS, "{requested:?}");
         }
     }
