@@ -78,43 +78,46 @@ pub(crate) fn parse_draft(
     product: &ProductId,
     received: Instant,
 ) -> Result<Draft, Rejection> {
-    parse_payload(payload, product, received).map(|(draft, _)| draft)
+    parse_payload(payload, product, received, |_| Ok(())).map(|(draft, _)| draft)
 }
 
-/// Parses a payload, and returns also whether it names the product itself.
+/// Parses a payload, and returns also whether it names the product itself. `check` may refuse the
+/// fields before they are used.
 ///
 /// # Errors
 ///
-/// When the payload is rejected.
-fn parse_payload(
+/// When the payload is rejected, and the error of `check`.
+fn parse_payload<E: From<Rejection>>(
     payload: Bytes,
     product: &ProductId,
     received: Instant,
-) -> Result<(Draft, bool), Rejection> {
+    check: impl FnOnce(&PayloadFields<'_>) -> Result<(), E>,
+) -> Result<(Draft, bool), E> {
     // Before the parser, which would call it invalid JSON: NUL stands nowhere in a JSON text.
     if payload.contains(&0) {
-        return Err(Rejection::ControlCharacter);
+        return Err(Rejection::ControlCharacter.into());
     }
     let text = std::str::from_utf8(&payload).map_err(|_| Rejection::InvalidUtf8)?;
     // Told apart before parsing, because serde has one kind of error for both.
     let is_object = text.trim_start_matches(JSON_WHITE_SPACE).starts_with('{');
     if !is_object {
         return match serde_json::from_str::<IgnoredAny>(text) {
-            Ok(_) => Err(Rejection::NotAnObject),
-            Err(_) => Err(Rejection::InvalidJson),
+            Ok(_) => Err(Rejection::NotAnObject.into()),
+            Err(_) => Err(Rejection::InvalidJson.into()),
         };
     }
     let fields: PayloadFields<'_> =
         serde_json::from_str(text).map_err(|_| Rejection::InvalidJson)?;
+    check(&fields)?;
     let kind = fields.kind.text().filter(|kind| !kind.is_empty()).ok_or(Rejection::NoType)?;
     if sse::breaks_framing(kind.as_bytes()) {
-        return Err(Rejection::ControlCharacter);
+        return Err(Rejection::ControlCharacter.into());
     }
     let names_product = match &fields.product_id {
         Scalar::Null => false,
         Scalar::Text(named) if named == product.as_str() => true,
         // A payload of another product would reach subscribers without access to that product.
-        Scalar::Text(_) | Scalar::Other => return Err(Rejection::WrongProduct),
+        Scalar::Text(_) | Scalar::Other => return Err(Rejection::WrongProduct.into()),
     };
     let session = match fields.session_id.text().filter(|session| !session.is_empty()) {
         Some(session) => Some(SessionId::new(session).map_err(|_| Rejection::ControlCharacter)?),
@@ -133,8 +136,8 @@ pub(crate) enum Rejection {
     /// The payload is not UTF-8.
     #[error("payload is not UTF-8")]
     InvalidUtf8,
-    /// The payload is not JSON, or names `type`, `product_id` or `session_id` twice.
-    #[error("payload is not valid JSON, or repeats type, product_id or session_id")]
+    /// The payload is not JSON, or names `type`, `product_id`, `session_id` or `user_id` twice.
+    #[error("payload is not valid JSON, or repeats type, product_id, session_id or user_id")]
     InvalidJson,
     /// The payload is JSON, but not an object.
     #[error("payload is not a JSON object")]
@@ -213,7 +216,7 @@ mod tests {
         for payload in [
             r#"{"type":"goal_reached"}"#,
             r#"{"type":"goal_reached","product_id":null,"session_id":null,"forwarded_at":null}"#,
-            r#"{"type":"goal_reached","session_id":7,"forwarded_at":"soon"}"#,
+            r#"{"type":"goal_reached","session_id":7,"user_id":[1],"forwarded_at":"soon"}"#,
             r#"{"type":"goal_reached","session_id":"","forwarded_at":{"a":1}}"#,
             r#"{"type":"goal_reached","forwarded_at":1,"forwarded_at":[2]}"#,
             r#"{"type":"goal_reached","forwarded_at":1e999}"#,
@@ -235,7 +238,7 @@ mod tests {
 
     #[test]
     fn each_reason_for_a_rejection_is_told_from_the_others() {
-        let cases: [(&[u8], Rejection); 19] = [
+        let cases: [(&[u8], Rejection); 20] = [
             (b"{\"type\":\"\xff\"}", Rejection::InvalidUtf8),
             (b"", Rejection::InvalidJson),
             (b"{", Rejection::InvalidJson),
@@ -243,6 +246,7 @@ mod tests {
             (b"{\"type\":\"a\nb\"}", Rejection::InvalidJson),
             (br#"{"type":"a","type":"a"}"#, Rejection::InvalidJson),
             (br#"{"type":"a","session_id":"1","session_\u0069d":"2"}"#, Rejection::InvalidJson),
+            (br#"{"type":"a","user_id":"1","user_\u0069d":"2"}"#, Rejection::InvalidJson),
             (br#"{"type":"a","product_id":"prod_abc","product_id":"x"}"#, Rejection::InvalidJson),
             (b"[]", Rejection::NotAnObject),
             (b" \"text\" ", Rejection::NotAnObject),

@@ -17,6 +17,7 @@ pub(super) struct PayloadFields<'a> {
     pub(super) kind: Scalar<'a>,
     pub(super) product_id: Scalar<'a>,
     pub(super) session_id: Scalar<'a>,
+    pub(super) user_id: Scalar<'a>,
     pub(super) forwarded_at: Option<f64>,
 }
 
@@ -55,12 +56,13 @@ impl<'de> Visitor<'de> for PayloadFieldsVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut fields = PayloadFields::default();
-        let (mut kinds, mut products, mut sessions) = (0, 0, 0);
+        let (mut kinds, mut products, mut sessions, mut users) = (0, 0, 0, 0);
         while let Some(FieldName(name)) = map.next_key()? {
             let (slot, occurrences) = match &*name {
                 "type" => (&mut fields.kind, &mut kinds),
                 "product_id" => (&mut fields.product_id, &mut products),
                 "session_id" => (&mut fields.session_id, &mut sessions),
+                "user_id" => (&mut fields.user_id, &mut users),
                 "forwarded_at" => {
                     // Read on its own: a number beyond f64 is no reason to reject the event.
                     let value: &RawValue = map.next_value()?;

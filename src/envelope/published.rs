@@ -11,20 +11,36 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
-use super::{Rejection, parse_payload};
+use super::{
+    Rejection, parse_payload,
+    payload::{PayloadFields, Scalar},
+};
 use crate::event::{Draft, ProductId};
 
-/// Parses a body sent for `product`, by the rules for the upstream's payloads.
+/// Why a published body is refused.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub(crate) enum PublishError {
+    /// The same body would be rejected from the upstream.
+    #[error("{}: {}", .0.as_str(), .0)]
+    Rejected(#[from] Rejection),
+    /// A field that the relay acts on has another type than its readers expect. The upstream's
+    /// events are taken all the same; a publisher can correct its own.
+    #[error("{reason}: {field} must be {expected}")]
+    WrongType { reason: &'static str, field: &'static str, expected: &'static str },
+}
+
+/// Parses a body sent for `product`, by the rules for the upstream's payloads, and the stricter one
+/// that no field on which filters, webhooks and erasure depend has another type.
 ///
 /// # Errors
 ///
-/// When the body is rejected.
+/// When the body is refused.
 pub(crate) fn parse_published(
     body: Bytes,
     product: &ProductId,
     received: Instant,
-) -> Result<Draft, Rejection> {
-    let (mut draft, names_product) = parse_payload(body, product, received)?;
+) -> Result<Draft, PublishError> {
+    let (mut draft, names_product) = parse_payload(body, product, received, check_types)?;
     // The bytes CR and LF cannot stand inside a JSON string (RFC 8259, section 7), so they are
     // white space. The frame's payload has one line.
     if draft.payload.iter().any(|byte| matches!(byte, b'\r' | b'\n')) {
@@ -35,6 +51,23 @@ pub(crate) fn parse_published(
         draft.payload = insert_product_id(text, product)?.into();
     }
     Ok(draft)
+}
+
+/// Checks that every field that the relay acts on is text, or null where it may be absent.
+fn check_types(fields: &PayloadFields<'_>) -> Result<(), PublishError> {
+    let texts = [
+        ("no_type", "type", &fields.kind, "a string"),
+        ("wrong_product", "product_id", &fields.product_id, "a string or null"),
+        ("wrong_type", "session_id", &fields.session_id, "a string or null"),
+        ("wrong_type", "user_id", &fields.user_id, "a string or null"),
+    ];
+    let mistyped = texts.into_iter().find(|(_, _, value, _)| matches!(value, Scalar::Other));
+    match mistyped {
+        Some((reason, field, _, expected)) => {
+            Err(PublishError::WrongType { reason, field, expected })
+        }
+        None => Ok(()),
+    }
 }
 
 /// Removes the white space between the tokens of a JSON text.
@@ -96,7 +129,7 @@ mod tests {
 
     use super::*;
 
-    fn publish(body: &str) -> Result<String, Rejection> {
+    fn publish(body: &str) -> Result<String, PublishError> {
         let product = ProductId::new(PRODUCT).unwrap();
         let draft =
             parse_published(Bytes::copy_from_slice(body.as_bytes()), &product, Instant::now())?;
@@ -155,7 +188,30 @@ mod tests {
             ("{\"type\":\"a\nb\"}", Rejection::InvalidJson),
             (r#"{"type":"a\nb"}"#, Rejection::ControlCharacter),
         ] {
-            assert_eq!(publish(body), Err(reason), "{body}");
+            assert_eq!(publish(body), Err(reason.into()), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_field_that_the_relay_acts_on_has_its_type() {
+        for field in ["type", "product_id", "session_id", "user_id"] {
+            for value in ["42", "true", "[]", "{}", r#"["s1"]"#, "-1.5e3"] {
+                let rest = if field == "type" { "" } else { r#","type":"a""# };
+                let body = format!("{{\"{field}\":{value}{rest}}}");
+                let refused = publish(&body).unwrap_err();
+                assert!(
+                    matches!(refused, PublishError::WrongType { field: named, .. } if named == field),
+                    "{body}: {refused:?}"
+                );
+                assert!(refused.to_string().contains(&format!("{field} must be ")), "{refused}");
+            }
+        }
+        for body in [
+            r#"{"product_id":null,"type":"a","session_id":null,"user_id":null}"#,
+            r#"{"type":"a","session_id":"42","user_id":"7"}"#,
+            r#"{"type":"a","sessionId":42,"x":{"session_id":42},"forwarded_at":"soon"}"#,
+        ] {
+            assert!(publish(body).is_ok(), "{body}");
         }
     }
 

@@ -9,6 +9,7 @@
 //! state     what public routes share: Relay, Product      admission   limits, permits
 //! problem   problem details      memory_quota   shares per address      host_guard   Host checks
 //! client_address   one spelling, blocks for limits       refusals   counted, told once a minute
+//! query     names in a query     methods        lists of methods      request_head Host, lengths
 //! ```
 //!
 //! May use: no other module.
@@ -18,9 +19,12 @@ pub(crate) mod admission;
 pub(crate) mod client_address;
 pub(crate) mod host_guard;
 pub(crate) mod memory_quota;
+mod methods;
 pub(crate) mod problem;
 pub(crate) mod public;
+pub(crate) mod query;
 pub(crate) mod refusals;
+mod request_head;
 mod state;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -57,9 +57,25 @@ impl Problem {
 
     /// Returns a 405 of a route that knows only the methods `allowed` (RFC 9110, section 15.5.6,
     /// demands `Allow`).
-    pub(crate) fn method_not_allowed(allowed: &'static str) -> Self {
-        Self::new(StatusCode::METHOD_NOT_ALLOWED, "this route does not know that method")
-            .with_header(ALLOW, HeaderValue::from_static(allowed))
+    pub(crate) fn method_not_allowed(allowed: &str) -> Self {
+        let problem =
+            Self::new(StatusCode::METHOD_NOT_ALLOWED, "this route does not know that method");
+        match HeaderValue::from_str(allowed) {
+            Ok(allowed) => problem.with_header(ALLOW, allowed),
+            Err(_) => problem, // names of methods are always valid
+        }
+    }
+
+    /// Returns the 414 of a target over its bound.
+    pub(crate) fn target_too_long() -> Self {
+        let detail = "a path and query may have 60 KiB here: for a longer filter open the             WebSocket and send {\"subscribe\":{\"session_ids\":[…],\"types\":[…]}}";
+        Self::new(StatusCode::URI_TOO_LONG, detail)
+    }
+
+    /// Returns the 431 of a head over its bound.
+    pub(crate) fn head_too_large() -> Self {
+        let detail = "the method and the header fields may have 16 KiB together, and be a hundred";
+        Self::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, detail)
     }
 
     /// Returns a 409.

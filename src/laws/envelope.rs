@@ -63,9 +63,9 @@ fn check_rejection(rejection: Rejection, input: &[u8], value: Option<&Value>, pr
     let Some(value) = value else { return };
     let is_justified = match rejection {
         Rejection::InvalidUtf8 | Rejection::TooLarge => false,
-        Rejection::InvalidJson => {
-            ["type", "product_id", "session_id"].iter().any(|name| value.get(name).is_some())
-        }
+        Rejection::InvalidJson => ["type", "product_id", "session_id", "user_id"]
+            .iter()
+            .any(|name| value.get(name).is_some()),
         Rejection::NotAnObject => !value.is_object(),
         Rejection::NoType => value["type"].as_str().is_none_or(str::is_empty),
         Rejection::WrongProduct => {

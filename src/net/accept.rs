@@ -41,6 +41,7 @@ use super::{
     http2::{self, Http2Connection},
     listener::Listener,
     open_streams::OpenStreams,
+    refused_head::RefusalIo,
     request_body::UnreadBody,
     routes::{ConnectionSettings, Routes},
     stream_deadline::DeadlineExecutor,
@@ -231,7 +232,8 @@ impl ConnectionServer {
         let service =
             service_fn(move |request| dispatch(self.routes.current(), connection.clone(), request));
         let builder = http1::builder(self.settings.head_timeout);
-        let connection = builder.serve_connection(TokioIo::new(io), service).with_upgrades();
+        let io = TokioIo::new(RefusalIo::new(io));
+        let connection = builder.serve_connection(io, service).with_upgrades();
         self.tasks
             .shutdown
             .drive(Pin::new(&mut http1::Http1Connection::new(connection, state)))

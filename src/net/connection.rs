@@ -23,6 +23,7 @@ use super::{
     deadline_socket::DeadlineSocket,
     detach::{ConnectionState, DetachingBody},
     forced_close::ForcedClose,
+    refused_head::RefusalIo,
     shutdown::ShutdownSignal,
     stream_deadline::Http2StreamState,
     tls::TlsSession,
@@ -102,9 +103,9 @@ pub(crate) enum UpgradedConnection {
 
 impl From<Upgraded> for UpgradedConnection {
     fn from(upgraded: Upgraded) -> Self {
-        match upgraded.downcast::<TokioIo<DeadlineSocket>>() {
+        match upgraded.downcast::<TokioIo<RefusalIo<DeadlineSocket>>>() {
             Ok(Parts { io, read_buf, .. }) => {
-                let mut socket = io.into_inner();
+                let mut socket = io.into_inner().into_inner();
                 // hyper may have read beyond the head: a client may send frames without waiting for
                 // the 101.
                 socket.unread(&read_buf);

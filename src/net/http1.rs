@@ -83,5 +83,7 @@ where
     }
 }
 
-/// The largest request head, and the most that hyper gathers for one write.
-pub(super) const READ_BUFFER_BYTES: usize = 16 * 1024;
+/// The largest request head, and the most that hyper gathers for one write: a target of 60 KiB and
+/// fields of 16 KiB (`http::request_head` holds these bounds), and room above, so that most of what
+/// is too long still comes there. A head has `head_timeout`; its buffer is given up with it.
+const READ_BUFFER_BYTES: usize = 80 * 1024;

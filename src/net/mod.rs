@@ -13,8 +13,9 @@
 //!
 //! `accept` is the loop, `deadline_socket` and `stream_deadline` hold the deadlines of a socket and
 //! of one HTTP/2 stream, `detach` and `detached` take a connection out of hyper, `write_coalescing`
-//! gathers what h2 writes, `request_body` and `lingering_close` see to it that an answer arrives
-//! although its request was not read to the end, `shutdown` ends the connections.
+//! gathers what h2 writes, `refused_head` gives hyper's own refusals a body, `request_body` and
+//! `lingering_close` see to it that an answer arrives although its request was not read to the end,
+//! `shutdown` ends the connections.
 //!
 //! May use: no other module.
 
@@ -30,6 +31,7 @@ mod http2;
 mod lingering_close;
 mod listener;
 mod open_streams;
+mod refused_head;
 mod request_body;
 mod routes;
 mod shutdown;

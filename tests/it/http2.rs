@@ -324,6 +324,36 @@ async fn a_head_beyond_the_limit_gets_431_and_the_connection_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_target_of_60_kib_is_served_and_a_longer_one_is_414() {
+    let connector = Connector::new();
+    let relay = Relay::behind(&connector);
+    let mut client = connect(relay.public).await;
+    let of = |bytes: usize| {
+        let query = "x".repeat(bytes - PAGES.len() - 3);
+        get(&format!("http://{}{PAGES}?_={query}", relay.public))
+    };
+    let fits = timeout(TIMEOUT, client.send_request(of(60 * 1024))).await.unwrap().unwrap();
+    assert_eq!(fits.status(), 200);
+    let refused = timeout(TIMEOUT, client.send_request(of(60 * 1024 + 1))).await.unwrap().unwrap();
+    assert_eq!(refused.status(), 414);
+    let problem = refused.into_body().collect().await.unwrap().to_bytes();
+    assert!(String::from_utf8_lossy(&problem).contains("subscribe"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_http2_two_hosts_that_differ_are_400() {
+    let connector = Connector::new();
+    let relay = Relay::behind(&connector);
+    let mut client = connect(relay.public).await;
+    for (host, status) in [("evil.test", 400), (&*relay.public.to_string(), 200)] {
+        let mut request = get(&format!("http://{}{PAGES}", relay.public));
+        request.headers_mut().insert(hyper::header::HOST, host.parse().unwrap());
+        let answer = timeout(TIMEOUT, client.send_request(request)).await.unwrap().unwrap();
+        assert_eq!(answer.status(), status, "{host}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_gives_http2_streams_a_proper_end() {
     let connector = Connector::new();
     let mut relay = Relay::behind(&connector);

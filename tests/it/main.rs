@@ -25,6 +25,7 @@ mod hostile;
 mod http2;
 mod pages;
 mod reload;
+mod requests;
 mod resume;
 mod shutdown;
 mod store;

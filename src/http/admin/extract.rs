@@ -5,7 +5,6 @@
 use axum::{
     body::Bytes,
     extract::{Path, rejection::BytesRejection, rejection::PathRejection},
-    routing::MethodRouter,
 };
 use hyper::StatusCode;
 
@@ -40,14 +39,6 @@ pub(super) fn read_body(request_body: RequestBody) -> Result<Bytes, Problem> {
         ),
         _ => Problem::bad_request("the body breaks off"),
     })
-}
-
-/// Adds a 405 that lists `methods` in `Allow` to a route.
-pub(super) fn with_allowed_methods<S: Clone + Send + Sync + 'static>(
-    route: MethodRouter<S>,
-    methods: &'static str,
-) -> MethodRouter<S> {
-    route.fallback(move || async move { Problem::method_not_allowed(methods) })
 }
 
 /// Room for a thousand delivery ids, or for a webhook with a thousand sessions.

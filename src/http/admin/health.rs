@@ -12,7 +12,6 @@ use axum::{
     Json, Router,
     extract::{RawQuery, State},
     response::{IntoResponse, Response},
-    routing::get,
 };
 use hyper::{
     StatusCode,
@@ -20,14 +19,17 @@ use hyper::{
 };
 
 use super::state::{AdminState, format_to_millis};
-use crate::{http::problem::Problem, upstream::status::UpstreamState};
+use crate::{
+    http::{methods::RouteMethods, problem::Problem, query},
+    upstream::status::UpstreamState,
+};
 
 /// Returns the routes that both the admin and the probe listener have.
 pub(super) fn probes() -> Router<Arc<AdminState>> {
     Router::new()
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics))
+        .route("/healthz", RouteMethods::new().get(healthz).into_route())
+        .route("/readyz", RouteMethods::new().get(readyz).into_route())
+        .route("/metrics", RouteMethods::new().get(metrics).into_route())
 }
 
 /// Answers 200 while the timer wheel of the public runtime and every shard turn, and 503 otherwise.
@@ -49,16 +51,20 @@ async fn healthz(State(admin): State<Arc<AdminState>>) -> Response {
 /// `require=upstream`.
 async fn readyz(State(admin): State<Arc<AdminState>>, RawQuery(query): RawQuery) -> Response {
     let query = query.unwrap_or_default();
-    let mut requirements =
-        form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == "require");
-    let unknown = requirements.clone().find(|(_, value)| value != "upstream");
-    if let Some((_, value)) = unknown {
-        return Problem::bad_request(format!(
-            "require={value} is not known; only require=upstream is"
-        ))
-        .into_response();
+    let mut requires_upstream = false;
+    // A misspelt name, too, is an error: the relay would seem to be more than it was asked for.
+    for pair in query::pairs(&query, &["require"]) {
+        match pair {
+            Ok((_, value)) if value == "upstream" => requires_upstream = true,
+            Ok((_, value)) => {
+                return Problem::bad_request(format!(
+                    "require={value} is not known; only require=upstream is"
+                ))
+                .into_response();
+            }
+            Err(problem) => return problem.into_response(),
+        }
     }
-    let requires_upstream = requirements.next().is_some();
     let upstreams: BTreeMap<_, _> = admin
         .upstreams
         .iter()

@@ -4,8 +4,8 @@
 //! The probe listener has the routes of `health` alone, without a key.
 //!
 //! ```text
-//! request ─► host guard, without a key ─► /healthz /readyz /metrics, console files ─► answer
-//!                                      └► key ─► body bound ─► /api/v1/…, /products
+//! request ─► Host ─► host guard, without a key ─► /healthz /readyz /metrics, console files ─► answer
+//!                                              └► key ─► body bound ─► /api/v1/…, /products
 //! ```
 //!
 //! May use: `auth`, `metrics`.
@@ -30,38 +30,28 @@ use axum::{
     extract::{DefaultBodyLimit, Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{delete, get, post},
 };
 use hyper::header::AUTHORIZATION;
 
 pub(crate) use self::state::AdminState;
-use self::{
-    extract::{MAX_ADMIN_BODY_BYTES, with_allowed_methods},
-    health::probes,
+use self::{extract::MAX_ADMIN_BODY_BYTES, health::probes};
+use super::{
+    Relay, host_guard::HostGuard, methods::RouteMethods, problem::Problem, public, request_head,
 };
-use super::{Relay, host_guard::HostGuard, problem::Problem, public};
 use crate::{auth, metrics::RefusingListener};
 
 /// Builds the router of the admin listener. `guard` keeps web pages out where no key is configured:
 /// a page cannot send the key, but without one it needs none.
 pub(crate) fn router(admin: Arc<AdminState>, guard: HostGuard) -> Router {
     let key_layer = middleware::from_fn_with_state(Arc::clone(&admin), require_key);
-    // axum answers HEAD by running the GET handler, which would open a stream without a reader.
-    let no_head = || async { Problem::method_not_allowed("GET") };
     let api = Router::new()
-        .route("/api/v1/status", get(status::status))
-        .route("/api/v1/subscribers", get(subscribers::list))
-        .route(
-            "/api/v1/subscribers/{id}",
-            with_allowed_methods(delete(subscribers::disconnect), "DELETE"),
-        )
-        .route(
-            "/api/v1/stream/{product_id}",
-            with_allowed_methods(get(operator_stream::tail).head(no_head), "GET"),
-        )
-        .route("/api/v1/events/{product_id}", with_allowed_methods(delete(erase::erase), "DELETE"))
-        .route("/api/v1/rejected", get(rejected::list))
-        .route("/products", with_allowed_methods(post(register::register), "POST"))
+        .route("/api/v1/status", methods().get(status::status).into_route())
+        .route("/api/v1/subscribers", methods().get(subscribers::list).into_route())
+        .route("/api/v1/subscribers/{id}", methods().delete(subscribers::disconnect).into_route())
+        .route("/api/v1/stream/{product_id}", methods().get(operator_stream::tail).into_route())
+        .route("/api/v1/events/{product_id}", methods().delete(erase::erase).into_route())
+        .route("/api/v1/rejected", methods().get(rejected::list).into_route())
+        .route("/products", methods().post(register::register).into_route())
         .merge(webhook_routes())
         .layer(DefaultBodyLimit::max(MAX_ADMIN_BODY_BYTES))
         // A route layer: it runs for these routes alone, so an unknown path is a 404 without a key,
@@ -73,48 +63,45 @@ pub(crate) fn router(admin: Arc<AdminState>, guard: HostGuard) -> Router {
         true => router,
         false => router.layer(middleware::from_fn_with_state(Arc::new(guard), HostGuard::check)),
     };
-    router
-        .layer(middleware::from_fn_with_state(relay, record_refusals))
-        .layer(middleware::map_response(public::middleware::with_nosniff))
+    with_outer_layers(router.layer(middleware::from_fn_with_state(relay, record_refusals)))
 }
 
 /// Builds the router of the probe listener: health and metrics only.
 pub(crate) fn probe_router(admin: Arc<AdminState>) -> Router {
-    with_fallbacks(probes(), admin)
-        .layer(middleware::map_response(public::middleware::with_nosniff))
+    with_outer_layers(with_fallbacks(probes(), admin))
 }
 
 fn webhook_routes() -> Router<Arc<AdminState>> {
+    let one = methods().get(webhooks::read).put(webhooks::change).delete(webhooks::remove);
     Router::new()
         .route(
             "/api/v1/webhooks",
-            with_allowed_methods(get(webhooks::list).post(webhooks::create), "GET, HEAD, POST"),
+            methods().get(webhooks::list).post(webhooks::create).into_route(),
         )
-        .route(
-            "/api/v1/webhooks/{id}",
-            with_allowed_methods(
-                get(webhooks::read).put(webhooks::change).delete(webhooks::remove),
-                "GET, HEAD, PUT, DELETE",
-            ),
-        )
-        .route("/api/v1/webhooks/{id}/enable", with_allowed_methods(post(webhooks::enable), "POST"))
-        .route(
-            "/api/v1/webhooks/{id}/disable",
-            with_allowed_methods(post(webhooks::disable), "POST"),
-        )
-        .route("/api/v1/webhooks/{id}/test", with_allowed_methods(post(webhooks::test), "POST"))
-        .route("/api/v1/webhooks/{id}/deliveries", get(deliveries::list))
+        .route("/api/v1/webhooks/{id}", one.into_route())
+        .route("/api/v1/webhooks/{id}/enable", methods().post(webhooks::enable).into_route())
+        .route("/api/v1/webhooks/{id}/disable", methods().post(webhooks::disable).into_route())
+        .route("/api/v1/webhooks/{id}/test", methods().post(webhooks::test).into_route())
+        .route("/api/v1/webhooks/{id}/deliveries", methods().get(deliveries::list).into_route())
         .route(
             "/api/v1/webhooks/{id}/redeliver",
-            with_allowed_methods(post(deliveries::redeliver), "POST"),
+            methods().post(deliveries::redeliver).into_route(),
         )
 }
 
+fn methods() -> RouteMethods<Arc<AdminState>> {
+    RouteMethods::new()
+}
+
 fn with_fallbacks(router: Router<Arc<AdminState>>, admin: Arc<AdminState>) -> Router {
+    router.fallback(|| async { Problem::not_found("no such route") }).with_state(admin)
+}
+
+/// Adds the layers that every answer and every request of these listeners pass.
+fn with_outer_layers(router: Router) -> Router {
     router
-        .method_not_allowed_fallback(|| async { Problem::method_not_allowed("GET, HEAD") })
-        .fallback(|| async { Problem::not_found("no such route") })
-        .with_state(admin)
+        .layer(middleware::from_fn(request_head::check))
+        .layer(middleware::map_response(public::middleware::with_nosniff))
 }
 
 /// Middleware around all routes: counts the refusals among their answers. The public listener's own

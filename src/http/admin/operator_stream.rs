@@ -12,7 +12,7 @@ use axum::{
     extract::{Extension, Path, RawQuery, State, rejection::PathRejection},
     response::Response,
 };
-use hyper::{HeaderMap, StatusCode};
+use hyper::{HeaderMap, Method, StatusCode};
 
 use super::state::AdminState;
 use crate::{
@@ -36,6 +36,7 @@ use crate::{
 pub(in crate::http) async fn tail(
     State(admin): State<Arc<AdminState>>,
     Extension(connection): Extension<Connection>,
+    method: Method,
     path: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
@@ -50,6 +51,9 @@ pub(in crate::http) async fn tail(
         ));
     }
     let request = SubscriptionRequest::parse(&query.unwrap_or_default(), &headers)?;
+    if method == Method::HEAD {
+        return Ok(sse::stream_head());
+    }
     let source = SubscriptionSource {
         subscribers: &admin.operator_tails,
         wheel: &admin.wheel,

@@ -21,6 +21,7 @@ use crate::{
         Relay,
         admission::{AdmittedSubscriber, DisconnectReason},
         problem::Problem,
+        query,
     },
 };
 
@@ -28,7 +29,7 @@ use crate::{
 ///
 /// # Errors
 ///
-/// 400 for a malformed limit or cursor.
+/// 400 for a misspelt name, and for a malformed limit or cursor.
 pub(in crate::http) async fn list(
     State(admin): State<Arc<AdminState>>,
     RawQuery(query): RawQuery,
@@ -78,15 +79,15 @@ fn newest_positions(relay: &Relay) -> HashMap<ProductId, u64> {
 /// Returns the id after which a page begins, and the number of its subscribers.
 fn parse_page_query(query: &str) -> Result<(u64, usize), Problem> {
     let (mut after, mut limit) = (0, DEFAULT_SUBSCRIBERS_PER_PAGE);
-    for (key, value) in form_urlencoded::parse(query.as_bytes()) {
-        match &*key {
-            "after" => {
+    for pair in query::pairs(query, &["after", "limit"]) {
+        match pair? {
+            ("after", value) => {
                 let number = value
                     .parse()
                     .map_err(|_| Problem::bad_request("after must be the next of the page before"));
                 after = number?;
             }
-            "limit" => {
+            (_, value) => {
                 let number = value
                     .parse()
                     .ok()
@@ -98,7 +99,6 @@ fn parse_page_query(query: &str) -> Result<(u64, usize), Problem> {
                 };
                 limit = number.ok_or_else(refusal)?;
             }
-            _ => {}
         }
     }
     Ok((after, limit))

@@ -16,11 +16,14 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use hyper::header::{CONNECTION, HOST, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use hyper::{
+    StatusCode,
+    header::{CONNECTION, HOST, HeaderValue, X_CONTENT_TYPE_OPTIONS},
+};
 
-use super::sse;
+use super::{cors::CorsPolicy, sse};
 use crate::{
-    http::{host_guard::HostGuard, state::Relay},
+    http::{host_guard::HostGuard, request_head, state::Relay},
     metrics::{RefusingListener, ShedReason},
     net::Connection,
 };
@@ -30,6 +33,8 @@ use crate::{
 pub(in crate::http) struct PublicMiddleware {
     /// Guard against web pages of other sites; `None` where a credential is demanded.
     pub(in crate::http) guard: Option<HostGuard>,
+    /// Pages that may read answers; `None` where no page may.
+    pub(in crate::http) cors: Option<CorsPolicy>,
     /// Counters of refused connections and requests.
     pub(in crate::http) relay: Arc<Relay>,
 }
@@ -43,6 +48,8 @@ impl PublicMiddleware {
     ) -> Response {
         // Before the request is gone. Costs a look at the peer where no proxy is trusted.
         let client = middleware.relay.client_of(&request);
+        let cors = middleware.cors.as_ref().map(|policy| (policy, policy.read(&request)));
+        let ends_connection = request_head::exceeds_usual_query(&request);
         let mut response = match middleware.rejection(&request) {
             Some(rejection) => rejection,
             None => {
@@ -51,11 +58,21 @@ impl PublicMiddleware {
             }
         };
         middleware.relay.refusals.record(RefusingListener::Public, client, &response);
+        if let Some((policy, asked)) = cors {
+            policy.complete(asked, &mut response);
+        }
+        // `Connection: upgrade` belongs to the 101.
+        if ends_connection && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         set_nosniff(&mut response);
         response
     }
 
     fn rejection(&self, request: &Request) -> Option<Response> {
+        if let Some(refusal) = request_head::refusal(request) {
+            return Some(refusal);
+        }
         if let Some(Err(problem)) =
             self.guard.as_ref().map(|guard| guard.verify(request.uri(), request.headers()))
         {

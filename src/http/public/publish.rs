@@ -92,10 +92,8 @@ pub(crate) async fn publish(
 ///
 /// 400, 403 and 413.
 fn parse_draft(product: &Product, grant: &Grant, body: Bytes) -> Result<Draft, Problem> {
-    let draft =
-        envelope::parse_published(body, &product.feed.id, Instant::now()).map_err(|rejection| {
-            Problem::bad_request(format!("{}: {rejection}", rejection.as_str()))
-        })?;
+    let draft = envelope::parse_published(body, &product.feed.id, Instant::now())
+        .map_err(|refusal| Problem::bad_request(refusal.to_string()))?;
     // Checked again: the envelope adds the product's name if it is missing, and a payload over the
     // limit would be refused by a relay that follows this one.
     if draft.payload.len() > product.max_publish_bytes {

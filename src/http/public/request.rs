@@ -10,7 +10,10 @@ use hyper::{HeaderMap, header::ACCEPT};
 
 use crate::{
     event::{Kind, Only, Scope, SessionId, StartPosition},
-    http::problem::Problem,
+    http::{
+        problem::Problem,
+        query::{self, LAST_EVENT_ID},
+    },
 };
 
 /// Filter and start position of a subscription, as its client asks for them.
@@ -28,30 +31,76 @@ impl SubscriptionRequest {
     ///
     /// # Errors
     ///
-    /// 400 for a filter value that is empty or too long, and for too many values. A malformed id is
-    /// no error: it becomes [`StartPosition::Malformed`], and the stream starts with a gap.
+    /// 400 for a misspelt name, for a filter value that is empty or too long, and for too many
+    /// values. A malformed id is no error: it becomes [`StartPosition::Malformed`], and the stream
+    /// starts with a gap.
     pub(crate) fn parse(query: &str, headers: &HeaderMap) -> Result<Self, Problem> {
-        let (mut sessions, mut kinds) = (BTreeSet::new(), BTreeSet::new());
-        let mut start = StartPosition::Now;
-        for (key, value) in form_urlencoded::parse(query.as_bytes()) {
-            match &*key {
-                "session_id" => {
-                    let session = SessionId::new(&value);
-                    sessions
-                        .insert(session.map_err(|error| {
-                            Problem::bad_request(format!("session_id {error}"))
-                        })?);
-                }
-                "type" if value.is_empty() => {
-                    return Err(Problem::bad_request("type must not be empty"));
-                }
-                "type" => {
-                    kinds.insert(Kind::new(&value));
-                }
-                "last_event_id" => start = StartPosition::parse(value.as_bytes()),
-                _ => {} // ignored: wrappers of EventSource add cache busters and the like
-            }
+        let mut parameters = SubscriptionParameters::default();
+        for pair in query::pairs(query, SUBSCRIPTION_NAMES) {
+            let (name, value) = pair?;
+            parameters.take(name, &value)?;
         }
+        parameters.into_request(headers)
+    }
+}
+
+/// Parameters of a subscription, as they are read from a query one by one.
+#[derive(Debug)]
+pub(in crate::http) struct SubscriptionParameters {
+    sessions: BTreeSet<SessionId>,
+    kinds: BTreeSet<Kind>,
+    start: StartPosition,
+}
+
+impl Default for SubscriptionParameters {
+    fn default() -> Self {
+        Self { sessions: BTreeSet::new(), kinds: BTreeSet::new(), start: StartPosition::Now }
+    }
+}
+
+impl SubscriptionParameters {
+    /// Takes one parameter, by its name among [`SUBSCRIPTION_NAMES`].
+    ///
+    /// # Errors
+    ///
+    /// 400 for a value that is empty or too long, and for a name that this version does not know
+    /// the meaning of.
+    pub(in crate::http) fn take(&mut self, name: &str, value: &str) -> Result<(), Problem> {
+        match name {
+            "session_id" => {
+                let session = SessionId::new(value);
+                self.sessions.insert(
+                    session.map_err(|error| Problem::bad_request(format!("session_id {error}")))?,
+                );
+            }
+            "type" if value.is_empty() => {
+                return Err(Problem::bad_request("type must not be empty"));
+            }
+            "type" => {
+                self.kinds.insert(Kind::new(value));
+            }
+            LAST_EVENT_ID => self.start = StartPosition::parse(value.as_bytes()),
+            // Ignoring these would send more, or less, than the client asks for.
+            "user_id" | "since" | "consumer" | "ack" => {
+                return Err(Problem::bad_request(format!(
+                    "this relay does not know {name}: leave it out, or update the relay"
+                )));
+            }
+            _ => {} // `access_token`: see `credential`
+        }
+        Ok(())
+    }
+
+    /// Returns the request that the parameters and the headers make.
+    ///
+    /// # Errors
+    ///
+    /// 400 for too many values.
+    pub(in crate::http) fn into_request(
+        self,
+        headers: &HeaderMap,
+    ) -> Result<SubscriptionRequest, Problem> {
+        let Self { sessions, kinds, mut start } = self;
         if sessions.len() + kinds.len() > MAX_FILTER_VALUES {
             return Err(Problem::bad_request(format!(
                 "at most {MAX_FILTER_VALUES} session_id and type values"
@@ -62,7 +111,7 @@ impl SubscriptionRequest {
         if let Some(id) = headers.get("last-event-id").filter(|id| !id.is_empty()) {
             start = StartPosition::parse(id.as_bytes());
         }
-        Ok(Self {
+        Ok(SubscriptionRequest {
             scope: Scope {
                 sessions: only_or_everything(sessions),
                 kinds: only_or_everything(kinds),
@@ -71,6 +120,10 @@ impl SubscriptionRequest {
         })
     }
 }
+
+/// Names that a subscription reads from its query.
+pub(in crate::http) const SUBSCRIPTION_NAMES: &[&str] =
+    &["session_id", "type", LAST_EVENT_ID, "access_token", "user_id", "since", "consumer", "ack"];
 
 /// Returns the limit that a list of values means: no value is no limit.
 pub(in crate::http) fn only_or_everything<T>(values: BTreeSet<T>) -> Only<T> {
@@ -196,6 +249,24 @@ mod tests {
     }
 
     #[test]
+    fn a_misspelt_filter_and_one_that_this_version_does_not_know_are_refused() {
+        for query in [
+            "session_id=a&session_id[]=b",
+            "sessionId=a",
+            "types=summary",
+            "event=summary",
+            "acces_token=x",
+            "user=u",
+            "user_id=u",
+            "since=1",
+            "consumer=c&ack=explicit",
+        ] {
+            assert_eq!(parsed(query, None), Err(400), "{query}");
+        }
+        assert!(parsed("_=1&nonce=2&access_token=x", None).is_ok());
+    }
+
+    #[test]
     fn a_thousand_filter_values_are_the_most() {
         let query = |values: usize| {
             (0..values).map(|value| format!("session_id=s{value}&")).collect::<String>()
@@ -214,6 +285,8 @@ mod tests {
             ("last_event_id=1-2", Some(""), id(1, 2)),
             ("last_event_id=0", None, StartPosition::Oldest),
             ("last_event_id=", None, StartPosition::Now),
+            ("lastEventId=1-2", None, id(1, 2)),
+            ("Last-Event-ID=1-2", Some("3-4"), id(3, 4)),
             ("", Some("0"), StartPosition::Oldest),
             ("", Some("nonsense"), StartPosition::Malformed),
             ("", Some("01-2"), StartPosition::Malformed),

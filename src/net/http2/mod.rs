@@ -22,9 +22,8 @@ use tokio::io::AsyncWrite;
 use tracing::debug;
 
 use super::{
-    http1::READ_BUFFER_BYTES, listener::NOTSENT_LOWAT_BYTES, open_streams::OpenStreams,
-    routes::ConnectionSettings, shutdown::GracefulConnection, stream_deadline::DeadlineExecutor,
-    write_coalescing::Cork,
+    listener::NOTSENT_LOWAT_BYTES, open_streams::OpenStreams, routes::ConnectionSettings,
+    shutdown::GracefulConnection, stream_deadline::DeadlineExecutor, write_coalescing::Cork,
 };
 use crate::timer_wheel::Alarm;
 
@@ -37,7 +36,7 @@ pub(super) fn builder(executor: DeadlineExecutor) -> Builder<DeadlineExecutor> {
         // costs nothing.
         .max_send_buf_size(NOTSENT_LOWAT_BYTES as usize)
         .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
-        .max_header_list_size(READ_BUFFER_BYTES as u32)
+        .max_header_list_size(MAX_HEADER_LIST_BYTES)
         .initial_connection_window_size(REQUEST_WINDOW_BYTES)
         .initial_stream_window_size(REQUEST_WINDOW_BYTES)
         .keep_alive_interval(Some(PING_INTERVAL))
@@ -147,6 +146,10 @@ impl<C: GracefulConnection, I: AsyncWrite + Unpin> GracefulConnection for Http2C
 /// The most that a peer can make the relay hold of its requests, for each stream and for the
 /// connection: request bodies are small.
 const REQUEST_WINDOW_BYTES: u32 = 64 * 1024;
+
+/// Room for a target of 60 KiB and usual fields. h2 answers 431 without a body beyond it; with more
+/// room a path that `http::Uri` cannot hold, 65 535 bytes, would be reset without any answer.
+const MAX_HEADER_LIST_BYTES: u32 = 64 * 1024;
 
 /// A browser opens some fifty streams for as many tabs.
 const MAX_STREAMS_PER_CONNECTION: u32 = 128;

@@ -99,12 +99,12 @@ fn a_relay_without_credentials_answers_allowed_hosts_only() {
         "127.0.0.1.evil.test",
         "relay.test.evil",
         "with-port.test:1",
-        "",
     ];
     for host in foreign {
         relay.get(STREAM, &[("Host", host)]).problem(403);
         relay.get("/nothing", &[("Host", host)]).problem(403);
     }
+    relay.get(STREAM, &[("Host", "")]).problem(400);
 }
 
 #[test]

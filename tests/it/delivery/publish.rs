@@ -80,6 +80,7 @@ fn an_invalid_event_gets_400_with_the_reason() {
         (r#"{"type":"x","product_id":"prod_xyz"}"#, "wrong_product"),
         (r#"{"type":"x","product_id":7}"#, "wrong_product"),
         (r#"{"type":"x","session_id":"a","session_id":"b"}"#, "invalid_json"),
+        (r#"{"type":"x","user_id":"a","user_id":"b"}"#, "invalid_json"),
         (r#"{"type":"x","type":"x"}"#, "invalid_json"),
         (r#"{"type":"x","session_id":"a\nb"}"#, "control_character"),
         ("{\"type\":\"x\"\0}", "control_character"),
@@ -92,6 +93,48 @@ fn an_invalid_event_gets_400_with_the_reason() {
     assert_eq!(wire.head().status(), 400);
     publish(&relay, "").problem(400);
     assert_eq!(Page::read(&relay.get(PAGES, &[KEY])).events, [], "none of it is in the log");
+}
+
+#[test]
+fn a_published_session_that_is_no_text_is_400_and_named() {
+    let connector = Connector::new();
+    let relay = setup(&connector).start();
+    let problem = publish(&relay, r#"{"type":"note","session_id":42}"#).problem(400).json();
+    assert!(problem["detail"].as_str().unwrap().contains("session_id"), "{problem}");
+    assert_eq!(Page::read(&relay.get(PAGES, &[KEY])).events, [], "it is in no log");
+}
+
+#[test]
+fn every_published_field_that_the_relay_acts_on_is_checked() {
+    let connector = Connector::new();
+    let relay = setup(&connector).start();
+    for (body, field) in [
+        (r#"{"type":["note"]}"#, "type"),
+        (r#"{"type":"note","product_id":{}}"#, "product_id"),
+        (r#"{"type":"note","session_id":["s1"]}"#, "session_id"),
+        (r#"{"type":"note","user_id":7}"#, "user_id"),
+        (r#"{"type":"note","user_id":false,"session_id":"s1"}"#, "user_id"),
+    ] {
+        let problem = publish(&relay, body).problem(400).json();
+        assert!(problem["detail"].as_str().unwrap().contains(field), "{body}: {problem}");
+    }
+}
+
+#[test]
+fn null_text_and_the_fields_of_others_are_published_and_an_upstreams_event_is_taken() {
+    let connector = Connector::new();
+    let relay = setup(&connector).start();
+    for body in [
+        r#"{"type":"note","session_id":null,"user_id":null}"#,
+        r#"{"type":"note","session_id":"42","user_id":"7"}"#,
+        r#"{"type":"note","count":42,"actions":[{"session_id":42}],"forwarded_at":"soon"}"#,
+    ] {
+        assert_eq!(publish(&relay, body).status(), 202, "{body}");
+    }
+    let mut subscriber = subscribe(&relay, "0");
+    (0..3).for_each(|_| drop(subscriber.event()));
+    connector.stream().event(r#"{"type":"note","session_id":42,"user_id":[7]}"#);
+    assert!(String::from_utf8(subscriber.event().data).unwrap().contains("42"));
 }
 
 #[test]

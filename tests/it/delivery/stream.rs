@@ -263,17 +263,6 @@ fn other_methods_get_405_with_the_allowed_method() {
 }
 
 #[test]
-fn head_gets_405() {
-    let relay = Setup::new().upstream(PRODUCT, NO_CONNECTOR, "").start();
-    let answer = http::ask(relay.public, "HEAD", STREAM, &[]);
-    assert_eq!(
-        (answer.status(), answer.field("content-type")),
-        (405, Some("application/problem+json"))
-    );
-    assert_eq!(answer.field("allow"), Some("GET"));
-}
-
-#[test]
 fn unknown_paths_get_404() {
     let relay = Setup::new().upstream(PRODUCT, NO_CONNECTOR, "").start();
     for path in ["/stream/prod_xyz", "/", "/stream", "/stream/", "/stream/prod_abc/x", "/nothing"] {

@@ -34,10 +34,11 @@ fn pages_require_the_same_keys_as_streams() {
     for method in ["PATCH", "PUT", "DELETE", "OPTIONS"] {
         let refused =
             http::ask(relay.public, method, PAGES, &[("Content-Length", "0")]).problem(405);
-        assert_eq!(refused.field("allow"), Some("GET, POST"), "{method}");
+        assert_eq!(refused.field("allow"), Some("GET, HEAD, POST"), "{method}");
     }
-    let head = http::ask(relay.public, "HEAD", PAGES, &[]);
-    assert_eq!((head.status(), head.field("allow")), (405, Some("GET, POST")));
+    assert_eq!(http::ask(relay.public, "HEAD", PAGES, &[]).status(), 401);
+    let with_key = [("Authorization", "Bearer key-of-agent-a")];
+    assert_eq!(http::ask(relay.public, "HEAD", PAGES, &with_key).status(), 200);
 }
 
 #[test]

@@ -9,17 +9,19 @@
 
 use std::sync::Arc;
 
-use axum::{Router, response::IntoResponse, routing::get};
+use axum::{Router, response::IntoResponse};
 use hyper::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, REFERRER_POLICY,
 };
 
 use super::state::AdminState;
+use crate::http::methods::RouteMethods;
 
 /// Returns the routes of the page and its files.
 pub(in crate::http) fn routes() -> Router<Arc<AdminState>> {
     CONSOLE_FILES.into_iter().fold(Router::new(), |router, (path, kind, text)| {
-        router.route(path, get(move || async move { (headers(kind), text).into_response() }))
+        let file = move || async move { (headers(kind), text).into_response() };
+        router.route(path, RouteMethods::new().get(file).into_route())
     })
 }
 

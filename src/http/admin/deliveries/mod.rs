@@ -26,7 +26,7 @@ use super::{
 use crate::{
     config::FieldError,
     event::EventId,
-    http::problem::Problem,
+    http::{problem::Problem, query},
     webhook::{DeadLetterSelection, DeliveryState, ListedDelivery},
     webhook_delivery::{Attempt, DeadLetter, Delivery},
 };
@@ -78,16 +78,15 @@ impl DeliveryQuery {
     ///
     /// # Errors
     ///
-    /// 400 for an unknown state, and for a malformed limit or cursor.
+    /// 400 for a misspelt name, for an unknown state, and for a malformed limit or cursor.
     fn read(query: &str) -> Result<Self, Problem> {
         let (mut state, mut before, mut limit) =
             (DeliveryState::Pending, None, DEFAULT_DELIVERIES_PER_PAGE);
-        for (key, value) in form_urlencoded::parse(query.as_bytes()) {
-            match &*key {
-                "state" => state = parse_state(&value)?,
-                "after" => before = Some(parse_cursor(&value)?),
-                "limit" => limit = parse_limit(&value)?,
-                _ => {}
+        for pair in query::pairs(query, &["state", "after", "limit"]) {
+            match pair? {
+                ("state", value) => state = parse_state(&value)?,
+                ("after", value) => before = Some(parse_cursor(&value)?),
+                (_, value) => limit = parse_limit(&value)?,
             }
         }
         Ok(Self { state, before, limit })

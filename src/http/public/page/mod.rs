@@ -32,18 +32,23 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use hyper::{
-    HeaderMap, StatusCode,
+    HeaderMap, Method, StatusCode,
     header::{CACHE_CONTROL, CONTENT_TYPE},
 };
 use tokio::time::{Instant, timeout};
 
 use self::body::PageBody;
-use super::request::SubscriptionRequest;
+use super::request::{SubscriptionParameters, SubscriptionRequest};
 use crate::{
     config::Permission,
     event::{Event, EventId, Gap, Scope, StartPosition},
     fanout::{Fanout, SubscriberSignal, Subscription, SubscriptionItem},
-    http::{Relay, problem::Problem},
+    http::{
+        Relay,
+        methods::body_for_head,
+        problem::Problem,
+        query::{self, LAST_EVENT_ID},
+    },
     net::{Connection, Http2StreamState},
 };
 
@@ -60,16 +65,21 @@ use crate::{
 pub(crate) async fn page(
     State(relay): State<Arc<Relay>>,
     Extension(connection): Extension<Connection>,
+    method: Method,
     path: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let query = query.unwrap_or_default();
     let (grant, product) = relay.authorize_subscribe(path, &query, &headers)?;
-    let requested = SubscriptionRequest::parse(&query, &headers)?;
+    let (requested, max_events) = parse_query(&query, &headers)?;
     let scope = grant.narrow(requested.scope)?;
-    let max_events = parse_limit(&query)?;
     relay.ensure_not_draining()?;
+    let head = [(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-store")];
+    if method == Method::HEAD {
+        // A page would be taken out of the quota and thrown away.
+        return Ok((head, body_for_head()).into_response());
+    }
     let mut permit =
         relay.page_quota.permit_for(relay.client_address(connection.peer.ip(), &headers));
     permit.grow_to(1).await?;
@@ -87,22 +97,30 @@ pub(crate) async fn page(
     let stream_state = Http2StreamState::current();
     let forced_close = connection.forced_close(stream_state.as_deref());
     let body = PageBody::new(page.into_json(), permit, &relay.wheel, forced_close, stream_state);
-    let head = [(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-store")];
     Ok((head, Body::new(body)).into_response())
 }
 
-/// Returns the number of events that the page may have.
+/// Returns what the client asks for, and the number of events that the page may have.
 ///
 /// # Errors
 ///
-/// 400 for anything but a number within the bounds.
-fn parse_limit(query: &str) -> Result<usize, Problem> {
-    let given = form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == "limit");
-    given.map(|(_, value)| value).try_fold(DEFAULT_PAGE_EVENTS, |_, value| {
-        let number = value.parse().ok().filter(|number| (1..=MAX_PAGE_EVENTS).contains(number));
-        number.ok_or_else(|| {
-            Problem::bad_request(format!("limit must be a number from 1 to {MAX_PAGE_EVENTS}"))
-        })
+/// As [`SubscriptionRequest::parse`], and 400 for a limit that is no number within the bounds.
+fn parse_query(query: &str, headers: &HeaderMap) -> Result<(SubscriptionRequest, usize), Problem> {
+    let mut parameters = SubscriptionParameters::default();
+    let mut max_events = DEFAULT_PAGE_EVENTS;
+    for pair in query::pairs(query, PAGE_NAMES) {
+        match pair? {
+            ("limit", value) => max_events = parse_limit(&value)?,
+            (name, value) => parameters.take(name, &value)?,
+        }
+    }
+    Ok((parameters.into_request(headers)?, max_events))
+}
+
+fn parse_limit(value: &str) -> Result<usize, Problem> {
+    let number = value.parse().ok().filter(|number| (1..=MAX_PAGE_EVENTS).contains(number));
+    number.ok_or_else(|| {
+        Problem::bad_request(format!("limit must be a number from 1 to {MAX_PAGE_EVENTS}"))
     })
 }
 
@@ -253,6 +271,19 @@ impl EventPage {
         json
     }
 }
+
+/// Names that a page reads from its query: those of a subscription, and `limit`.
+const PAGE_NAMES: &[&str] = &[
+    "session_id",
+    "type",
+    LAST_EVENT_ID,
+    "limit",
+    "access_token",
+    "user_id",
+    "since",
+    "consumer",
+    "ack",
+];
 
 /// Events of a page whose client sets no limit.
 const DEFAULT_PAGE_EVENTS: usize = 100;

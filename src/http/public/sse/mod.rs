@@ -26,7 +26,7 @@ use axum::{
     response::Response,
 };
 use hyper::{
-    HeaderMap, StatusCode, Version,
+    HeaderMap, Method, StatusCode, Version,
     header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue},
 };
 
@@ -37,6 +37,7 @@ use crate::{
     auth::{CredentialHolder, CredentialProof, Grant, StreamExpiry},
     http::{
         admission::Subscribers,
+        methods::body_for_head,
         problem::{Problem, SHED_RETRY_AFTER, jittered},
         state::{Product, Relay},
     },
@@ -56,7 +57,7 @@ use crate::{
 pub(crate) async fn stream(
     State(relay): State<Arc<Relay>>,
     Extension(connection): Extension<Connection>,
-    version: Version,
+    (method, version): (Method, Version),
     path: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
@@ -71,6 +72,10 @@ pub(crate) async fn stream(
     }
     let mut requested = SubscriptionRequest::parse(&query, &headers)?;
     requested.scope = grant.narrow(requested.scope)?;
+    if method == Method::HEAD {
+        relay.ensure_not_draining()?;
+        return Ok(stream_head());
+    }
     let source = SubscriptionSource::public(&relay, &grant, supports_detach(version));
     open_stream(&relay, &source, &product, requested, &connection, &headers)
 }
@@ -177,6 +182,11 @@ impl<'a> SubscriptionSource<'a> {
 /// HTTP/1.0 has no chunked bodies, and an HTTP/2 connection carries other streams.
 fn supports_detach(version: Version) -> bool {
     version == Version::HTTP_11
+}
+
+/// Returns the answer to HEAD: what a subscriber would get, without a subscription.
+pub(in crate::http) fn stream_head() -> Response {
+    event_stream_response(body_for_head())
 }
 
 /// Returns the response of every event stream, and of the empty one that sheds a browser.
