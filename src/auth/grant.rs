@@ -55,8 +55,8 @@ impl Grant {
     ///
     /// # Errors
     ///
-    /// [`Denial::Forbidden`] if it is not granted, or [`Denial::NoCredential`] if the request had no
-    /// credential and one might help.
+    /// [`Denial::Forbidden`] if it is not granted, or [`Denial::NoCredential`] if the request had
+    /// no credential and one might help.
     pub(crate) fn check(&self, product: &ProductId, permission: Permission) -> Result<(), Denial> {
         let is_granted = self.products.admits(product) && self.permissions.contains(&permission);
         match is_granted {

@@ -20,8 +20,8 @@ use super::{
 };
 
 impl Config {
-    /// Returns the address of the admin listener, if `serve` was started with the file at `path` (or
-    /// without one) and this environment.
+    /// Returns the address of the admin listener, if `serve` was started with the file at `path`
+    /// (or without one) and this environment.
     ///
     /// # Errors
     ///
