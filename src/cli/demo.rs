@@ -153,5 +153,5 @@ initial_backoff = "500ms"
 max_backoff = "5s"
 
 [egress]
-allow_networks = ["127.0.0.0/8"]
+allow_networks = ["127.0.0.0/8", "::1/128"]
 "#;

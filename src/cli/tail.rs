@@ -217,10 +217,15 @@ fn with_filter_query(url: &Uri, sessions: &[String], kinds: &[String]) -> Result
     Uri::from_parts(parts).map_err(|error| CliError::Usage(format!("{url}: {error}")))
 }
 
-/// Returns whether the error persists if the request is repeated.
+/// Returns whether the error persists if the request is repeated: a fault of the client, except one
+/// of time or number (408, 425, 429; RFC 9110, section 15.5).
 fn rejects_permanently(error: &OpenError) -> bool {
-    matches!(error, OpenError::Status { status, .. } if matches!(status.as_u16(), 401 | 403 | 404))
-        || matches!(error, OpenError::Header)
+    match error {
+        OpenError::Status { status, .. } => {
+            status.is_client_error() && !matches!(status.as_u16(), 408 | 425 | 429)
+        }
+        error => matches!(error, OpenError::Header),
+    }
 }
 
 /// Two and a half heartbeat intervals of a relay with defaults.

@@ -10,7 +10,7 @@ use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
 };
 
-use hyper::HeaderMap;
+use hyper::{HeaderMap, header::HeaderValue};
 
 use crate::config::Network;
 
@@ -29,7 +29,15 @@ pub(crate) struct AddressBlock(IpAddr);
 impl ClientAddress {
     /// Returns the address in its one spelling.
     pub(crate) fn new(address: IpAddr) -> Self {
-        Self(address.to_canonical())
+        let address = address.to_canonical();
+        match address {
+            // All IPv4 clients behind a NAT64 (RFC 6052, section 2.1) would be one /64.
+            IpAddr::V6(v6) if v6.to_bits() >> 32 == NAT64_PREFIX => {
+                let [.., a, b, c, d] = v6.octets();
+                Self(IpAddr::from([a, b, c, d]))
+            }
+            _ => Self(address),
+        }
     }
 
     /// Returns the address of a request's client: the peer's, or the one that trusted proxies
@@ -45,11 +53,11 @@ impl ClientAddress {
             return Self::new(peer);
         }
         let mut client = peer;
-        let hops =
-            headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok());
-        let hops = hops.flat_map(|value| value.split(',')).map(str::trim);
+        let fields = headers.get_all("x-forwarded-for").iter().map(HeaderValue::as_bytes);
+        // By bytes: a client may send any, and one hop that is no text must not hide the others.
+        let hops = fields.flat_map(|field| field.split(|byte| *byte == b','));
         // An empty element of a list counts for nothing (RFC 9110, section 5.6.1.2).
-        let hops: Vec<&str> = hops.filter(|hop| !hop.is_empty()).collect();
+        let hops: Vec<&[u8]> = hops.map(<[u8]>::trim_ascii).filter(|hop| !hop.is_empty()).collect();
         for hop in hops.into_iter().rev() {
             // From the right: each hop was written by the proxy after it, so the first untrusted
             // address is the client's; the client itself may have written the hops before it.
@@ -79,15 +87,24 @@ impl fmt::Display for ClientAddress {
     }
 }
 
-/// Parses an address as proxies write it: bare, in brackets, or either with a port; quoted as in
-/// `Forwarded` (RFC 7239, section 6), too.
-fn parse_hop(hop: &str) -> Option<IpAddr> {
+/// Parses an address as proxies write it: bare, in brackets, or either with a port, which may be
+/// empty; quoted as in `Forwarded` (RFC 7239, section 6), or with a zone (RFC 4007), too.
+fn parse_hop(hop: &[u8]) -> Option<IpAddr> {
+    let hop = std::str::from_utf8(hop).ok()?;
     let hop = hop.strip_prefix('"').and_then(|hop| hop.strip_suffix('"')).unwrap_or(hop);
     let bare = hop.strip_prefix('[').and_then(|hop| hop.strip_suffix(']')).unwrap_or(hop);
+    let bare = match bare.strip_suffix(':') {
+        Some(v4) if !v4.contains(':') => v4,
+        _ => bare,
+    };
+    let bare = bare.split_once('%').map_or(bare, |(address, _zone)| address);
     bare.parse().ok().or_else(|| hop.parse::<SocketAddr>().ok().map(|socket| socket.ip()))
 }
 
 const FIRST_64_BITS: u128 = !0 << 64;
+
+/// `64:ff9b::/96`, without its last 32 bits.
+const NAT64_PREFIX: u128 = 0x0064_ff9b << 64;
 
 #[cfg(test)]
 mod tests {
@@ -113,12 +130,20 @@ mod tests {
             "\"192.0.2.1:80\"",
             " 192.0.2.1 ,",
             "192.0.2.1,, ,10.1.1.1",
+            "192.0.2.1:",
+            "64:ff9b::192.0.2.1",
             "192.0.2.1, [::ffff:10.1.1.1]:443,",
         ] {
             assert_eq!(client("10.0.0.1", &[hop]), "192.0.2.1", "{hop}");
             assert_eq!(client("::ffff:10.0.0.1", &[hop]), "192.0.2.1", "{hop}");
         }
-        for hop in ["2001:db8::1", "[2001:DB8:0::1]", "[2001:db8::1]:443", "\"[2001:db8::1]\","] {
+        for hop in [
+            "2001:db8::1%eth0",
+            "2001:db8::1",
+            "[2001:DB8:0::1]",
+            "[2001:db8::1]:443",
+            "\"[2001:db8::1]\",",
+        ] {
             assert_eq!(client("fd00::1", &[hop]), "2001:db8::1", "{hop}");
         }
         assert_eq!(client("10.0.0.1", &["192.0.2.1", "10.2.2.2", ""]), "192.0.2.1", "by field");
@@ -133,6 +158,11 @@ mod tests {
             assert_eq!(client("10.0.0.1", &[&format!("{hop}, 10.3.3.3")]), "10.3.3.3", "{hop}");
         }
         assert_eq!(client("10.0.0.1", &[","]), "10.0.0.1");
+        let mut headers = HeaderMap::new();
+        headers.insert("x-forwarded-for", HeaderValue::from_bytes(b"\xe9, 192.0.2.1").unwrap());
+        let trusted = [Network::parse("10.0.0.0/8").unwrap()];
+        let client = ClientAddress::of_request([10, 0, 0, 1].into(), &headers, &trusted);
+        assert_eq!(client.to_string(), "192.0.2.1", "a hop that is no text hides no other");
     }
 
     #[test]

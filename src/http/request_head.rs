@@ -41,6 +41,9 @@ pub(in crate::http) fn refusal(request: &Request) -> Option<Response> {
 
 fn verify_host(request: &Request) -> Result<(), Problem> {
     let authority = request.uri().authority();
+    if authority.is_some_and(|authority| !matches_host_grammar(authority.as_str().as_bytes())) {
+        return Err(Problem::bad_request("the target's host is not a host with an optional port"));
+    }
     let mut hosts = request.headers().get_all(HOST).iter();
     let Some(host) = hosts.next() else {
         // HTTP/2 has `:authority` in its place (RFC 9113, section 8.3.1), and clients of HTTP/1.0,
@@ -94,8 +97,18 @@ fn matches_host_grammar(host: &[u8]) -> bool {
 ///
 /// A comma is not accepted, although that section has it: proxies join two fields by one.
 fn matches_registered_name(name: &str) -> bool {
-    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=%".contains(&byte);
-    !name.is_empty() && name.bytes().all(is_allowed)
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=".contains(&byte);
+    let mut bytes = name.bytes();
+    let mut is_valid = !name.is_empty();
+    while let Some(byte) = bytes.next() {
+        is_valid &= match byte {
+            b'%' => [bytes.next(), bytes.next()]
+                .into_iter()
+                .all(|digit| digit.is_some_and(|digit| digit.is_ascii_hexdigit())),
+            byte => is_allowed(byte),
+        };
+    }
+    is_valid
 }
 
 fn verify_lengths(request: &Request) -> Result<(), Problem> {
@@ -160,12 +173,13 @@ mod tests {
             "relay:",
             "xn--bcher-kva.test",
             "relay.test.",
+            "a%2Db.test",
         ] {
             assert_eq!(host(&[good.as_bytes()]), 200, "{good}");
         }
         for bad in [
             "", " ", "a b", "a, b", "a,b", "http://a", "a/b", "user@a", "a:b", "a:1:2", "a:70000",
-            "a:+1", "[::1", "::1", "[a]", "[::1]x", "a?b", "a#b", ":80", "a\tb",
+            "a:+1", "[::1", "::1", "[a]", "[::1]x", "a?b", "a#b", ":80", "a\tb", "a%zz", "a%2",
         ] {
             assert_eq!(host(&[bad.as_bytes()]), 400, "{bad:?}");
         }
@@ -181,6 +195,10 @@ mod tests {
         assert_eq!(status(Version::HTTP_2, absolute, &[b"RELAY.test"]), 200);
         assert_eq!(status(Version::HTTP_2, absolute, &[b"other.test"]), 400);
         assert_eq!(status(Version::HTTP_2, "/", &[]), 400);
+        for authority in ["http://u:p@relay.test/", "http://a,b/", "http://a:99999/"] {
+            assert_eq!(status(Version::HTTP_2, authority, &[]), 400, "{authority}");
+            assert_eq!(status(Version::HTTP_11, authority, &[b"relay.test"]), 400, "{authority}");
+        }
         assert_eq!(status(Version::HTTP_11, absolute, &[]), 400);
         assert_eq!(status(Version::HTTP_11, absolute, &[b"other.test"]), 200, "it is replaced");
         assert_eq!(status(Version::HTTP_10, "/", &[]), 200);

@@ -79,7 +79,7 @@ fn describe_certificate(error: &CertificateError) -> &'static str {
     match error {
         CertificateError::UnknownIssuer => {
             "is not signed by a root that this relay trusts, or the server does not send its \
-             intermediate certificates; give its root as egress.ca_file if it is to be trusted"
+             intermediate certificates; give its root in egress.ca_file or SSL_CERT_FILE if it is to be trusted"
         }
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
             "has expired; renew it, unless this machine's clock is wrong"
@@ -97,7 +97,7 @@ fn describe_certificate(error: &CertificateError) -> &'static str {
         CertificateError::Revoked => "is revoked; replace it",
         CertificateError::BadSignature => {
             "has a signature that the key of its root has not made; give the root that has signed \
-             it as egress.ca_file"
+             it in egress.ca_file or SSL_CERT_FILE"
         }
         CertificateError::UnsupportedSignatureAlgorithmContext { .. }
         | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
@@ -123,8 +123,8 @@ fn describe_certificate(error: &CertificateError) -> &'static str {
 fn describe_webpki(error: &webpki::Error) -> &'static str {
     match error {
         webpki::Error::CaUsedAsEndEntity => {
-            "is that of an authority (CA:TRUE); if it is self-signed, give that very certificate as \
-             egress.ca_file, else have one made for the server, with CA:FALSE"
+            "is that of an authority (CA:TRUE); if it is self-signed, give that very certificate in \
+             egress.ca_file or SSL_CERT_FILE, else have one made for the server, with CA:FALSE"
         }
         webpki::Error::EndEntityUsedAsCa => {
             "is signed by a certificate that is no authority (CA:FALSE); have it signed by one"

@@ -79,6 +79,8 @@ impl SubscriptionParameters {
             "type" => {
                 self.kinds.insert(Kind::new(value));
             }
+            // An empty spelling beside one with a position must not hide the position.
+            LAST_EVENT_ID if value.is_empty() => {}
             LAST_EVENT_ID => self.start = StartPosition::parse(value.as_bytes()),
             // Ignoring these would send more, or less, than the client asks for.
             "user_id" | "since" | "consumer" | "ack" => {
@@ -108,7 +110,8 @@ impl SubscriptionParameters {
         }
         // Empty means no id (WHATWG HTML, section 9.2.3: an empty id sends no header, but other
         // clients send it empty).
-        if let Some(id) = headers.get("last-event-id").filter(|id| !id.is_empty()) {
+        let ids = headers.get_all("last-event-id").iter().filter(|id| !id.is_empty());
+        if let Some(id) = ids.last() {
             start = StartPosition::parse(id.as_bytes());
         }
         Ok(SubscriptionRequest {

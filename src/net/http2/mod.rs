@@ -147,9 +147,10 @@ impl<C: GracefulConnection, I: AsyncWrite + Unpin> GracefulConnection for Http2C
 /// connection: request bodies are small.
 const REQUEST_WINDOW_BYTES: u32 = 64 * 1024;
 
-/// Room for a target of 60 KiB and usual fields. h2 answers 431 without a body beyond it; with more
-/// room a path that `http::Uri` cannot hold, 65 535 bytes, would be reset without any answer.
-const MAX_HEADER_LIST_BYTES: u32 = 64 * 1024;
+/// Room for every head that `http/request_head.rs` accepts, 60 KiB of target and 16 KiB of fields,
+/// and for most heads that it refuses with a problem. Beyond it h2 refuses the stream without a
+/// body, and so it does for a path that `http::Uri` cannot hold (65 535 bytes).
+const MAX_HEADER_LIST_BYTES: u32 = 128 * 1024;
 
 /// A browser opens some fifty streams for as many tabs.
 const MAX_STREAMS_PER_CONNECTION: u32 = 128;
