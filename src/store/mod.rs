@@ -13,7 +13,6 @@
 //! May use: `error_chain`, `event`, `log`, `metrics`.
 
 mod check;
-mod clock;
 mod commands;
 mod handle;
 mod opening;

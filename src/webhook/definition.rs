@@ -101,8 +101,9 @@ impl Definition {
         let is_longer = throttled_until.unwrap_or_default()
             > self.throttled_until.unwrap_or_default() + MIN_PERSISTED_THROTTLE_MS;
         let is_shorter = self.throttled_until.is_some() && endpoint.state == EndpointState::Active;
-        let is_over =
-            self.previous_secret.as_ref().is_some_and(|previous| previous.until <= now.unix_ms);
+        // A clock that is ahead for some seconds must not end the overlap of the secrets.
+        let is_over = !now.is_in_doubt
+            && self.previous_secret.as_ref().is_some_and(|previous| previous.until <= now.unix_ms);
         if disabled == self.disabled && !is_over && !is_longer && !is_shorter {
             return None;
         }

@@ -29,10 +29,7 @@ mod status;
 mod store_sync;
 mod worker;
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -41,6 +38,7 @@ pub(crate) use crate::store::DeadLetterSelection;
 use crate::{
     config::WebhookConfig,
     event::{Kind, Only, Scope},
+    wall_clock::{self, WallTime},
     webhook_delivery::{DeadLetter, Delivery, EndpointState},
 };
 
@@ -146,6 +144,8 @@ struct Now {
     instant: Instant,
     /// Wall clock in Unix milliseconds: for what is stored and shown.
     unix_ms: u64,
+    /// Whether the two clocks disagree: then nothing that is stored counts as over.
+    is_in_doubt: bool,
 }
 
 /// Reasons for which an operator's command was refused or not completed.
@@ -191,9 +191,8 @@ impl WebhookConfig {
 
 impl Now {
     fn read() -> Self {
-        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let unix_ms = u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX);
-        Self { instant: Instant::now(), unix_ms }
+        let WallTime { unix_ms, is_in_doubt } = wall_clock::now();
+        Self { instant: Instant::now(), unix_ms, is_in_doubt }
     }
 
     /// Converts an earlier `instant` to Unix milliseconds; a later one gives this moment.

@@ -29,7 +29,6 @@ use tracing::error;
 use self::webhooks::RegisteredWebhooks;
 use super::{
     StoreSettings,
-    clock::unix_ms,
     commands::WebhookJournal,
     handle::StoreHandle,
     sqlite::{self, AppendBatch, FileError, FileFault, StoreFile, SyncMode},
@@ -39,6 +38,7 @@ use crate::{
     error_chain::error_chain,
     log::{Log, persist::UnpersistedBatch},
     metrics::StoreMetrics,
+    wall_clock,
 };
 
 /// State of the writer's thread.
@@ -59,6 +59,8 @@ pub(super) struct StoreWriter {
     last_scrubbed: Option<Instant>,
     /// Whether there may be entries beyond the bounds.
     may_retire: bool,
+    /// Next entry, by its key, of those that a wrong clock has stamped with a time in the future.
+    restamp_from: Option<i64>,
     #[cfg(test)]
     script: tests::DiskScript,
 }
@@ -99,6 +101,7 @@ impl StoreWriter {
             scrub_at,
             last_scrubbed: None,
             may_retire: true,
+            restamp_from: None,
             #[cfg(test)]
             script: tests::DiskScript::default(),
         }
@@ -265,8 +268,12 @@ impl StoreWriter {
         let began = Instant::now();
         #[cfg(test)]
         self.script.before_commit(batches.len() + journals.len())?;
-        let has_changed =
-            file.append_with_journals(&batches, changes, SyncMode::Normal, unix_ms())?;
+        let has_changed = file.append_with_journals(
+            &batches,
+            changes,
+            SyncMode::Normal,
+            wall_clock::now().unix_ms,
+        )?;
         #[cfg(test)]
         self.script.after_commit()?;
         self.metrics.commit_seconds.observe(began.elapsed().as_secs_f64());

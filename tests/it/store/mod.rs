@@ -1,5 +1,6 @@
 //! The log on disk: durability, damage, full disks, erasure.
 
+mod clock;
 mod damage;
 mod disk;
 mod durable;
