@@ -10,7 +10,7 @@
 //!                                    └─► next_unpersisted ─► store's writer ─► mark_persisted
 //! ```
 //!
-//! May use: `event`, `log_limit`, `metrics`.
+//! May use: `event`, `log_limit`, `metrics`, `wall_clock`.
 
 mod append;
 pub(crate) mod backing;

@@ -1,6 +1,6 @@
 //! Opens the store's file and reserves epochs for the logs; sets a damaged file aside.
 //!
-//! May use: `event`, `log`.
+//! May use: `event`, `log`, `wall_clock`.
 
 use std::{io, path::Path};
 

@@ -12,7 +12,7 @@
 //! Workers share the log and the store, and no queue: a webhook with a slow receiver delays no
 //! other. docs/design/webhook.md has the invariants.
 //!
-//! May use: `config`, `event`, `store`, `webhook_delivery`.
+//! May use: `config`, `event`, `store`, `wall_clock`, `webhook_delivery`.
 
 mod context;
 mod definition;

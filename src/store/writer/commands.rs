@@ -1,6 +1,6 @@
 //! Executes the writer's commands, a small step at a time.
 //!
-//! May use: `event`, `log`, `metrics`.
+//! May use: `event`, `log`, `metrics`, `wall_clock`.
 
 use std::{sync::Arc, time::Instant};
 

@@ -9,7 +9,7 @@
 //!         stay in memory as long as its bounds allow
 //! ```
 //!
-//! May use: `error_chain`, `log`, `metrics`.
+//! May use: `error_chain`, `log`, `metrics`, `wall_clock`.
 
 mod commands;
 mod recovery;
@@ -232,7 +232,7 @@ impl StoreWriter {
                 self.webhooks.advance_position(&journal.id, journal.changes.position);
                 journal.confirm();
             }
-            if !self.is_in_memory && sqlite::wal_bytes(self.handle.path()) > MAX_WAL_BYTES {
+            if !self.is_in_memory && sqlite::wal_bytes(self.handle.path()) > sqlite::MAX_WAL_BYTES {
                 // The syncer does not keep up: commits continue while its checkpoint runs, so the
                 // write-ahead log never begins anew. While the writer runs the checkpoint itself,
                 // nothing is committed.
@@ -317,10 +317,6 @@ const WEBHOOK_GROUP_COMMIT_DELAY: Duration = Duration::from_millis(2);
 
 /// Longest time that the writer parks: entries may become too old without a wake-up.
 const MAX_PARK: Duration = Duration::from_secs(1);
-
-/// Size of the write-ahead log beyond which the writer runs a checkpoint itself, 16 times the size
-/// at which the syncer does.
-const MAX_WAL_BYTES: u64 = 64 << 20;
 
 /// Interval between two rounds of retention.
 const RETENTION_INTERVAL: Duration = Duration::from_millis(100);

@@ -7,7 +7,7 @@
 //! damage ──────────────────────────────────────────► replace: set aside, and a new file begun
 //! ```
 //!
-//! May use: `error_chain`, `log`.
+//! May use: `error_chain`, `log`, `wall_clock`.
 
 use std::{
     mem,

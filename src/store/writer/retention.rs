@@ -1,7 +1,7 @@
 //! Retention in the writer's rounds: deletes entries and dead letters beyond their bounds, and
 //! scrubs the file after erasures.
 //!
-//! May use: `error_chain`.
+//! May use: `error_chain`, `wall_clock`.
 
 use std::time::{Duration, Instant};
 

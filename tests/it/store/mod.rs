@@ -5,3 +5,4 @@ mod damage;
 mod disk;
 mod durable;
 mod erasure;
+mod outside_reader;

@@ -168,9 +168,9 @@ impl StoreFile {
             .map_err(|fault| fault.at(&self.path, "requeue dead letters of"))
     }
 
-    /// Gives dead letters that a wrong clock has stamped later than `latest` the time `now`, both in
-    /// Unix milliseconds, once such a dead letter is the oldest: it would hold all behind it until
-    /// its time comes. All of them at once, because a wrong clock is rare and they are bounded.
+    /// Gives dead letters that a wrong clock has stamped later than `latest` the time `now`, both
+    /// in Unix milliseconds, once such a dead letter is the oldest: it would hold all behind it
+    /// until its time comes. All of them at once: a wrong clock is rare, and they are bounded.
     ///
     /// # Errors
     ///

@@ -56,10 +56,10 @@ impl StoreFile {
         retired.map(Some)
     }
 
-    /// Gives entries that a wrong clock has stamped later than `latest` the time `now`, both in Unix
-    /// milliseconds, once such an entry is the oldest of its product: it would hold all entries
-    /// behind it until its time comes. One small step, from the entry `from`; returns the next one
-    /// if there are more.
+    /// Gives entries that a wrong clock has stamped later than `latest` the time `now`, both in
+    /// Unix milliseconds, once such an entry is the oldest of its product: it would hold all
+    /// entries behind it until its time comes. One small step, from the entry `from`; returns the
+    /// next one if there are more.
     ///
     /// # Errors
     ///
