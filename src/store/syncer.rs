@@ -9,7 +9,7 @@
 //! SQLite itself would do both within some commit, and every event of that moment would wait for
 //! the disk.
 //!
-//! May use: `error_chain`.
+//! May use: `error_chain`, `log_limit`, `metrics`.
 
 use std::{fs, io, time::Duration};
 
