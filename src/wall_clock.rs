@@ -28,11 +28,23 @@ pub(crate) struct WallTime {
     /// Unix milliseconds. While in doubt, the later of the wall clock and of the time that the
     /// monotonic clock gives: what is stored with it is never deleted too early.
     pub(crate) unix_ms: u64,
+    /// The earlier of the two: a wait whose end is stored with it is never too long.
+    pub(crate) earliest_ms: u64,
     /// Whether the two clocks disagree. Then nothing may be deleted for its age.
     pub(crate) is_in_doubt: bool,
 }
 
 impl WallTime {
+    /// Returns the time of a clock that is not in doubt.
+    fn trusted(unix_ms: u64) -> Self {
+        Self { unix_ms, earliest_ms: unix_ms, is_in_doubt: false }
+    }
+
+    /// Returns the time in the form of the standard library.
+    pub(crate) fn to_system_time(self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_millis(self.unix_ms)
+    }
+
     /// Returns the time before which a thing is older than `age`, or 0 while in doubt: then nothing
     /// counts as old.
     pub(crate) fn oldest_kept(self, age: Duration) -> u64 {
@@ -141,7 +153,7 @@ impl ClockJudgement {
         if self.trusted.agrees_with(reading) {
             self.trusted = reading;
             let change = self.doubt.take().map(|_| ClockChange::Returned);
-            return (WallTime { unix_ms: reading.unix_ms, is_in_doubt: false }, change);
+            return (WallTime::trusted(reading.unix_ms), change);
         }
         let now = reading.monotonic;
         let change = match &mut self.doubt {
@@ -157,12 +169,13 @@ impl ClockJudgement {
                 if doubt.is_believable(now) {
                     *self = Self::starting_at(reading);
                     let change = Some(ClockChange::Believed { by_ms });
-                    return (WallTime { unix_ms: reading.unix_ms, is_in_doubt: false }, change);
+                    return (WallTime::trusted(reading.unix_ms), change);
                 }
                 None
             }
         };
-        (WallTime { unix_ms: reading.unix_ms.max(expected), is_in_doubt: true }, change)
+        let (unix_ms, earliest_ms) = (reading.unix_ms.max(expected), reading.unix_ms.min(expected));
+        (WallTime { unix_ms, earliest_ms, is_in_doubt: true }, change)
     }
 }
 
@@ -245,10 +258,11 @@ mod tests {
         assert!(now.is_in_doubt);
         assert_eq!(now.oldest_kept(Duration::from_secs(1)), 0);
         assert_eq!(now.latest_plausible(), None);
+        assert_eq!(now.earliest_ms, START + 1000, "no wait is longer for it");
         assert_eq!(bench.at(8000, 8000 + by).1, None, "one warning");
         let (now, change) = bench.at(9000, 9000);
         assert_eq!(change, Some(ClockChange::Returned));
-        assert_eq!(now, WallTime { unix_ms: START + 9000, is_in_doubt: false });
+        assert_eq!(now, WallTime::trusted(START + 9000));
         assert_eq!(now.oldest_kept(Duration::from_secs(1)), START + 8000);
     }
 
@@ -258,7 +272,7 @@ mod tests {
         let by = -2 * DAY.cast_signed();
         let (now, change) = bench.at(1000, 1000 + by);
         assert_eq!(change, Some(jumped(by)));
-        assert_eq!(now, WallTime { unix_ms: START + 1000, is_in_doubt: true });
+        assert_eq!((now.unix_ms, now.is_in_doubt), (START + 1000, true));
         assert_eq!(bench.at(9000, 9000).1, Some(ClockChange::Returned));
     }
 

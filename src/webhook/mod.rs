@@ -144,8 +144,8 @@ struct Now {
     instant: Instant,
     /// Wall clock in Unix milliseconds: for what is stored and shown.
     unix_ms: u64,
-    /// Whether the two clocks disagree: then nothing that is stored counts as over.
-    is_in_doubt: bool,
+    /// The same, or the earlier of two times while the wall clock is in doubt: for what has an end.
+    earliest_ms: u64,
 }
 
 /// Reasons for which an operator's command was refused or not completed.
@@ -191,8 +191,14 @@ impl WebhookConfig {
 
 impl Now {
     fn read() -> Self {
-        let WallTime { unix_ms, is_in_doubt } = wall_clock::now();
-        Self { instant: Instant::now(), unix_ms, is_in_doubt }
+        let WallTime { unix_ms, earliest_ms, .. } = wall_clock::now();
+        Self { instant: Instant::now(), unix_ms, earliest_ms }
+    }
+
+    /// Returns this moment for the end of a wait that is stored: while the clock is in doubt, the
+    /// earlier of the two times, because a wrong clock must not delay a delivery by days.
+    fn for_stored_waits(self) -> Self {
+        Self { unix_ms: self.earliest_ms, ..self }
     }
 
     /// Converts an earlier `instant` to Unix milliseconds; a later one gives this moment.

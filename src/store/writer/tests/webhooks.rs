@@ -440,6 +440,7 @@ fn while_the_clock_is_in_doubt_nothing_is_too_old() {
     harness.journal("w", changes(5, [DeliveryChange::Dead(letter)])).unwrap();
     let later = |is_in_doubt| wall_clock::WallTime {
         unix_ms: wall_clock::now().unix_ms + 2 * 86_400_000,
+        earliest_ms: wall_clock::now().unix_ms,
         is_in_doubt,
     };
     assert!(!harness.writer.retire_step(later(true)).unwrap());
@@ -464,7 +465,8 @@ fn dead_letters_of_a_clock_that_was_ahead_hold_no_other() {
     harness.journal("w", changes(5, letters)).unwrap();
     harness.retire();
     assert_eq!(harness.dead_positions("w", DeadLetterState::Dead), [2, 1]);
-    let later = wall_clock::WallTime { unix_ms: now + 3_700_000, is_in_doubt: false };
+    let later =
+        wall_clock::WallTime { unix_ms: now + 3_700_000, earliest_ms: now, is_in_doubt: false };
     harness.writer.retire_step(later).unwrap();
     assert_eq!(harness.dead_positions("w", DeadLetterState::Dead), [] as [u64; 0]);
 }

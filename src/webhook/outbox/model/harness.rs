@@ -94,7 +94,11 @@ pub(super) struct OutboxModel {
 impl OutboxModel {
     pub(super) fn begin(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let base = Now { instant: Instant::now(), unix_ms: 1_700_000_000_000, is_in_doubt: false };
+        let base = Now {
+            instant: Instant::now(),
+            unix_ms: 1_700_000_000_000,
+            earliest_ms: 1_700_000_000_000,
+        };
         let in_memory = EventStorage::InMemory { max_bytes: rng.u64(1 << 10..4 << 20) };
         let event_storage = if rng.u32(0..5) == 0 { in_memory } else { EventStorage::InStore };
         let policy = policy(&mut rng, event_storage);
@@ -137,7 +141,7 @@ impl OutboxModel {
         Now {
             instant: self.base.instant + elapsed,
             unix_ms: self.base.unix_ms + self.elapsed,
-            is_in_doubt: false,
+            earliest_ms: self.base.unix_ms + self.elapsed,
         }
     }
 

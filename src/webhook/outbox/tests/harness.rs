@@ -16,7 +16,7 @@ impl OutboxHarness {
     }
 
     pub(super) fn with(policy: DeliveryPolicy) -> Self {
-        let base = Now { instant: Instant::now(), unix_ms: 1_000_000, is_in_doubt: false };
+        let base = Now { instant: Instant::now(), unix_ms: 1_000_000, earliest_ms: 1_000_000 };
         let mut outbox = Outbox::new(policy, 0, Vec::new(), base);
         outbox.random = Rng::with_seed(1);
         Self { outbox, base, elapsed: 0 }
@@ -27,7 +27,7 @@ impl OutboxHarness {
         Now {
             instant: self.base.instant + elapsed,
             unix_ms: self.base.unix_ms + self.elapsed,
-            is_in_doubt: false,
+            earliest_ms: self.base.unix_ms + self.elapsed,
         }
     }
 
