@@ -4,7 +4,7 @@
 //! connection, which is closed with it: a caller that drops or closes a stream before it opens the
 //! next never holds two.
 //!
-//! May use: `config`, `sse`.
+//! May use: `config`, `sse`, `wall_clock`.
 
 use std::{path::Path, time::Duration};
 
