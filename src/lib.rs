@@ -47,6 +47,7 @@ mod sse;
 mod store;
 mod timer_wheel;
 mod upstream;
+mod wall_clock;
 mod webhook;
 mod webhook_delivery;
 

@@ -15,6 +15,11 @@ pub(crate) struct LogRateLimit {
 }
 
 impl LogRateLimit {
+    /// Returns a limit that admits the next line.
+    pub(crate) const fn new() -> Self {
+        Self { last_logged: None }
+    }
+
     /// Returns whether to log now. If so, the next minute's lines are suppressed.
     pub(crate) fn allow(&mut self) -> bool {
         let now = Instant::now();

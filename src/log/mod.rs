@@ -10,7 +10,7 @@
 //!                                    └─► next_unpersisted ─► store's writer ─► mark_persisted
 //! ```
 //!
-//! May use: `event`, `log_limit`, `metrics`.
+//! May use: `event`, `log_limit`, `metrics`, `wall_clock`.
 
 mod append;
 pub(crate) mod backing;
@@ -28,7 +28,6 @@ mod upstream_link;
 use std::{
     mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use tokio::{
@@ -46,6 +45,7 @@ use crate::{
     event::{Entry, EventId, GapReason, ProductId, SessionId},
     log_limit::LogRateLimit,
     metrics::LogMetrics,
+    wall_clock,
 };
 
 pub(crate) use self::durable_range::{Hole, PersistedLog};
@@ -354,6 +354,5 @@ pub(crate) fn first_span_of_epoch(newest: u64, epoch: u64) -> IdSpan {
 /// the clock has been set back since. An epoch is never used twice, because an id would then name
 /// two events.
 pub(crate) fn epoch_after(highest: u64) -> u64 {
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX).max(highest.saturating_add(1))
+    wall_clock::now().unix_ms.max(highest.saturating_add(1))
 }

@@ -117,6 +117,8 @@ pub(crate) struct StoreMetrics {
     pub(crate) commit_seconds: Histogram,
     /// 1 while the store keeps less than it promises.
     pub(crate) degraded: IntGauge,
+    /// Size of the write-ahead log's file.
+    pub(crate) wal_bytes: IntGauge,
     store_bytes: IntGauge,
     retention_bytes: IntGauge,
 }
@@ -139,6 +141,10 @@ impl StoreMetrics {
             degraded: families.unlabelled_gauge(
                 "log_degraded",
                 "1 while the log keeps less than it promises, else 0.",
+            )?,
+            wal_bytes: families.unlabelled_gauge(
+                "log_wal_bytes",
+                "Bytes of the store's write-ahead log, beside log_store_bytes; 0 without log.data_dir.",
             )?,
             store_bytes: families.unlabelled_gauge(
                 "log_store_bytes",

@@ -4,7 +4,7 @@
 //! connection, which is closed with it: a caller that drops or closes a stream before it opens the
 //! next never holds two.
 //!
-//! May use: `config`, `sse`.
+//! May use: `config`, `sse`, `wall_clock`.
 
 use std::{path::Path, time::Duration};
 
@@ -33,7 +33,7 @@ use super::{
     tls::{TlsError, tls_client_config},
     tls_problem::{describe_tls_problem, ends_in_handshake},
 };
-use crate::{config::Secret, sse::Decoder};
+use crate::{config::Secret, sse::Decoder, wall_clock};
 
 /// HTTP/1.1 client for `http` and `https`, with a connection for each request.
 #[derive(Clone, Debug)]
@@ -339,7 +339,7 @@ pub(crate) fn parse_retry_after(headers: &HeaderMap) -> Option<Duration> {
     if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds));
     }
-    httpdate::parse_http_date(text).ok()?.duration_since(std::time::SystemTime::now()).ok()
+    httpdate::parse_http_date(text).ok()?.duration_since(wall_clock::now().to_system_time()).ok()
 }
 
 fn same_origin(one: &Uri, other: &Uri) -> bool {

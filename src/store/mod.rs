@@ -13,7 +13,6 @@
 //! May use: `error_chain`, `event`, `log`, `metrics`.
 
 mod check;
-mod clock;
 mod commands;
 mod handle;
 mod opening;
@@ -46,7 +45,7 @@ use crate::{
     error_chain::error_chain,
     event::ProductId,
     log::{Log, MemoryBounds},
-    metrics::Metrics,
+    metrics::{Metrics, StoreMetrics},
 };
 
 pub(crate) use self::commands::StoreUnwritable;
@@ -114,16 +113,17 @@ impl Store {
         };
         let logs: Vec<_> = products_found.into_iter().map(log).collect();
         let was_left_open = file.was_left_open();
+        let store_metrics = metrics.store().clone();
         let writer = StoreWriter::new(
             Arc::clone(&handle),
             logs.clone(),
             file,
             settings,
-            metrics.store().clone(),
+            store_metrics.clone(),
         );
         let mut store =
             Self { handle, threads: Vec::new(), writer: None, webhooks, _lock: Some(lock) };
-        store.start(writer, was_left_open)?;
+        store.start(writer, was_left_open, store_metrics)?;
         Ok((store, logs))
     }
 
@@ -154,7 +154,12 @@ impl Store {
         mem::take(&mut self.webhooks)
     }
 
-    fn start(&mut self, writer: StoreWriter, was_left_open: bool) -> Result<(), StoreError> {
+    fn start(
+        &mut self,
+        writer: StoreWriter,
+        was_left_open: bool,
+        metrics: StoreMetrics,
+    ) -> Result<(), StoreError> {
         if was_left_open {
             tracing::warn!("the store was not closed in order; it is being checked");
             self.handle.backing().set_checking(true);
@@ -163,7 +168,7 @@ impl Store {
         for _ in 0..READER_THREADS {
             self.spawn("log-reader", StoreHandle::serve_reads)?;
         }
-        self.spawn("log-syncer", syncer::run)?;
+        self.spawn("log-syncer", move |handle| syncer::run(handle, &metrics))?;
         self.start_writer(writer)
     }
 

@@ -1,17 +1,17 @@
 //! Opens the store's file and reserves epochs for the logs; sets a damaged file aside.
 //!
-//! May use: `event`, `log`.
+//! May use: `event`, `log`, `wall_clock`.
 
 use std::{io, path::Path};
 
 use super::{
-    clock::unix_ms,
     sqlite::{self, AppendBatch, FileError, StoreFile, SyncMode},
     webhook_rows::StoredWebhook,
 };
 use crate::{
     event::ProductId,
     log::{PersistedLog, epoch_after, first_span_of_epoch},
+    wall_clock,
 };
 
 /// Opens the file, and reserves an epoch for each product.
@@ -48,7 +48,7 @@ pub(super) fn reserve_epoch(
         spans: &spans,
         holes: &[],
     };
-    file.append(&[batch], SyncMode::Full, unix_ms())?;
+    file.append(&[batch], SyncMode::Full, wall_clock::now().unix_ms)?;
     Ok((persisted, epoch))
 }
 
@@ -68,7 +68,7 @@ pub(super) type ReservedProduct = (ProductId, PersistedLog, u64);
 
 /// Renames a damaged file and keeps all its bytes, so that an operator may recover events from it.
 pub(super) fn set_aside(path: &Path, damage: &str) -> io::Result<()> {
-    let kept_as = sqlite::set_aside(path, unix_ms())?;
+    let kept_as = sqlite::set_aside(path, wall_clock::now().unix_ms)?;
     tracing::error!(
         file = %path.display(),
         kept_as = %kept_as.display(),

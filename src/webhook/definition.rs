@@ -88,6 +88,7 @@ impl Definition {
             EndpointState::Disabled => Some(endpoint.problem.clone().unwrap_or_default()),
             _ => None,
         };
+        let now = now.for_stored_waits();
         let throttled_until = match endpoint.state {
             EndpointState::Throttled => endpoint.until.map(|at| now.unix_ms_at(at)),
             _ => None,
@@ -101,8 +102,9 @@ impl Definition {
         let is_longer = throttled_until.unwrap_or_default()
             > self.throttled_until.unwrap_or_default() + MIN_PERSISTED_THROTTLE_MS;
         let is_shorter = self.throttled_until.is_some() && endpoint.state == EndpointState::Active;
+        // A clock that is ahead for some seconds must not end the overlap of the secrets.
         let is_over =
-            self.previous_secret.as_ref().is_some_and(|previous| previous.until <= now.unix_ms);
+            self.previous_secret.as_ref().is_some_and(|previous| previous.until <= now.earliest_ms);
         if disabled == self.disabled && !is_over && !is_longer && !is_shorter {
             return None;
         }

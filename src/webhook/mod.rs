@@ -12,7 +12,7 @@
 //! Workers share the log and the store, and no queue: a webhook with a slow receiver delays no
 //! other. docs/design/webhook.md has the invariants.
 //!
-//! May use: `config`, `event`, `store`, `webhook_delivery`.
+//! May use: `config`, `event`, `store`, `wall_clock`, `webhook_delivery`.
 
 mod context;
 mod definition;
@@ -29,10 +29,7 @@ mod status;
 mod store_sync;
 mod worker;
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -41,6 +38,7 @@ pub(crate) use crate::store::DeadLetterSelection;
 use crate::{
     config::WebhookConfig,
     event::{Kind, Only, Scope},
+    wall_clock::{self, WallTime},
     webhook_delivery::{DeadLetter, Delivery, EndpointState},
 };
 
@@ -146,6 +144,8 @@ struct Now {
     instant: Instant,
     /// Wall clock in Unix milliseconds: for what is stored and shown.
     unix_ms: u64,
+    /// The same, or the earlier of two times while the wall clock is in doubt: for what has an end.
+    earliest_ms: u64,
 }
 
 /// Reasons for which an operator's command was refused or not completed.
@@ -191,9 +191,14 @@ impl WebhookConfig {
 
 impl Now {
     fn read() -> Self {
-        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let unix_ms = u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX);
-        Self { instant: Instant::now(), unix_ms }
+        let WallTime { unix_ms, earliest_ms, .. } = wall_clock::now();
+        Self { instant: Instant::now(), unix_ms, earliest_ms }
+    }
+
+    /// Returns this moment for the end of a wait that is stored: while the clock is in doubt, the
+    /// earlier of the two times, because a wrong clock must not delay a delivery by days.
+    fn for_stored_waits(self) -> Self {
+        Self { unix_ms: self.earliest_ms, ..self }
     }
 
     /// Converts an earlier `instant` to Unix milliseconds; a later one gives this moment.

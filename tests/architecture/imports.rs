@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// The top-level modules, lowest first. A module may use any before it, and none after it.
-const ORDER: [&str; 28] = [
+const ORDER: [&str; 29] = [
     "sse",
     "event",
     "config",
@@ -16,6 +16,7 @@ const ORDER: [&str; 28] = [
     "rejected",
     "error_chain",
     "log_limit",
+    "wall_clock",
     "timer_wheel",
     "shutdown",
     "webhook_delivery",

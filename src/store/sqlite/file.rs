@@ -10,7 +10,7 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior, config::DbConfig};
 
 use super::{
     error::{FileError, FileFault},
-    files::create_private,
+    files::{MAX_WAL_BYTES, create_private, wal_bytes},
     rows::signed,
     schema::{self, SchemaIdentity},
 };
@@ -106,16 +106,16 @@ impl StoreFile {
     }
 
     /// Moves the write-ahead log into the database, as far as no reader still needs it there, on a
-    /// connection of its own.
+    /// connection of its own. Returns how far it has come, or `None` while another checkpoint runs.
     ///
     /// # Errors
     ///
     /// When SQLite cannot do so. The write-ahead log then still has everything that it had.
-    pub(crate) fn checkpoint(path: &Path) -> Result<(), FileError> {
+    pub(crate) fn checkpoint(path: &Path) -> Result<Option<CheckpointProgress>, FileError> {
         Self::try_checkpoint(path).map_err(|fault| fault.at(path, "checkpoint"))
     }
 
-    fn try_checkpoint(path: &Path) -> Result<(), FileFault> {
+    fn try_checkpoint(path: &Path) -> Result<Option<CheckpointProgress>, FileFault> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags)?;
         // If every other connection was closed meanwhile, this one is the last. It must not move
@@ -125,8 +125,22 @@ impl StoreFile {
         // NORMAL syncs the write-ahead log before its pages are copied, and the database before the
         // log is begun anew. PASSIVE waits for neither readers nor the writer.
         connection.pragma_update(None, "synchronous", "NORMAL")?;
-        connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
-        Ok(())
+        let run = |pragma| {
+            connection.query_row(pragma, [], |row| {
+                let (is_busy, frames, moved): (bool, i64, i64) =
+                    (row.get(0)?, row.get(1)?, row.get(2)?);
+                Ok((!is_busy).then_some(CheckpointProgress { frames, moved }))
+            })
+        };
+        let progress = run("PRAGMA wal_checkpoint(PASSIVE)")?;
+        if progress.is_some_and(CheckpointProgress::is_complete) && wal_bytes(path) > MAX_WAL_BYTES
+        {
+            // Everything is in the database, but SQLite gives the room back with the next commit
+            // only, and there may be none for hours. This connection has no busy time-out: if a
+            // reader or the writer is in the way, the room stays taken until a later checkpoint.
+            run("PRAGMA wal_checkpoint(TRUNCATE)")?;
+        }
+        Ok(progress)
     }
 
     /// Marks the file as closed, with everything on the disk, and closes it.
@@ -169,6 +183,23 @@ impl StoreFile {
         let done = work(&transaction)?;
         transaction.commit()?;
         Ok(done)
+    }
+}
+
+/// Progress of a checkpoint.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct CheckpointProgress {
+    /// Pages in the write-ahead log.
+    pub(crate) frames: i64,
+    /// Pages of them that are in the database.
+    pub(crate) moved: i64,
+}
+
+impl CheckpointProgress {
+    /// Returns whether the database has everything: no reader still needs the write-ahead log as it
+    /// was before.
+    pub(crate) fn is_complete(self) -> bool {
+        self.moved >= self.frames
     }
 }
 

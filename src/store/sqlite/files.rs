@@ -36,6 +36,10 @@ pub(crate) fn wal_bytes(path: &Path) -> u64 {
 /// the log to this size when it begins the log anew.
 pub(crate) const CHECKPOINT_WAL_BYTES: u64 = 4 << 20;
 
+/// Size of the write-ahead log beyond which the writer runs a checkpoint itself, 16 times the size
+/// at which the syncer does, and beyond which a reader that prevents it is reported.
+pub(crate) const MAX_WAL_BYTES: u64 = 64 << 20;
+
 /// Renames a damaged database and the files that SQLite keeps beside it, and returns the new path.
 /// The writer must have closed it. `now`, in Unix milliseconds, becomes part of the name, or the
 /// next number whose name is free.

@@ -36,7 +36,7 @@ pub(crate) use self::{
     dead_letters::{DEAD_LETTER_STEP_ROWS, DeadLetterBound, RetiredDeadLetters},
     error::{FileError, FileFault},
     expire_owed::ExpiredDeliveries,
-    file::{IN_MEMORY_PATH, StoreFile, SyncMode},
-    files::{CHECKPOINT_WAL_BYTES, set_aside, wal_bytes, wal_path},
+    file::{CheckpointProgress, IN_MEMORY_PATH, StoreFile, SyncMode},
+    files::{CHECKPOINT_WAL_BYTES, MAX_WAL_BYTES, set_aside, wal_bytes, wal_path},
     webhooks::DeadLetterCounts,
 };

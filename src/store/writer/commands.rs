@@ -1,6 +1,6 @@
 //! Executes the writer's commands, a small step at a time.
 //!
-//! May use: `event`, `log`, `metrics`.
+//! May use: `event`, `log`, `metrics`, `wall_clock`.
 
 use std::{sync::Arc, time::Instant};
 
@@ -10,11 +10,11 @@ use crate::{
     log::{Log, MemoryBounds},
     metrics::LogMetrics,
     store::{
-        clock::unix_ms,
         commands::{AddedProduct, RemainingRequeue, StoreCommand},
         opening::reserve_epoch,
         sqlite::{DEAD_LETTER_STEP_ROWS, FileError},
     },
+    wall_clock,
 };
 
 impl StoreWriter {
@@ -57,11 +57,11 @@ impl StoreWriter {
                 }
             }
             StoreCommand::Register { webhook, answer } => {
-                self.webhooks.register(file, *webhook, unix_ms())?;
+                self.webhooks.register(file, *webhook, wall_clock::now().unix_ms)?;
                 let _ = answer.send(());
             }
             StoreCommand::Unregister { id, answer } => {
-                if !file.unregister(&id, unix_ms())? {
+                if !file.unregister(&id, wall_clock::now().unix_ms)? {
                     return Ok(Some(StoreCommand::Unregister { id, answer }));
                 }
                 self.webhooks.unregister(&id);

@@ -9,7 +9,7 @@
 //!         stay in memory as long as its bounds allow
 //! ```
 //!
-//! May use: `error_chain`, `log`, `metrics`.
+//! May use: `error_chain`, `log`, `metrics`, `wall_clock`.
 
 mod commands;
 mod recovery;
@@ -29,7 +29,6 @@ use tracing::error;
 use self::webhooks::RegisteredWebhooks;
 use super::{
     StoreSettings,
-    clock::unix_ms,
     commands::WebhookJournal,
     handle::StoreHandle,
     sqlite::{self, AppendBatch, FileError, FileFault, StoreFile, SyncMode},
@@ -39,6 +38,7 @@ use crate::{
     error_chain::error_chain,
     log::{Log, persist::UnpersistedBatch},
     metrics::StoreMetrics,
+    wall_clock,
 };
 
 /// State of the writer's thread.
@@ -59,6 +59,8 @@ pub(super) struct StoreWriter {
     last_scrubbed: Option<Instant>,
     /// Whether there may be entries beyond the bounds.
     may_retire: bool,
+    /// Next entry, by its key, of those that a wrong clock has stamped with a time in the future.
+    restamp_from: Option<i64>,
     #[cfg(test)]
     script: tests::DiskScript,
 }
@@ -99,6 +101,7 @@ impl StoreWriter {
             scrub_at,
             last_scrubbed: None,
             may_retire: true,
+            restamp_from: None,
             #[cfg(test)]
             script: tests::DiskScript::default(),
         }
@@ -229,7 +232,7 @@ impl StoreWriter {
                 self.webhooks.advance_position(&journal.id, journal.changes.position);
                 journal.confirm();
             }
-            if !self.is_in_memory && sqlite::wal_bytes(self.handle.path()) > MAX_WAL_BYTES {
+            if !self.is_in_memory && sqlite::wal_bytes(self.handle.path()) > sqlite::MAX_WAL_BYTES {
                 // The syncer does not keep up: commits continue while its checkpoint runs, so the
                 // write-ahead log never begins anew. While the writer runs the checkpoint itself,
                 // nothing is committed.
@@ -265,8 +268,12 @@ impl StoreWriter {
         let began = Instant::now();
         #[cfg(test)]
         self.script.before_commit(batches.len() + journals.len())?;
-        let has_changed =
-            file.append_with_journals(&batches, changes, SyncMode::Normal, unix_ms())?;
+        let has_changed = file.append_with_journals(
+            &batches,
+            changes,
+            SyncMode::Normal,
+            wall_clock::now().unix_ms,
+        )?;
         #[cfg(test)]
         self.script.after_commit()?;
         self.metrics.commit_seconds.observe(began.elapsed().as_secs_f64());
@@ -310,10 +317,6 @@ const WEBHOOK_GROUP_COMMIT_DELAY: Duration = Duration::from_millis(2);
 
 /// Longest time that the writer parks: entries may become too old without a wake-up.
 const MAX_PARK: Duration = Duration::from_secs(1);
-
-/// Size of the write-ahead log beyond which the writer runs a checkpoint itself, 16 times the size
-/// at which the syncer does.
-const MAX_WAL_BYTES: u64 = 64 << 20;
 
 /// Interval between two rounds of retention.
 const RETENTION_INTERVAL: Duration = Duration::from_millis(100);

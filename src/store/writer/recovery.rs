@@ -7,7 +7,7 @@
 //! damage ──────────────────────────────────────────► replace: set aside, and a new file begun
 //! ```
 //!
-//! May use: `error_chain`, `log`.
+//! May use: `error_chain`, `log`, `wall_clock`.
 
 use std::{
     mem,
@@ -21,10 +21,10 @@ use crate::{
     error_chain::error_chain,
     log::Hole,
     store::{
-        clock::unix_ms,
         opening::set_aside,
         sqlite::{AppendBatch, FileError, FileFault, StoreFile, SyncMode},
     },
+    wall_clock,
 };
 
 impl StoreWriter {
@@ -94,16 +94,16 @@ impl StoreWriter {
                 self.initialize_replacement(&mut file)?;
             }
         }
-        self.webhooks.restore(&mut file, unix_ms())?;
+        self.webhooks.restore(&mut file, wall_clock::now().unix_ms)?;
         // A file that opens may still fail to write; only a synced commit ends the failed state.
-        file.sync(unix_ms())?;
+        file.sync(wall_clock::now().unix_ms)?;
         Ok(file)
     }
 
     /// Begins a new database in memory. The content of the old one is lost with it.
     fn reopen_in_memory(&mut self) -> Result<StoreFile, FileError> {
         let mut file = StoreFile::in_memory()?;
-        self.webhooks.restore(&mut file, unix_ms())?;
+        self.webhooks.restore(&mut file, wall_clock::now().unix_ms)?;
         Ok(file)
     }
 
@@ -125,7 +125,7 @@ impl StoreWriter {
         self.handle.mark_replaced();
         let opened = StoreFile::open(path).and_then(|mut file| {
             self.initialize_replacement(&mut file)?;
-            self.webhooks.restore(&mut file, unix_ms())?;
+            self.webhooks.restore(&mut file, wall_clock::now().unix_ms)?;
             Ok(file)
         });
         match opened {
@@ -155,7 +155,7 @@ impl StoreWriter {
             };
             #[cfg(test)]
             self.script.before_commit(1)?;
-            file.append(&[batch], SyncMode::Full, unix_ms())?;
+            file.append(&[batch], SyncMode::Full, wall_clock::now().unix_ms)?;
         }
         Ok(())
     }

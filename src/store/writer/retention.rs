@@ -1,7 +1,7 @@
 //! Retention in the writer's rounds: deletes entries and dead letters beyond their bounds, and
 //! scrubs the file after erasures.
 //!
-//! May use: `error_chain`.
+//! May use: `error_chain`, `wall_clock`.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,8 @@ use tracing::warn;
 use super::{RETENTION_INTERVAL, StoreWriter, WriterState};
 use crate::{
     error_chain::error_chain,
-    store::{clock::unix_ms, sqlite::FileError},
+    store::sqlite::FileError,
+    wall_clock::{self, WallTime},
 };
 
 impl StoreWriter {
@@ -51,7 +52,7 @@ impl StoreWriter {
         self.publish_usage()?;
         for _ in 0..MAX_RETENTION_STEPS {
             self.handle.begin_write();
-            self.may_retire = self.retire_step()?;
+            self.may_retire = self.retire_step(wall_clock::now())?;
             if !self.may_retire {
                 self.last_retired = Instant::now();
                 return Ok(());
@@ -68,14 +69,22 @@ impl StoreWriter {
         Ok(())
     }
 
-    /// Makes one step of retention, and returns whether anything was beyond its bounds.
-    fn retire_step(&mut self) -> Result<bool, FileError> {
+    /// Makes one step of retention, and returns whether anything was beyond its bounds. While the
+    /// clock is in doubt, only the bounds on bytes count.
+    pub(super) fn retire_step(&mut self, now: WallTime) -> Result<bool, FileError> {
         let WriterState::Open(file) = &mut self.state else { return Ok(false) };
-        let (now, settings) = (unix_ms(), &self.settings);
+        let settings = &self.settings;
+        if let Some(latest) = now.latest_plausible() {
+            self.restamp_from = file.restamp_future(self.restamp_from, latest, now.unix_ms)?;
+            if self.restamp_from.is_some() {
+                return Ok(true);
+            }
+            file.restamp_future_dead_letters(latest, now.unix_ms)?;
+        }
         let retired = file.retire(
-            now.saturating_sub(milliseconds(settings.retention)),
+            now.oldest_kept(settings.retention),
             settings.retention_bytes,
-            now,
+            now.unix_ms,
         )?;
         if let Some(retired) = &retired {
             let log = self.logs.iter().find(|log| log.product_number() == retired.product_number);
@@ -84,9 +93,10 @@ impl StoreWriter {
             }
             self.webhooks.record_expired(retired.evicted_through, &retired.expired);
         }
-        let oldest_died_at = now.saturating_sub(milliseconds(settings.dead_letter_retention));
-        let retired_dead_letters =
-            file.retire_dead_letters(oldest_died_at, settings.dead_letter_bytes)?;
+        let retired_dead_letters = file.retire_dead_letters(
+            now.oldest_kept(settings.dead_letter_retention),
+            settings.dead_letter_bytes,
+        )?;
         self.webhooks.record_retired_dead_letters(&retired_dead_letters);
         if !retired_dead_letters.is_empty()
             || retired.as_ref().is_some_and(|retired| !retired.expired.is_empty())
@@ -95,10 +105,6 @@ impl StoreWriter {
         }
         Ok(retired.is_some() || !retired_dead_letters.is_empty())
     }
-}
-
-fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Interval between two scrubs.

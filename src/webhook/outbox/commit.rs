@@ -87,8 +87,10 @@ impl Outbox {
 /// row is due at once: after a crash the outcome is unknown, so the delivery is tried again.
 fn owed_of(item: &OutboxItem, now: Now) -> OwedDelivery {
     let next_attempt_at = match item.stage {
-        DeliveryStage::Idle(NextAttempt::Retry(Some(due))) => Some(unix_ms_of(due, now)),
-        _ => (item.attempts_spent > 0).then_some(now.unix_ms),
+        DeliveryStage::Idle(NextAttempt::Retry(Some(due))) => {
+            Some(unix_ms_of(due, now.for_stored_waits()))
+        }
+        _ => (item.attempts_spent > 0).then_some(now.earliest_ms),
     };
     OwedDelivery { delivery: item.delivery.clone(), next_attempt_at }
 }

@@ -1,6 +1,8 @@
 //! The log on disk: durability, damage, full disks, erasure.
 
+mod clock;
 mod damage;
 mod disk;
 mod durable;
 mod erasure;
+mod outside_reader;

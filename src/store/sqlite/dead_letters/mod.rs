@@ -168,6 +168,37 @@ impl StoreFile {
             .map_err(|fault| fault.at(&self.path, "requeue dead letters of"))
     }
 
+    /// Gives dead letters that a wrong clock has stamped later than `latest` the time `now`, both
+    /// in Unix milliseconds, once such a dead letter is the oldest: it would hold all behind it
+    /// until its time comes. All of them at once: a wrong clock is rare, and they are bounded.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read or written; then nothing is changed.
+    pub(crate) fn restamp_future_dead_letters(
+        &mut self,
+        latest: u64,
+        now: u64,
+    ) -> Result<(), FileError> {
+        let restamped = self.try_restamp_future_dead_letters(signed(latest), signed(now));
+        restamped.map_err(|fault| fault.at(&self.path, "correct times of dead letters of"))
+    }
+
+    fn try_restamp_future_dead_letters(&mut self, latest: i64, now: i64) -> Result<(), FileFault> {
+        let query = "SELECT 1 FROM dead_letters \
+                     WHERE number = (SELECT min(number) FROM dead_letters) AND died_at > ?1";
+        if !self.connection.prepare_cached(query)?.exists([latest])? {
+            return Ok(());
+        }
+        self.in_transaction(SyncMode::Normal, |connection| {
+            connection.execute(
+                "UPDATE dead_letters SET died_at = ?2 WHERE died_at > ?1",
+                [latest, now],
+            )?;
+            Ok(())
+        })
+    }
+
     /// Deletes some of the oldest dead letters if the oldest of all died before `oldest_died_at`,
     /// in Unix milliseconds, or if all of them take more than `max_bytes`. Returns the numbers by
     /// webhook and bound, none when there is nothing to do. One small step; the caller calls again.

@@ -9,7 +9,7 @@
 #[cfg(test)]
 mod tests;
 
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{
     FileError, StoreFile, SyncMode, dead_letters,
@@ -54,6 +54,44 @@ impl StoreFile {
             oldest.retire(connection, &cut, now)
         });
         retired.map(Some)
+    }
+
+    /// Gives entries that a wrong clock has stamped later than `latest` the time `now`, both in
+    /// Unix milliseconds, once such an entry is the oldest of its product: it would hold all
+    /// entries behind it until its time comes. One small step, from the entry `from`; returns the
+    /// next one if there are more.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read or written; then nothing is changed.
+    pub(crate) fn restamp_future(
+        &mut self,
+        from: Option<i64>,
+        latest: u64,
+        now: u64,
+    ) -> Result<Option<i64>, FileError> {
+        let restamped = self.try_restamp_future(from, signed(latest), signed(now));
+        restamped.map_err(|fault| fault.at(&self.path, "correct times of"))
+    }
+
+    fn try_restamp_future(
+        &mut self,
+        from: Option<i64>,
+        latest: i64,
+        now: i64,
+    ) -> Result<Option<i64>, FileFault> {
+        let from = match from {
+            None => find_future_head(&self.connection, latest)?,
+            from => from,
+        };
+        let Some(first) = from else { return Ok(None) };
+        self.in_transaction(SyncMode::Normal, |connection| {
+            let (last, rows) = find_future_run(connection, first, latest)?;
+            let mut update = connection
+                .prepare_cached("UPDATE entries SET kept_at = ?3 WHERE entry BETWEEN ?1 AND ?2")?;
+            update.execute([first, last, now])?;
+            Ok((rows == RETENTION_STEP_ROWS).then_some(last + 1))
+        })
     }
 
     /// Returns the bytes of the file that are in use, without dead letters. [`StoreFile::retire`]
@@ -233,6 +271,38 @@ impl OldestEntry {
             .query_row([last, entry_key(self.product_number, MAX_POSITION)?], |row| row.get(0))?;
         Ok(position_of(rest.map_or(last, |entry| entry - 1)))
     }
+}
+
+/// Returns the oldest entry of a product whose oldest entry was kept later than `latest`.
+fn find_future_head(connection: &Connection, latest: i64) -> Result<Option<i64>, FileFault> {
+    let mut statement = connection.prepare_cached(
+        "SELECT entry FROM products CROSS JOIN entries ON entry = ( \
+             SELECT min(entry) FROM entries \
+             WHERE entry > (number << 40) + evicted_through AND entry < (number + 1) << 40 \
+         ) WHERE events > 0 AND kept_at > ?1 LIMIT 1",
+    )?;
+    Ok(statement.query_row([latest], |row| row.get(0)).optional()?)
+}
+
+/// Returns the last of the product's entries from `first` on that were all kept later than
+/// `latest`, and their number, at most [`RETENTION_STEP_ROWS`].
+fn find_future_run(
+    connection: &Connection,
+    first: i64,
+    latest: i64,
+) -> Result<(i64, u64), FileFault> {
+    let mut statement = connection.prepare_cached(
+        "SELECT entry, kept_at FROM entries WHERE entry BETWEEN ?1 AND ?2 ORDER BY entry LIMIT ?3",
+    )?;
+    let end = first | signed(MAX_POSITION);
+    let mut rows = statement.query(params![first, end, signed(RETENTION_STEP_ROWS)])?;
+    let (mut last, mut count) = (first - 1, 0);
+    while let Some(row) = rows.next()?
+        && row.get::<_, i64>(1)? > latest
+    {
+        (last, count) = (row.get(0)?, count + 1);
+    }
+    Ok((last, count))
 }
 
 /// Rows to delete: up to `last`, an entry's key.

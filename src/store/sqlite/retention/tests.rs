@@ -311,3 +311,23 @@ fn a_step_is_smaller_only_for_webhooks_that_may_lose_something_by_it() {
         assert_eq!(retired.expired.len() as u64, affected, "only the affected webhooks");
     }
 }
+
+#[test]
+fn entries_of_a_clock_that_was_ahead_are_dated_anew_once_they_are_the_oldest() {
+    let (_directory, mut file) = file_with_product();
+    write_events(&mut file, 1, 1..=2, 10, 50);
+    write_events(&mut file, 1, 3..=702, 10, 9000);
+    write_events(&mut file, 1, 703..=704, 10, 60);
+    assert_eq!(file.restamp_future(None, 100, 90).unwrap(), None, "the oldest is no such entry");
+    assert_eq!(retire_all(&mut file, 51, NO_BOUND).len(), 1);
+    let (mut next, mut steps) = (file.restamp_future(None, 100, 90).unwrap(), 1);
+    while next.is_some() {
+        (next, steps) = (file.restamp_future(next, 100, 90).unwrap(), steps + 1);
+    }
+    assert_eq!(steps, 700_u64.div_ceil(RETENTION_STEP_ROWS), "in small steps");
+    assert_eq!(retire_all(&mut file, 90, NO_BOUND), [], "not before their new time");
+    assert_eq!(
+        retire_all(&mut file, 91, NO_BOUND).iter().map(|step| step.events).sum::<u64>(),
+        702
+    );
+}

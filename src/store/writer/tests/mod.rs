@@ -285,7 +285,7 @@ fn the_write_ahead_log_is_bounded_whether_or_not_the_syncer_keeps_up() {
         largest = largest.max(sqlite::wal_bytes(&path));
     }
     assert!(largest > sqlite::CHECKPOINT_WAL_BYTES, "there was something to bound: {largest}");
-    assert!(largest < 2 * MAX_WAL_BYTES, "{largest}");
+    assert!(largest < 2 * sqlite::MAX_WAL_BYTES, "{largest}");
     syncer::checkpoint(&harness.writer.handle);
     harness.append(1);
     harness.writer.run_round();

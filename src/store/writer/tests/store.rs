@@ -34,7 +34,7 @@ fn in_memory_store(dead_letter_bytes: u64) -> (Store, Arc<Log>) {
 /// Returns a dead letter that has died now.
 fn fresh_dead_letter(position: u64) -> DeliveryChange {
     DeliveryChange::Dead(crate::webhook_delivery::DeadLetter {
-        died_at: unix_ms(),
+        died_at: wall_clock::now().unix_ms,
         ..dead_letter(position, b"{}")
     })
 }

@@ -310,8 +310,11 @@ fn dead_letters_beyond_their_bounds_are_lost_and_counted() {
     let mut deliveries = dead_letters_at(1..=20);
     for change in &mut deliveries {
         let DeliveryChange::Dead(letter) = change else { continue };
-        letter.died_at =
-            if letter.delivery.position <= 5 { unix_ms() - 3_700_000 } else { unix_ms() };
+        letter.died_at = if letter.delivery.position <= 5 {
+            wall_clock::now().unix_ms - 3_700_000
+        } else {
+            wall_clock::now().unix_ms
+        };
     }
     harness.journal("w", changes(20, deliveries)).unwrap();
     harness.writer.settings.dead_letter_retention = Duration::from_secs(3600);
@@ -423,4 +426,47 @@ fn a_log_publishes_how_far_it_is_persisted_and_no_watcher_waits_in_vain() {
     );
     append(&log);
     assert_eq!(*log.watch_persisted().borrow(), u64::MAX, "without a store");
+}
+
+#[test]
+fn while_the_clock_is_in_doubt_nothing_is_too_old() {
+    let mut harness = WriterHarness::new(1000);
+    harness.register(&webhook("w", 0));
+    harness.writer.settings.dead_letter_retention = Duration::from_secs(3600);
+    harness.append(5);
+    harness.writer.run_round();
+    let mut letter = dead_letter(2, b"{}");
+    letter.died_at = wall_clock::now().unix_ms;
+    harness.journal("w", changes(5, [DeliveryChange::Dead(letter)])).unwrap();
+    let later = |is_in_doubt| wall_clock::WallTime {
+        unix_ms: wall_clock::now().unix_ms + 2 * 86_400_000,
+        earliest_ms: wall_clock::now().unix_ms,
+        is_in_doubt,
+    };
+    assert!(!harness.writer.retire_step(later(true)).unwrap());
+    assert_eq!(harness.rows(), [1, 2, 3, 4, 5]);
+    assert_eq!(harness.dead_positions("w", DeadLetterState::Dead), [2]);
+    assert!(harness.writer.retire_step(later(false)).unwrap(), "a real day later it goes on");
+    assert_eq!(harness.rows(), [] as [u64; 0]);
+    assert_eq!(harness.dead_positions("w", DeadLetterState::Dead), [] as [u64; 0]);
+}
+
+#[test]
+fn dead_letters_of_a_clock_that_was_ahead_hold_no_other() {
+    let mut harness = WriterHarness::new(1000);
+    harness.register(&webhook("w", 0));
+    harness.writer.settings.dead_letter_retention = Duration::from_secs(3600);
+    let now = wall_clock::now().unix_ms;
+    let letters = [(1, now + 2 * 86_400_000), (2, now)].map(|(position, died_at)| {
+        let mut letter = dead_letter(position, b"{}");
+        letter.died_at = died_at;
+        DeliveryChange::Dead(letter)
+    });
+    harness.journal("w", changes(5, letters)).unwrap();
+    harness.retire();
+    assert_eq!(harness.dead_positions("w", DeadLetterState::Dead), [2, 1]);
+    let later =
+        wall_clock::WallTime { unix_ms: now + 3_700_000, earliest_ms: now, is_in_doubt: false };
+    harness.writer.retire_step(later).unwrap();
+    assert_eq!(harness.dead_positions("w", DeadLetterState::Dead), [] as [u64; 0]);
 }

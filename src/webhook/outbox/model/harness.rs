@@ -94,7 +94,11 @@ pub(super) struct OutboxModel {
 impl OutboxModel {
     pub(super) fn begin(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let base = Now { instant: Instant::now(), unix_ms: 1_700_000_000_000 };
+        let base = Now {
+            instant: Instant::now(),
+            unix_ms: 1_700_000_000_000,
+            earliest_ms: 1_700_000_000_000,
+        };
         let in_memory = EventStorage::InMemory { max_bytes: rng.u64(1 << 10..4 << 20) };
         let event_storage = if rng.u32(0..5) == 0 { in_memory } else { EventStorage::InStore };
         let policy = policy(&mut rng, event_storage);
@@ -134,7 +138,11 @@ impl OutboxModel {
 
     pub(super) fn now(&self) -> Now {
         let elapsed = Duration::from_millis(self.elapsed);
-        Now { instant: self.base.instant + elapsed, unix_ms: self.base.unix_ms + self.elapsed }
+        Now {
+            instant: self.base.instant + elapsed,
+            unix_ms: self.base.unix_ms + self.elapsed,
+            earliest_ms: self.base.unix_ms + self.elapsed,
+        }
     }
 
     pub(super) fn entry(&self, position: u64) -> ModelEntry {

@@ -16,7 +16,7 @@ impl OutboxHarness {
     }
 
     pub(super) fn with(policy: DeliveryPolicy) -> Self {
-        let base = Now { instant: Instant::now(), unix_ms: 1_000_000 };
+        let base = Now { instant: Instant::now(), unix_ms: 1_000_000, earliest_ms: 1_000_000 };
         let mut outbox = Outbox::new(policy, 0, Vec::new(), base);
         outbox.random = Rng::with_seed(1);
         Self { outbox, base, elapsed: 0 }
@@ -24,7 +24,11 @@ impl OutboxHarness {
 
     pub(super) fn now(&self) -> Now {
         let elapsed = Duration::from_millis(self.elapsed);
-        Now { instant: self.base.instant + elapsed, unix_ms: self.base.unix_ms + self.elapsed }
+        Now {
+            instant: self.base.instant + elapsed,
+            unix_ms: self.base.unix_ms + self.elapsed,
+            earliest_ms: self.base.unix_ms + self.elapsed,
+        }
     }
 
     pub(super) fn enqueue(&mut self, position: u64, session: &str) {
