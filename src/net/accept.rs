@@ -104,7 +104,10 @@ pub(crate) async fn serve(
                 reserve.reacquire();
             }
             Err(error) => {
-                warn!(%error, "cannot accept a connection");
+                // Peers may cause this as often as they connect.
+                if reserve.throttle.allow() {
+                    warn!(%error, "cannot accept a connection");
+                }
                 sleep(ACCEPT_RETRY_DELAY).await;
                 reserve.reacquire();
             }
