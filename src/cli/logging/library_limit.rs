@@ -35,8 +35,9 @@ impl LibraryLogLimit {
     }
 
     fn limits(&self, target: &str) -> bool {
+        let is_own = target.split("::").next() == Some(OWN_CRATE);
         // As `Targets` has it: a prefix of the target, with no regard to its `::`.
-        !is_own(target) && !self.named.iter().any(|named| target.starts_with(named.as_str()))
+        !is_own && !self.named.iter().any(|named| target.starts_with(named.as_str()))
     }
 }
 
@@ -52,11 +53,7 @@ impl<S: Subscriber> Layer<S> for LibraryLogLimit {
     }
 }
 
-/// Returns whether a target is one of the relay's own modules, which limit their lines themselves.
-fn is_own(target: &str) -> bool {
-    target.split("::").next() == Some(OWN_CRATE)
-}
-
+/// Crate of the relay's own modules, which limit their lines themselves.
 const OWN_CRATE: &str = "autoplay_relay";
 
 #[cfg(test)]
