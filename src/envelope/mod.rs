@@ -161,11 +161,14 @@ pub(crate) enum Rejection {
     /// The payload holds NUL, or its type or session holds CR, LF or NUL, which would break frames.
     #[error("payload, type or session holds a control character that would break framing")]
     ControlCharacter,
+    /// The frame's id, of an upstream that is a relay, is of an epoch that has not begun yet.
+    #[error("id is of an epoch more than a day ahead of this relay's clock")]
+    FutureId,
 }
 
 impl Rejection {
     /// Every reason, for metrics that show a zero before the first.
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::InvalidUtf8,
         Self::InvalidJson,
         Self::NotAnObject,
@@ -173,6 +176,7 @@ impl Rejection {
         Self::WrongProduct,
         Self::TooLarge,
         Self::ControlCharacter,
+        Self::FutureId,
     ];
 
     /// Returns the reason as metric labels spell it.
@@ -185,6 +189,7 @@ impl Rejection {
             Self::WrongProduct => "wrong_product",
             Self::TooLarge => "too_large",
             Self::ControlCharacter => "control_character",
+            Self::FutureId => "future_id",
         }
     }
 }

@@ -363,6 +363,7 @@ fn rejected_in_all(relay: &Relay) -> f64 {
         "wrong_product",
         "too_large",
         "control_character",
+        "future_id",
     ];
     reasons.iter().map(|reason| rejected(relay, reason)).sum()
 }
