@@ -3,7 +3,7 @@
 //! In: `RUST_LOG` and the format. Out: a subscriber for the whole process, and the guard that
 //! writes what is buffered at the end.
 //!
-//! May use: `log_limit`.
+//! May use: no other module.
 
 mod library_limit;
 mod writer;
