@@ -140,7 +140,8 @@ pub(crate) enum Rejection {
     /// The payload is not UTF-8.
     #[error("payload is not UTF-8")]
     InvalidUtf8,
-    /// The payload is not JSON, names `type`, `product_id` or `session_id` twice, or nests too deep.
+    /// The payload is not JSON, names `type`, `product_id` or `session_id` twice, or nests
+    /// too deep.
     #[error(
         "payload is not valid JSON, repeats type, product_id or session_id, \
          or nests over 128 levels"

@@ -41,8 +41,8 @@ fn skip_string(mut rest: &[u8]) -> &[u8] {
     &[]
 }
 
-/// Maximum levels of nesting: Python's decoder fails at about a thousand, and real events have under
-/// ten.
+/// Maximum levels of nesting: Python's decoder fails at about a thousand, and real events have
+/// under ten.
 const MAX_NESTING: usize = 128;
 
 #[cfg(test)]
