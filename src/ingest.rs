@@ -92,13 +92,23 @@ impl Ingest {
         let id = carries_id
             .then(|| std::str::from_utf8(&frame.id).ok().and_then(EventId::parse))
             .flatten();
+        let is_future = id.is_some_and(|id| epoch_is_ahead(id, SystemTime::now()));
         // Cloning counts a reference: the frame is consumed by `classify`, and a rejection keeps an
         // excerpt.
         let payload = frame.data.clone();
         match envelope::classify(frame, self.log.product(), received) {
+            Ok(Envelope::Event(_)) if is_future => {
+                self.reject(Rejection::FutureId, Some(&payload));
+            }
             Ok(Envelope::Event(draft)) => self.append(draft, id),
             Ok(Envelope::Gap(notice)) if self.upstream.is_relay() => {
                 let reason = notice.reason.unwrap_or(GapReason::UpstreamReconnect);
+                // The notice counts all the same, under an id of this relay: subscribers must learn
+                // of the loss.
+                let id = id.filter(|_| !is_future);
+                if is_future {
+                    self.reject(Rejection::FutureId, Some(&payload));
+                }
                 self.log.append_numbered_gap(
                     reason,
                     id,
@@ -149,6 +159,19 @@ fn lag(forwarded_at: f64, now: SystemTime) -> Duration {
     let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     Duration::try_from_secs_f64(now - forwarded_at).unwrap_or_default()
 }
+
+/// Returns whether an id's epoch is more than [`MAX_EPOCH_LEAD`] ahead of the clock.
+///
+/// This relay's own ids continue above every id that it has taken, restarts included: after one of
+/// a distant epoch there would be no room for them.
+fn epoch_is_ahead(id: EventId, now: SystemTime) -> bool {
+    let latest = now.duration_since(UNIX_EPOCH).unwrap_or_default() + MAX_EPOCH_LEAD;
+    u128::from(id.epoch) > latest.as_millis()
+}
+
+/// Lead of an upstream's clock over this relay's that is taken for a difference of clocks. Epochs
+/// also run ahead where a relay restarts within a millisecond, by one for each restart.
+const MAX_EPOCH_LEAD: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Maximum length of an id of another relay: none is longer. A longer text is not passed on to
 /// subscribers.

@@ -8,21 +8,22 @@
 mod check;
 mod demo;
 mod healthcheck;
+mod logging;
 mod serve;
 mod simulate;
 mod tail;
 mod token;
 
 use std::{
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
     process::ExitCode,
     time::Duration,
 };
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
-use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
+use self::logging::{LogFormat, init_logging};
 use crate::{app::AppError, config::Findings, error_chain::error_chain, shutdown::Signals};
 
 /// Runs the command that the arguments name, and returns its exit code.
@@ -33,8 +34,11 @@ pub fn main() -> ExitCode {
     let runtime = CommandRuntime::start();
     let result = match Cli::try_parse() {
         Ok(cli) => runtime.map_err(CliError::from).and_then(|runtime| {
-            init_logging(cli.log_format)?;
-            cli.command.run(runtime)
+            let guard = init_logging(cli.log_format)?;
+            let result = cli.command.run(runtime);
+            // Before the error is reported below: the log comes first, and as a whole.
+            drop(guard);
+            result
         }),
         Err(usage) if usage.use_stderr() => usage.exit(),
         // `--help` and `--version` are data: clap's own `exit` would hide a failed write.
@@ -65,12 +69,6 @@ struct Cli {
     log_format: LogFormat,
     #[command(subcommand)]
     command: CliCommand,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum LogFormat {
-    Text,
-    Json,
 }
 
 #[derive(Debug, Subcommand)]
@@ -138,20 +136,6 @@ impl CliError {
     fn message(&self) -> String {
         format!("autoplay-relay: {}", error_chain(self))
     }
-}
-
-fn init_logging(format: LogFormat) -> Result<(), CliError> {
-    let levels = std::env::var("RUST_LOG").ok().filter(|levels| !levels.trim().is_empty());
-    let levels = levels.unwrap_or_else(|| "info".to_owned());
-    let levels: Targets =
-        levels.parse().map_err(|error| CliError::Usage(format!("RUST_LOG: {error}")))?;
-    let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
-    let registry = tracing_subscriber::registry().with(levels);
-    match format {
-        LogFormat::Text => registry.with(layer.with_ansi(io::stderr().is_terminal())).init(),
-        LogFormat::Json => registry.with(layer.json().flatten_event(true)).init(),
-    }
-    Ok(())
 }
 
 /// Runtime of the process, and the handlers of its signals.

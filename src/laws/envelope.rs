@@ -62,7 +62,7 @@ fn check_rejection(rejection: Rejection, input: &[u8], value: Option<&Value>, pr
     };
     let Some(value) = value else { return };
     let is_justified = match rejection {
-        Rejection::InvalidUtf8 | Rejection::TooLarge => false,
+        Rejection::InvalidUtf8 | Rejection::TooLarge | Rejection::FutureId => false,
         Rejection::InvalidJson => ["type", "product_id", "session_id", "user_id"]
             .iter()
             .any(|name| value.get(name).is_some()),

@@ -8,6 +8,7 @@
 use std::{
     convert::Infallible,
     io,
+    mem::MaybeUninit,
     net::SocketAddr,
     pin::Pin,
     sync::{Arc, atomic::Ordering},
@@ -22,8 +23,9 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
+use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, Interest},
     net::{TcpListener, TcpStream},
     time::{sleep, timeout},
 };
@@ -106,7 +108,10 @@ pub(crate) async fn serve(
                 reserve.reacquire();
             }
             Err(error) => {
-                warn!(%error, "cannot accept a connection");
+                // Peers may cause this as often as they connect.
+                if reserve.throttle.allow() {
+                    warn!(%error, "cannot accept a connection");
+                }
                 sleep(ACCEPT_RETRY_DELAY).await;
                 reserve.reacquire();
             }
@@ -278,9 +283,37 @@ async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
             return Ok(start == *HTTP2_PREFACE);
         }
         // The bytes seen so far are a part of the preface. They stay in the socket, so it stays
-        // readable and `peek` would return at once: only time can tell. The caller's time-out ends
-        // this loop.
-        sleep(PREFACE_PEEK_DELAY).await;
+        // readable and `peek` would return at once.
+        wait_for_more_than(stream, seen).await?;
+    }
+}
+
+/// Waits until more than `seen` bytes can be peeked at, or the peer has closed its side.
+///
+/// # Errors
+///
+/// When the connection is closed or reset, and no more bytes can come.
+async fn wait_for_more_than(stream: &TcpStream, seen: usize) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); HTTP2_PREFACE.len()];
+    loop {
+        let ready = stream.ready(Interest::READABLE).await?;
+        let more = stream.try_io(Interest::READABLE, || {
+            match SockRef::from(stream).peek(&mut space)? {
+                bytes if bytes > seen => Ok(()),
+                // Clears the readiness, although the socket has bytes: the next ones, or the end of
+                // the connection, set it again, because epoll and kqueue are used edge-triggered.
+                // Readiness that was set after the look of `try_io` at it stays.
+                _ => Err(io::ErrorKind::WouldBlock.into()),
+            }
+        });
+        match more {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            more => return more,
+        }
+        // Read before the look at the bytes: behind those nothing more comes.
+        if ready.is_read_closed() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
     }
 }
 
@@ -338,7 +371,3 @@ const ENFILE: i32 = 23;
 
 /// Client connection preface of HTTP/2 (RFC 9113, section 3.4).
 pub(super) const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// A real client sends the preface in one segment; only a hand-typed or hostile preface is peeked
-/// at twice.
-const PREFACE_PEEK_DELAY: Duration = Duration::from_millis(50);

@@ -30,6 +30,7 @@ use tower::Service;
 use super::{
     event_stream::EventStream,
     header_spelling::contract_spelling,
+    interim_answers::{InterimAnswerLimit, MAX_INTERIM_ANSWERS},
     tls::{TlsError, tls_client_config},
     tls_problem::{describe_tls_problem, ends_in_handshake},
 };
@@ -154,7 +155,12 @@ impl EventStreamClient {
             .headers_mut()
             .insert(HOST, HeaderValue::from_str(host).map_err(|_| OpenError::Header)?);
         request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(RELAY_USER_AGENT));
-        let response = sender.send_request(request).await.map_err(OpenError::of_exchange)?;
+        let limit = InterimAnswerLimit::of(&mut request);
+        let response = limit
+            .run(sender.send_request(request))
+            .await
+            .ok_or(OpenError::InterimAnswers)?
+            .map_err(OpenError::of_exchange)?;
         Ok(Exchange { response, connection_task })
     }
 }
@@ -242,6 +248,9 @@ pub(crate) enum OpenError {
     /// Connection and response took longer than [`OPEN_TIMEOUT`].
     #[error("no answer within {} s", OPEN_TIMEOUT.as_secs())]
     Timeout,
+    /// More than [`MAX_INTERIM_ANSWERS`] interim answers.
+    #[error("more than {MAX_INTERIM_ANSWERS} interim answers (1xx) and no other")]
+    InterimAnswers,
     /// A status other than 200.
     #[error("answered {status}")]
     Status {

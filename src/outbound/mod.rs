@@ -14,6 +14,7 @@ pub(crate) mod egress_guard;
 pub(crate) mod event_stream;
 pub(crate) mod header_spelling;
 pub(crate) mod idle_timeout;
+pub(crate) mod interim_answers;
 pub(crate) mod networks;
 mod server_verifier;
 pub(crate) mod tls;

@@ -2,14 +2,17 @@
 //!
 //! The worker writes; the registry and the admin API read without asking the worker.
 //!
-//! May use: `metrics`, `store`, `webhook_delivery`.
+//! May use: `log_limit`, `metrics`, `store`, `webhook_delivery`.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tracing::{info, warn};
 
 use super::{Now, WebhookStatus, definition::Definition, outbox::Outbox};
-use crate::{metrics::WebhookMetrics, store::WebhookNotice, webhook_delivery::EndpointState};
+use crate::{
+    log_limit::LogRateLimit, metrics::WebhookMetrics, store::WebhookNotice,
+    webhook_delivery::EndpointState,
+};
 
 /// Status of one webhook, shared by its worker and all readers. The lock is held for copies only.
 #[derive(Debug)]
@@ -19,6 +22,27 @@ pub(super) struct SharedStatus(Mutex<PublishedStatus>);
 struct PublishedStatus {
     definition: Arc<Definition>,
     status: WebhookStatus,
+    log_limits: StateLogLimits,
+}
+
+/// Limits of the lines about an endpoint's states: a receiver chooses how often they change.
+#[derive(Debug, Default)]
+struct StateLogLimits {
+    active: LogRateLimit,
+    throttled: LogRateLimit,
+    open: LogRateLimit,
+    disabled: LogRateLimit,
+}
+
+impl StateLogLimits {
+    fn of(&mut self, state: EndpointState) -> &mut LogRateLimit {
+        match state {
+            EndpointState::Active => &mut self.active,
+            EndpointState::Throttled => &mut self.throttled,
+            EndpointState::Open => &mut self.open,
+            EndpointState::Disabled => &mut self.disabled,
+        }
+    }
 }
 
 impl SharedStatus {
@@ -34,7 +58,8 @@ impl SharedStatus {
             oldest_pending: None,
             dead: 0,
         };
-        Self(Mutex::new(PublishedStatus { definition: Arc::new(definition), status }))
+        let log_limits = StateLogLimits::default();
+        Self(Mutex::new(PublishedStatus { definition: Arc::new(definition), status, log_limits }))
     }
 
     /// Returns the current definition.
@@ -77,7 +102,7 @@ impl SharedStatus {
         };
         metrics.record_status(status.state, status.pending, status.dead, oldest_pending);
         let mut published = self.lock();
-        log_changes(&published, &status);
+        log_changes(&mut published, &status);
         published.status = status;
         published.definition.refreshed(&endpoint, now)
     }
@@ -89,10 +114,10 @@ impl SharedStatus {
 }
 
 /// Logs a change of the endpoint's state, and dead letters.
-fn log_changes(before: &PublishedStatus, status: &WebhookStatus) {
+fn log_changes(before: &mut PublishedStatus, status: &WebhookStatus) {
     let webhook = before.definition.webhook.id.as_str();
     let problem = status.problem.as_deref().unwrap_or_default();
-    if before.status.state != status.state {
+    if before.status.state != status.state && before.log_limits.of(status.state).allow() {
         match status.state {
             EndpointState::Active => {
                 info!(webhook, pending = status.pending, "the webhook is active");

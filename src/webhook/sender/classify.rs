@@ -20,7 +20,8 @@ use hyper_util::client::legacy::{self, connect::Connected};
 use crate::{
     error_chain::find_in_chain,
     outbound::{
-        client::parse_retry_after, egress_guard::EgressError, tls_problem::describe_tls_problem,
+        client::parse_retry_after, egress_guard::EgressError, interim_answers::MAX_INTERIM_ANSWERS,
+        tls_problem::describe_tls_problem,
     },
     webhook::Disposition,
     webhook_delivery::Outcome,
@@ -81,6 +82,14 @@ impl Classification {
         Self::retry(
             Outcome::Timeout,
             format!("no complete answer within {} s", timeout.as_secs_f64()),
+        )
+    }
+
+    /// Returns the classification of too many interim answers.
+    pub(super) fn interim_answers() -> Self {
+        Self::retry(
+            Outcome::Failed,
+            format!("more than {MAX_INTERIM_ANSWERS} interim answers (1xx) and no other"),
         )
     }
 

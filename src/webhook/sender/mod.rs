@@ -36,6 +36,7 @@ use crate::{
     outbound::{
         egress_guard::{EgressConnector, EgressGuard},
         header_spelling::contract_spelling,
+        interim_answers::InterimAnswerLimit,
     },
     webhook_delivery::Attempt,
 };
@@ -132,15 +133,19 @@ impl WebhookSender {
     ) -> (Classification, Option<Incoming>) {
         let mut resends = 0;
         loop {
-            match timeout_at(deadline, self.client.send(request.clone())).await {
-                Ok(Ok(response)) => {
+            let mut request = request.clone();
+            let limit = InterimAnswerLimit::of(&mut request);
+            let sent = timeout_at(deadline, limit.run(self.client.send(request))).await;
+            match sent {
+                Ok(Some(Ok(response))) => {
                     let (head, body) = response.into_parts();
                     return (Classification::of_response(head.status, &head.headers), Some(body));
                 }
-                Ok(Err(failure)) if resends < MAX_RESENDS && proves_unprocessed(&failure) => {
+                Ok(Some(Err(failure))) if resends < MAX_RESENDS && proves_unprocessed(&failure) => {
                     resends += 1;
                 }
-                Ok(Err(failure)) => return (Classification::of_error(&failure), None),
+                Ok(Some(Err(failure))) => return (Classification::of_error(&failure), None),
+                Ok(None) => return (Classification::interim_answers(), None),
                 Err(_) => return (Classification::timeout(self.timeout), None),
             }
         }

@@ -1,9 +1,14 @@
 //! A leaf and its edge. The test plays the edge, frame by frame.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::scripted::{FROM_OLDEST, edge_and_leaf, resume_fields, send, send_of};
-use crate::common::{connector::Connector, events::event, relay::Relay};
+use crate::common::{
+    PRODUCT,
+    connector::Connector,
+    events::{event, number},
+    relay::Relay,
+};
 
 #[test]
 fn a_connector_gets_neither_a_resume_id_nor_the_follow_header() {
@@ -328,4 +333,31 @@ fn an_upstream_that_is_no_longer_a_relay_is_not_asked_to_resume() {
     assert_eq!(resume_fields(&link), (None, None), "a connector again");
     subscriber.gap();
     assert_eq!(leaf.gaps("upstream_reconnect"), 2.0);
+}
+
+#[test]
+fn an_event_of_a_distant_epoch_is_rejected_and_ids_go_on() {
+    let (edge, leaf) = edge_and_leaf();
+    let mut subscriber = leaf.subscribe_to(FROM_OLDEST);
+    let mut link = edge.accept_leaf();
+    send(&mut link, 1..2);
+    link.heartbeat();
+    assert_eq!(subscriber.numbers(1), [1]);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
+    let day = 24 * 60 * 60 * 1000;
+    for epoch in [u128::from(u64::MAX), now + day + 60_000] {
+        link.event_as(&format!("{epoch}-1"), event(2));
+    }
+    // A lead of less than a day is a difference of clocks.
+    link.event_as(&format!("{}-1", now + day - 60_000), event(3));
+    let frame = subscriber.event();
+    assert_eq!(number(&frame.data), 3);
+    assert_eq!(frame.id(), format!("{}-1", now + day - 60_000));
+    let rejected = [("product_id", PRODUCT), ("reason", "future_id")];
+    leaf.wait_for_metric("autoplay_relay_upstream_rejected_total", &rejected, 2.0);
+    // A notice of a loss is announced all the same, under an id of the leaf.
+    link.gap_as(&format!("{}-1", u64::MAX), "upstream_reconnect", "7-3");
+    let gap = subscriber.gap();
+    assert!(!gap.id().starts_with("18446744073709551615"), "{}", gap.id());
+    leaf.wait_for_metric("autoplay_relay_upstream_rejected_total", &rejected, 3.0);
 }

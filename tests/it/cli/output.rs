@@ -2,15 +2,17 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::pipe,
+    io::{BufRead, BufReader, pipe},
     process::{Command, Output, Stdio},
+    time::{Duration, Instant},
 };
 
 use crate::common::{
     PRODUCT,
     connector::Connector,
     events::event,
-    process::Process,
+    http,
+    process::{Process, address},
     relay::{Relay, Setup},
 };
 
@@ -134,4 +136,36 @@ fn an_event_after_the_disk_is_full_ends_tail() {
         link.event(event(1));
         assert_eq!(tail.join().unwrap().status.code(), Some(1));
     });
+}
+
+#[test]
+fn a_reader_of_the_log_that_stands_still_delays_no_request_and_learns_what_it_missed() {
+    let (_directory, file) = Setup::new().upstream(PRODUCT, "http://127.0.0.1:1/s", "").write();
+    let mut relay = Command::new(env!("CARGO_BIN_EXE_autoplay-relay"))
+        .args(["serve", "--log-format", "json", "--config", file.to_str().unwrap()])
+        .env_clear()
+        .env("RUST_LOG", "trace,hyper=trace,tokio=off")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut log = BufReader::new(relay.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let serving = (&mut log)
+        .map(|line| serde_json::from_str::<serde_json::Value>(&line).unwrap())
+        .find(|line| line["message"] == "serving")
+        .unwrap();
+    let to = address(&serving, "listen").unwrap();
+    // Far more lines than the pipe and the buffer hold.
+    for _ in 0..1500 {
+        let began = Instant::now();
+        assert_eq!(http::status(to, "/nothing", &[]), 404);
+        assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    }
+    assert!(log.any(|line| line.contains("log lines were dropped")), "the log tells of it");
+    let stop = format!("-TERM {}", relay.id());
+    assert!(Command::new("kill").args(stop.split(' ')).status().unwrap().success());
+    assert!(log.any(|line| line.contains("\"left\"")), "the end is in the log");
+    log.for_each(drop);
+    assert_eq!(relay.wait().unwrap().code(), Some(0));
 }

@@ -3,13 +3,16 @@
 
 use std::{
     io::Write,
-    net::SocketAddr,
+    net::{Shutdown, SocketAddr},
     thread,
     time::{Duration, Instant},
 };
 
+use socket2::SockRef;
+
 use crate::common::{
     PRODUCT, STREAM,
+    frames::{PREFACE, settings},
     http::{self, Wire},
     relay::{KEYS, Relay, Setup},
     subscriber::Subscriber,
@@ -225,6 +228,65 @@ fn a_connection_without_a_whole_request_is_closed_after_the_head_timeout() {
     });
     let mut connected = connected;
     connected.expect_nothing(Duration::from_millis(20));
+}
+
+#[test]
+fn a_part_of_a_preface_costs_nothing_while_it_waits_and_does_not_outlive_its_client() {
+    let relay = limited("head_timeout = '60s'");
+    let at_first = relay.process.open_sockets();
+    for beginning in [b"P".as_slice(), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r"] {
+        let wires: Vec<_> = (0..400)
+            .map(|_| {
+                let mut wire = Wire::connect(relay.public);
+                wire.send(beginning);
+                wire
+            })
+            .collect();
+        wait::until("all connections are accepted", || {
+            relay.process.open_sockets() >= at_first + wires.len()
+        });
+        let before = relay.process.processor_time();
+        wait::holds("they wait", Duration::from_secs(2), || wires.len() == 400);
+        let used = relay.process.processor_time() - before;
+        assert!(used < Duration::from_millis(150), "{used:?} for waiting");
+        drop(wires);
+        wait::until("their connections are gone", || relay.process.open_sockets() <= at_first);
+        // Half closed, and reset.
+        let mut half_closed = Wire::connect(relay.public);
+        half_closed.send(beginning);
+        half_closed.socket().shutdown(Shutdown::Write).unwrap();
+        half_closed.rest();
+        let reset = Wire::connect(relay.public);
+        SockRef::from(reset.socket()).set_linger(Some(Duration::ZERO)).unwrap();
+        let mut reset = reset;
+        reset.send(beginning);
+        drop(reset);
+        drop(half_closed);
+        wait::until("no connection is left", || relay.process.open_sockets() <= at_first);
+    }
+}
+
+#[test]
+fn a_preface_that_arrives_in_pieces_is_one() {
+    let relay = limited("");
+    for piece in [1, 5, 23] {
+        let mut wire = Wire::connect(relay.public);
+        wire.socket().set_nodelay(true).unwrap();
+        for bytes in PREFACE.chunks(piece) {
+            wire.send(bytes);
+            wait::holds("a piece is on its way", Duration::from_millis(5), || true);
+        }
+        wire.send(settings(&[]));
+        let first = wait::value("the relay's settings", || {
+            wire.look(Instant::now() + Duration::from_millis(50));
+            wire.take(9)
+        });
+        assert_eq!(first[3], 4, "{piece}: a frame of type SETTINGS");
+    }
+    let mut other = Wire::connect(relay.public);
+    other.send("P");
+    other.send(http::request(relay.public, "OST", "/nothing", &[]));
+    assert_eq!(other.head().status(), 404, "another method that begins alike");
 }
 
 #[test]

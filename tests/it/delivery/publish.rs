@@ -138,6 +138,28 @@ fn null_text_and_the_fields_of_others_are_published_and_an_upstreams_event_is_ta
 }
 
 #[test]
+fn an_event_that_nests_over_128_levels_gets_400() {
+    let connector = Connector::new();
+    let relay = setup(&connector).start();
+    // The object is the first level.
+    for (open, close, allowed) in [("[", "]", 127), ("{\"a\":[", "]}", 63)] {
+        let nested = |levels: usize| {
+            let (open, close) = (open.repeat(levels), close.repeat(levels));
+            format!(r#"{{"type":"x","x":{open}0{close}}}"#)
+        };
+        assert_eq!(publish(&relay, &nested(allowed)).status(), 202, "{open}");
+        for levels in [allowed + 1, 30_000] {
+            let problem = publish(&relay, &nested(levels)).problem(400).json();
+            let detail = problem["detail"].as_str().unwrap();
+            assert!(detail.starts_with("invalid_json"), "{open} {levels}: {detail}");
+        }
+    }
+    let wide = format!(r#"{{"type":"x","x":[{}0],"y":"{}"}}"#, "[],".repeat(500), "[".repeat(500));
+    assert_eq!(publish(&relay, &wide).status(), 202, "width and text are no nesting");
+    assert_eq!(Page::read(&relay.get(PAGES, &[KEY])).events.len(), 3);
+}
+
+#[test]
 fn a_client_without_publish_permission_is_refused() {
     let connector = Connector::new();
     let relay = setup(&connector).start();

@@ -77,6 +77,28 @@ fn floods_that_require_replies_are_closed_when_the_replies_are_not_read() {
 }
 
 #[test]
+fn a_flood_of_replies_that_answer_nothing_fills_no_log() {
+    const ACK: u8 = 1;
+    let mut scene = Scene::new("");
+    let flood = frame(PING, ACK, 0, b"whatever").repeat(200_000);
+    scene.run_attack(|to| {
+        for _ in 0..2 {
+            let mut client = Frames::connect(to, &[]);
+            client.send(&flood);
+            client.send(&frame(PING, 0, 0, b"the last"));
+            wait::until("the relay has read the flood", || {
+                client.next().is_none_or(|frame| frame.payload == b"the last")
+            });
+        }
+    });
+    scene.relay.process.signal("TERM");
+    let log = scene.relay.process.stderr.whole();
+    let lines = log.lines().filter(|line| line.contains("recv PING ack")).count();
+    assert_eq!(lines, 1, "one line a minute");
+    assert_eq!(scene.relay.process.exit_code(), Some(0));
+}
+
+#[test]
 fn a_body_of_empty_frames_is_refused() {
     let scene = Scene::new("");
     scene.run_attack(|to| {

@@ -335,3 +335,24 @@ fn subscribers_are_served_while_the_upstream_is_unavailable() {
 fn outcome(outcome: &str) -> [(&'static str, &str); 2] {
     [("product_id", PRODUCT), ("outcome", outcome)]
 }
+
+#[test]
+fn an_upstream_that_streams_interim_answers_is_a_failed_connection() {
+    let connector = Connector::new();
+    let relay = Relay::behind(&connector);
+    let interim = b"HTTP/1.1 100 Continue\r\n\r\n";
+    let failed = [("product_id", PRODUCT), ("outcome", "failed")];
+    for failures in 1..3 {
+        let mut link = connector.accept();
+        link.send(interim.repeat(17));
+        relay.wait_for_metric("autoplay_relay_upstream_connects_total", &failed, failures.into());
+        wait::until("the connection is closed", || !link.is_open());
+    }
+    // Up to 16 precede the answer.
+    let mut link = connector.accept();
+    link.send(interim.repeat(16));
+    link.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n");
+    let mut subscriber = relay.subscribe();
+    link.event(event(1));
+    assert_eq!(subscriber.numbers(1), [1]);
+}

@@ -250,6 +250,23 @@ fn an_invalid_event_is_counted_by_reason_and_the_stream_continues() {
 }
 
 #[test]
+fn an_event_that_nests_over_128_levels_is_rejected_and_the_stream_continues() {
+    let connector = Connector::new();
+    let relay = Relay::behind(&connector);
+    let mut link = connector.stream();
+    let mut subscriber = relay.subscribe();
+    let nested = |arrays: usize| {
+        format!(r#"{{"type":"a","x":{}{}}}"#, "[".repeat(arrays), "]".repeat(arrays))
+    };
+    for too_deep in [128, 10_000, 100_000] {
+        link.event(nested(too_deep));
+    }
+    link.event(nested(127));
+    assert_eq!(subscriber.event().data, nested(127).as_bytes(), "the object is the first level");
+    assert_eq!(rejected(&relay, "invalid_json"), 3.0);
+}
+
+#[test]
 fn an_event_beyond_max_event_bytes_is_skipped_and_the_connection_stays() {
     let connector = Connector::new();
     let relay = Setup::behind_with(&connector, "max_event_bytes = '1KiB'").start();
@@ -346,6 +363,7 @@ fn rejected_in_all(relay: &Relay) -> f64 {
         "wrong_product",
         "too_large",
         "control_character",
+        "future_id",
     ];
     reasons.iter().map(|reason| rejected(relay, reason)).sum()
 }

@@ -141,3 +141,53 @@ async fn what_is_no_status_line_and_too_many_headers_are_no_answer() {
         assert_eq!(attempt.error.as_deref(), Some("the answer is not HTTP"));
     }
 }
+
+#[tokio::test]
+async fn more_than_16_interim_answers_are_a_failed_attempt() {
+    for interim in [
+        "HTTP/1.1 100 Continue\r\n\r\n",
+        "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n",
+        "HTTP/1.1 199 Odd\r\n\r\n",
+    ] {
+        for (count, then) in [(17, AfterAnswer::Hang), (10_000, AfterAnswer::Hang)] {
+            let receiver = ScriptedReceiver::new(interim.repeat(count), then).await;
+            let (attempt, disposition) = post(&sender(&receiver.url(), "timeout = '20s'")).await;
+            assert_eq!((attempt.outcome, disposition), (Outcome::Failed, PLAIN_RETRY));
+            assert!(attempt.error.unwrap().contains("interim"), "{interim:?}");
+            assert!(attempt.duration_ms < 10_000, "{}", attempt.duration_ms);
+            receiver.all_closed().await;
+        }
+        let answer = interim.repeat(17) + OK;
+        let (attempt, _) = attempt_against(answer, AfterAnswer::KeepOpen, "").await;
+        assert_eq!(attempt.outcome, Outcome::Failed, "an answer behind them does not count");
+    }
+}
+
+#[tokio::test]
+async fn up_to_16_interim_answers_precede_an_answer_with_each_request() {
+    let answer = "HTTP/1.1 102 Processing\r\n\r\n".repeat(16) + OK;
+    let receiver = ScriptedReceiver::new(answer, AfterAnswer::KeepOpen).await;
+    let sender = sender(&receiver.url(), "");
+    for _ in 0..3 {
+        assert_eq!(post(&sender).await.1, Disposition::Accepted);
+    }
+    assert_eq!(receiver.connections(), 1);
+}
+
+#[tokio::test]
+async fn interim_answers_one_at_a_time_do_not_extend_the_timeout() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let sender = sender(&format!("http://{}/", listener.local_addr().unwrap()), SHORT_TIMEOUT);
+    let receiver = tokio::spawn(async move {
+        let mut stream = listener.accept().await.unwrap().0;
+        // hyper takes bytes before the request for an answer to none.
+        assert_ne!(stream.read(&mut [0; 4096]).await.unwrap(), 0);
+        while stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    let (attempt, disposition) = post(&sender).await;
+    assert_eq!((attempt.outcome, disposition), (Outcome::Timeout, PLAIN_RETRY));
+    assert!(attempt.duration_ms < 5000, "{}", attempt.duration_ms);
+    receiver.await.unwrap();
+}
