@@ -11,7 +11,7 @@
 //!             frames session              store           └─► webhook: reader, outbox, sender
 //! ```
 //!
-//! Around it stand `config`, `auth`, `net` (sockets), `outbound` (connections that the relay
+//! Around it are `config`, `auth`, `net` (sockets), `outbound` (connections that the relay
 //! opens), `http/admin`, `metrics`, `app` (assembly and life cycle) and `cli`.
 //!
 //! `ARCHITECTURE.md` follows one event through the files. The library exists for the binary beside

@@ -99,7 +99,7 @@ pub(crate) enum SignalRequest {
 }
 
 /// Window in which a repeated signal counts as the same request: longer than the time between the
-/// two system calls of one sender, too short for a person who has seen the effect of the first
+/// two system calls of one sender, too short for a person who reacts to the effect of the first
 /// signal.
 const REPEATED_SIGNAL_WINDOW: Duration = Duration::from_millis(10);
 

@@ -25,7 +25,7 @@ use atomic_waker::AtomicWaker;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// Timer wheel: slots of entries, and the tick at which it stands.
+/// Timer wheel: slots of entries, and the current tick.
 #[derive(Debug)]
 pub(crate) struct TimerWheel {
     started: Instant,
@@ -38,7 +38,7 @@ impl TimerWheel {
     /// Creates a wheel that does not turn yet.
     pub(crate) fn new() -> Arc<Self> {
         let slots = (0..SLOT_COUNT).map(|_| Vec::new()).collect();
-        // Tick 0 is left out: it stands for "never" in an entry.
+        // Tick 0 is left out: it means "never" in an entry.
         Arc::new(Self {
             started: Instant::now(),
             current_tick: AtomicU64::new(1),
@@ -68,7 +68,7 @@ impl TimerWheel {
         self.started.elapsed().saturating_sub(turned_for)
     }
 
-    /// Returns the tick at which the wheel stands.
+    /// Returns the wheel's current tick.
     pub(crate) fn current_tick(&self) -> u64 {
         self.current_tick.load(SeqCst)
     }

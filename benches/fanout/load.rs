@@ -149,7 +149,7 @@ impl Load {
         })
     }
 
-    /// Waits until `look` returns true, or its number stands still.
+    /// Waits until `look` returns true, or its number stops growing.
     fn wait(&self, look: impl Fn(&Shared) -> (u64, bool)) -> Result<()> {
         let (mut number, mut since) = (0, Instant::now());
         loop {

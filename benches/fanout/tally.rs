@@ -35,7 +35,7 @@ impl Display for Resume {
     }
 }
 
-/// What one subscriber has received.
+/// Events that one subscriber has received.
 #[derive(Debug)]
 pub(crate) struct SubscriberRecord {
     /// Number of the subscriber.
@@ -135,13 +135,13 @@ impl SubscriberRecord {
         self.last_sequence
     }
 
-    /// The epoch of the last id it got.
+    /// Returns the epoch of the last id that the subscriber received.
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch
     }
 }
 
-/// What many subscribers have seen together.
+/// Totals over many subscribers.
 #[derive(Clone, Debug)]
 pub(crate) struct Tally {
     template: Template,
@@ -152,9 +152,9 @@ pub(crate) struct Tally {
     pub(crate) gaps: u64,
     /// Events that were missing there.
     pub(crate) missed: u64,
-    /// What should not have happened.
+    /// Violations of the delivery guarantees.
     pub(crate) faults: Faults,
-    /// From sent to received, in microseconds.
+    /// Time from sending to receipt, in microseconds.
     pub(crate) latency: Histogram,
     /// Latency of the events before the measured ones, in microseconds.
     pub(crate) latency_before: Histogram,

@@ -14,7 +14,7 @@ use crate::support::{
     payload::{Series, Template, session_name},
 };
 
-/// How events are published to a target.
+/// Settings for publishing events to a target.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Publishing {
     /// Address for requests.

@@ -73,7 +73,7 @@ pub(crate) fn client(protocol: &[u8]) -> Result<Arc<ClientConfig>> {
         .with_safe_default_protocol_versions()?;
     let mut config = builder.with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = vec![protocol.to_vec()];
-    // Each subscriber stands for another client, so each makes a full handshake.
+    // Each subscriber represents another client, so each makes a full handshake.
     config.resumption = rustls::client::Resumption::disabled();
     Ok(Arc::new(config))
 }

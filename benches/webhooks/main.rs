@@ -119,7 +119,7 @@ fn measure(size: Size, scenarios: &[char]) -> Result<bool> {
     Ok(faults.is_empty())
 }
 
-/// A: the maximum rate of deliveries.
+/// Measures A: the maximum rate of deliveries.
 fn throughput(size: Size) -> Result<Vec<String>> {
     let sink = Sink::open()?;
     let mut rig = Rig::start(&[sink.address])?;
@@ -133,7 +133,7 @@ fn throughput(size: Size) -> Result<Vec<String>> {
     Ok(faults(rig, &sink, "A"))
 }
 
-/// B and D: the latency of deliveries at a moderate rate.
+/// Measures B and D: the latency of deliveries at a moderate rate.
 fn latency(size: Size, what: &str, others: &[SocketAddr]) -> Result<Vec<String>> {
     let sink = Sink::open()?;
     let hooks: Vec<SocketAddr> =
@@ -164,7 +164,7 @@ fn latency(size: Size, what: &str, others: &[SocketAddr]) -> Result<Vec<String>>
     Ok(faults)
 }
 
-/// C: the memory of queued deliveries, and their rate at the end.
+/// Measures C: the memory of queued deliveries, and their rate at the end.
 fn queue(size: Size) -> Result<Vec<String>> {
     let mut sink = Sink::closed()?;
     let mut rig = Rig::start(&[sink.address])?;
@@ -201,7 +201,7 @@ fn queue(size: Size) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// D: the effect of failing receivers on the others.
+/// Measures D: the effect of failing receivers on the others.
 fn beside_failing_receivers(size: Size) -> Result<Vec<String>> {
     let mut faults = latency(size, "D, alone", &[])?;
     let refusing = Sink::closed()?;

@@ -216,7 +216,7 @@ impl App {
         removed
     }
 
-    /// Admits newcomers by these rules, and disconnects the subscribers that they would refuse.
+    /// Applies these rules to new subscribers, and disconnects those that the rules would refuse.
     fn apply_access(&mut self, config: &Config) {
         let server = &config.server;
         for upstream in &config.upstreams {
@@ -249,8 +249,8 @@ impl App {
         self.relay.metrics.set_max_subscribers(server.max_subscribers);
         // After the routes: a request that the former router admitted meanwhile is judged here, or
         // when it takes its permit. `Subscribers` sets the rules before it judges each permit, and
-        // a newcomer takes its permit before it is judged by the rules in force, so one of the two
-        // sees it.
+        // a new subscriber takes its permit before it is judged by the rules in force, so one of
+        // the two sees it.
         self.relay.subscribers.set_access(&access);
         self.admin.operator_tails.set_access(&operator_access);
     }

@@ -144,7 +144,7 @@ pub(super) fn product(
     }
 }
 
-/// Returns the product as another configuration wants it. Log, fan-out and counters are shared.
+/// Returns the product under another configuration. Log, fan-out and counters are shared.
 pub(super) fn reconfigured_product(
     server: &ServerConfig,
     upstream: &UpstreamConfig,

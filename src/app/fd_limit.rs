@@ -51,7 +51,7 @@ fn raise_descriptor_limit() -> Option<usize> {
 }
 
 /// Connections that are not subscribers': publishers, pollers, peers that have just connected, and
-/// newcomers that are answered 503 for lack of a permit.
+/// new subscribers that are answered 503 for lack of a permit.
 const NON_SUBSCRIBER_CONNECTIONS: usize = 1024;
 
 /// The store's files, the runtimes, the other listeners and their clients, and the connections

@@ -4,7 +4,7 @@
 //! Decides nothing about events.
 //!
 //! ```text
-//! shut down: not ready, newcomers shed ─► subscribers drained, while events flow ─► upstreams
+//! shut down: not ready, shedding begins ─► subscribers drained, while events flow ─► upstreams
 //!            ─► webhooks ─► public listener, shards ─► admin listener ─► store, shard threads
 //! ```
 //!
@@ -165,8 +165,7 @@ impl App {
 
     /// Serves until a signal asks for a shutdown; a second one ends the process at once.
     ///
-    /// When `watch` sees the configuration change, or a signal asks for a reload, the new
-    /// configuration is brought into force.
+    /// Applies a new configuration when `watch` reports a change, or a signal asks for a reload.
     ///
     /// # Errors
     ///
@@ -239,8 +238,8 @@ impl App {
     /// Shuts the relay down: readiness, subscribers, upstreams, webhooks, public side, store, admin
     /// side.
     async fn shut_down(mut self) -> Result<(), AppError> {
-        // The listener stays open during the drain: newcomers are answered 503 instead of being
-        // refused, and probes see that the relay is not ready.
+        // The listener stays open during the drain: new requests are answered 503 instead of
+        // being refused, and probes see that the relay is not ready.
         self.relay.is_draining.store(true, Ordering::SeqCst);
         self.relay.subscribers.drain(self.config.server.drain_window).await;
         // After the drain: subscribers receive events until they are disconnected.

@@ -38,7 +38,7 @@ pub(super) struct ProductTasks {
     shard_runtimes: Vec<Handle>,
     rejected: Arc<RejectedFrames>,
     stop: StopTokens,
-    /// Cancelled when a task has ended that was not told to.
+    /// Cancelled when a task has ended before its stop token was cancelled.
     failed: CancellationToken,
 }
 

@@ -18,7 +18,7 @@ pub(super) struct StopTokens {
     pub(super) admin_ended: CancellationToken,
 }
 
-/// Joins every task of a set that was told to end.
+/// Joins every task of a set whose stop token was cancelled.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! Digests that stand for keys and tokens.
+//! Digests that replace keys and tokens.
 //!
 //! In: a secret. Out: its SHA-256, which is compared and kept instead of the secret.
 //!

@@ -15,7 +15,7 @@ use crate::{
     event::{Kind, Only, ProductId, Scope, SessionId},
 };
 
-/// What a credential allows.
+/// Permissions of one credential.
 #[derive(Clone, Debug)]
 pub(crate) struct Grant {
     /// Name of the key in the configuration; the same name for all scoped tokens.

@@ -150,7 +150,7 @@ impl Access {
     }
 }
 
-/// The credential of a request, by what its place in the request may carry.
+/// Credential of a request, by the part of the request that carries it.
 #[derive(Debug)]
 pub(crate) enum Credential<'a> {
     /// A key or a scoped token.
@@ -241,12 +241,12 @@ pub(crate) fn bearer_token(authorization: &[u8]) -> Option<&[u8]> {
 
 const BEARER_PREFIX: &[u8] = b"Bearer ";
 
-/// Name that stands for the key's where a request has no credential.
+/// Key name of requests without a credential.
 const ANONYMOUS_KEY_NAME: &str = "anonymous";
 
 /// Name of the admin key.
 pub(crate) const ADMIN_KEY_NAME: &str = "admin";
 
-/// Name that stands for the key's where a request has a scoped token: the token's holder must not
-/// show in lists, let alone in metrics.
+/// Key name of requests with a scoped token: the token's holder must not appear in lists or
+/// metrics.
 const TOKEN_KEY_NAME: &str = "token";

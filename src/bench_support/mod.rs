@@ -92,7 +92,7 @@ pub fn append_to_full(stream: &[u8]) -> impl FnMut() -> Batch {
     }
 }
 
-/// Returns the step "append" to a log in memory that has room.
+/// Returns the step "append" to a log in memory that is not full.
 pub fn append_to_growing(stream: &[u8]) -> impl FnMut() -> Batch {
     let (mut events, mut growing) = (BenchEvents::of(stream), log());
     move || {

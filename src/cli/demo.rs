@@ -121,8 +121,8 @@ const DEMO_TOKEN: &str = "demo-token";
 /// Secret that the relay signs with and the receiver verifies with.
 const DEMO_SECRET: &str = "demo-secret";
 
-/// The configuration that `serve` would read from a file. UPSTREAM stands for the address of the
-/// simulator, RECEIVER for that of the sample receiver.
+/// The configuration that `serve` would read from a file. UPSTREAM is replaced by the address of
+/// the simulator, RECEIVER by that of the sample receiver.
 const DEMO_CONFIG: &str = r#"
 [server]
 listen = "127.0.0.1:8080"

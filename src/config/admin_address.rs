@@ -26,7 +26,7 @@ impl Config {
     /// # Errors
     ///
     /// When the file cannot be read or is not TOML, or when the address is wrong or has port 0,
-    /// which stands for a port that only the running relay knows.
+    /// which means a port that the running relay chooses.
     pub(crate) fn admin_address(
         path: Option<&Path>,
         environment: &Environment,

@@ -126,7 +126,7 @@ impl StaticKeyConfig {
     }
 }
 
-/// Reads a list of products; `*` alone stands for all products.
+/// Reads a list of products; `*` alone means all products.
 fn read_products(entry: &ConfigEntry<'_>) -> Option<Only<ProductId>> {
     let names = entry
         .parse_list(|text| if text == "*" { Ok(None) } else { parse_product_id(text).map(Some) })

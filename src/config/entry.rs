@@ -94,12 +94,12 @@ impl<'a> ConfigEntry<'a> {
         self.text("text").and_then(|text| self.or_report(parse(text)))
     }
 
-    /// Like [`ConfigEntry::parse_with`], but the empty text counts as absent.
+    /// Parses as [`ConfigEntry::parse_with`] does; an empty text counts as absent.
     pub(super) fn optional<T>(&self, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
         if self.is_given() { self.parse_with(parse) } else { None }
     }
 
-    /// Like [`ConfigEntry::optional`], but an absent value is a finding.
+    /// Parses as [`ConfigEntry::optional`] does, and reports an absent value as a finding.
     pub(super) fn required<T>(&self, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
         if self.is_given() { self.parse_with(parse) } else { self.reject("is required") }
     }
@@ -135,7 +135,7 @@ impl<'a> ConfigEntry<'a> {
         fitting.or_else(|| self.reject(&format!("must be a whole number from {min} to {max}")))
     }
 
-    /// Like [`ConfigEntry::number`] from 0, where 0 (or an absent key) means no limit.
+    /// Reads a number from 0 as [`ConfigEntry::number`] does; 0 or an absent key means no limit.
     pub(super) fn limit<T: TryFrom<u64>>(&self) -> Option<T> {
         self.number::<u64>(0..=u32::MAX)
             .filter(|limit| *limit > 0)
@@ -328,13 +328,13 @@ mod tests {
     }
 
     #[test]
-    fn zero_stands_for_no_limit() {
+    fn zero_means_no_limit() {
         assert_eq!(read_entry("x = 0", |x| x.limit::<u32>()), (None, String::new()));
         assert_eq!(read_entry("x = 7", |x| x.limit::<u32>()), (Some(7), String::new()));
     }
 
     #[test]
-    fn a_variable_takes_the_place_of_the_files_value() {
+    fn a_variable_overrides_the_value_of_the_file() {
         assert_eq!(read_override("true", |x| x.boolean()), (Some(true), String::new()));
         assert_eq!(read_override("12", |x| x.number::<u32>(0..=20)), (Some(12), String::new()));
         assert_eq!(

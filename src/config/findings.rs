@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-/// Everything that is wrong with one configuration, displayed one per line; never empty.
+/// All errors of one configuration, displayed one per line; never empty.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Findings(Vec<Finding>);
 

@@ -15,7 +15,7 @@ use super::{
     section::Section,
 };
 
-/// How scoped tokens are accepted.
+/// Settings for accepting scoped tokens.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct JwtConfig {
     /// The algorithm with its keys; no other algorithm is accepted.
@@ -28,7 +28,7 @@ pub(crate) struct JwtConfig {
     pub(crate) cookie_name: Option<String>,
 }
 
-/// How the signature of a token is verified.
+/// Algorithm and keys that verify the signature of a token.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum JwtVerification {
     /// HS256.
@@ -134,7 +134,7 @@ impl JwtVerificationEntries<'_> {
     }
 }
 
-/// Returns the algorithm of this name; [`None`] stands for HS256, which has no public key.
+/// Returns the algorithm of this name; [`None`] means HS256, which has no public key.
 fn parse_algorithm(text: &str) -> Result<Option<PublicKeyAlgorithm>, String> {
     match text {
         "HS256" => Ok(None),

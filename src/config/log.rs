@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::{network::Network, section::Section, values};
 
-/// Which events are kept for subscribers that resume.
+/// Bounds on the events that are kept for subscribers that resume.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct LogConfig {
     /// Maximum events of one product in memory.
@@ -28,7 +28,7 @@ pub(crate) struct LogConfig {
     pub(crate) dead_letter_bytes: u64,
 }
 
-/// Which addresses the connections of the relay may reach.
+/// Addresses that connections opened by the relay may reach.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct EgressConfig {
     /// Networks that webhooks may reach although they are not public.

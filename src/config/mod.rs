@@ -140,7 +140,7 @@ impl Config {
     /// # Errors
     ///
     /// All findings. If the text is not TOML, only the syntax errors: a value that seems missing
-    /// may stand in the part that could not be parsed.
+    /// may be in the part that could not be parsed.
     pub(crate) fn parse(
         text: &str,
         file: &str,

@@ -18,7 +18,7 @@ use super::{
     section::Section,
 };
 
-/// Text that is shown in place of a secret.
+/// Text that is shown instead of a secret.
 pub(super) const MASK: &str = "********";
 
 /// A secret text. Prints as `********`.
@@ -128,7 +128,7 @@ impl<'a> SecretEntries<'a> {
         self.entries.first().map(|(_, entry)| entry)
     }
 
-    /// Like [`SecretEntries::read`], but an absent secret is a finding.
+    /// Reads as [`SecretEntries::read`] does, and reports an absent secret as a finding.
     pub(super) fn read_required(
         &self,
         section: &mut Section<'_>,
@@ -356,7 +356,7 @@ mod tests {
     fn a_file_that_gives_no_secret_is_found_by_its_path() {
         let found = read_token("token_file = '/no/such'", &Environment::default()).unwrap_err();
         assert!(found.starts_with("f:1: token_file: cannot read /no/such: "), "{found}");
-        // The bound lies within a character.
+        // The bound falls within a character.
         let split = ["x".repeat(64 * 1024), "ü".to_owned()].concat();
         let large = [("large", &[b'x'; 70_000][..]), ("large", split.as_bytes())];
         for (name, content) in [("empty", &b"\n"[..]), ("bytes", b"\xff")].into_iter().chain(large)

@@ -55,7 +55,7 @@ pub(crate) struct ServerConfig {
     pub(crate) drain_window: Duration,
     /// Origins whose pages may read events and open WebSockets.
     pub(crate) cors_allowed_origins: Vec<Origin>,
-    /// Certificate and key, if the public side speaks HTTPS.
+    /// Certificate and key, if the public side uses HTTPS.
     pub(crate) tls: Option<TlsFiles>,
 }
 

@@ -44,7 +44,7 @@ pub(crate) enum Envelope {
 #[derive(Debug, Default, serde::Deserialize, PartialEq)]
 #[serde(default)]
 pub(crate) struct UpstreamGapNotice {
-    /// Why events may be missing; none for a reason that this version does not know.
+    /// Reason for which events may be missing; `None` if this version does not know it.
     #[serde(deserialize_with = "reason")]
     pub(crate) reason: Option<GapReason>,
     /// Last id before the missing events.
@@ -72,7 +72,7 @@ pub(crate) fn classify(
     }
 }
 
-/// Parses a payload of `product`. A missing `product_id` stands for that product.
+/// Parses a payload of `product`. A missing `product_id` means that product.
 ///
 /// # Errors
 ///
@@ -97,7 +97,7 @@ fn parse_payload<E: From<Rejection>>(
     received: Instant,
     check: impl FnOnce(&PayloadFields<'_>) -> Result<(), E>,
 ) -> Result<(Draft, bool), E> {
-    // Before the parser, which would call it invalid JSON: NUL stands nowhere in a JSON text.
+    // Before the parser, which would call it invalid JSON: NUL never occurs in a JSON text.
     if payload.contains(&0) {
         return Err(Rejection::ControlCharacter.into());
     }
@@ -137,7 +137,7 @@ fn parse_payload<E: From<Rejection>>(
     ))
 }
 
-/// Why a frame was rejected. The stream goes on.
+/// Reasons for which a frame is rejected. The stream continues.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub(crate) enum Rejection {
     /// The payload is not UTF-8.
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_absent_may_be_null_or_of_an_unexpected_type() {
+    fn an_optional_field_may_be_null_or_of_an_unexpected_type() {
         for payload in [
             r#"{"type":"goal_reached"}"#,
             r#"{"type":"goal_reached","product_id":null,"session_id":null,"forwarded_at":null}"#,
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn each_reason_for_a_rejection_is_told_from_the_others() {
+    fn each_rejection_has_its_own_reason() {
         let cases: [(&[u8], Rejection); 20] = [
             (b"{\"type\":\"\xff\"}", Rejection::InvalidUtf8),
             (b"", Rejection::InvalidJson),

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::event::{Draft, ProductId};
 
-/// Why a published body is refused.
+/// Reasons for which a published body is refused.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub(crate) enum PublishError {
     /// The same body would be rejected from the upstream.
@@ -41,7 +41,7 @@ pub(crate) fn parse_published(
     received: Instant,
 ) -> Result<Draft, PublishError> {
     let (mut draft, names_product) = parse_payload(body, product, received, check_types)?;
-    // The bytes CR and LF cannot stand inside a JSON string (RFC 8259, section 7), so they are
+    // The bytes CR and LF cannot occur in a JSON string (RFC 8259, section 7), so they are
     // white space. The frame's payload has one line.
     if draft.payload.iter().any(|byte| matches!(byte, b'\r' | b'\n')) {
         draft.payload = strip_white_space(&draft.payload).into();
@@ -85,7 +85,7 @@ fn strip_white_space(json: &[u8]) -> Vec<u8> {
     json.iter().copied().filter(keep_byte).collect()
 }
 
-/// Inserts the product into a JSON object that does not name it: in place of a null, or as the
+/// Inserts the product into a JSON object that does not name it: instead of a null, or as the
 /// first member.
 fn insert_product_id(object: &str, product: &ProductId) -> Result<String, Rejection> {
     let name = serde_json::to_string(product.as_str()).map_err(|_| Rejection::InvalidJson)?;

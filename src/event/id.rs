@@ -18,7 +18,7 @@ pub(crate) struct EventId {
     /// Life of the log: the Unix time in milliseconds at which it began, or one more than any epoch
     /// before it. Tells ids of this life from ids of another.
     pub(crate) epoch: u64,
-    /// Grows with every entry. 0 stands before the first entry: an id to resume from, never an
+    /// Grows with every entry. 0 precedes the first entry: an id to resume from, never an
     /// entry's own.
     pub(crate) sequence: u64,
     /// 0 for none.
@@ -65,7 +65,7 @@ fn canonical_number(digits: &str) -> Option<u64> {
     if is_canonical { digits.parse().ok() } else { None }
 }
 
-/// Where a subscriber wants to begin.
+/// Position at which a subscriber asks to begin.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum StartPosition {
     /// After what the log has now.
@@ -93,8 +93,8 @@ impl StartPosition {
     }
 }
 
-/// Longer ids are malformed, whatever they hold, and are not sent back in a notice. The longest id
-/// of a relay has 52 bytes.
+/// Longer ids are malformed and are not sent back in a notice. The longest id of a relay has 52
+/// bytes.
 const MAX_LAST_EVENT_ID_BYTES: usize = 128;
 
 /// Name of a product: 1 to 256 bytes without control characters.
@@ -164,7 +164,7 @@ fn check_product_id(text: &str) -> Result<(), InvalidName> {
 /// Long enough for every product seen, short enough for a metric label.
 const MAX_PRODUCT_ID_BYTES: usize = 256;
 
-/// Why a text cannot name a product or session.
+/// Reason for which a text cannot name a product or session.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct InvalidName(&'static str);

@@ -90,7 +90,7 @@ impl Event {
     }
 
     /// Returns that frame as a chunk of an HTTP/1.1 body (RFC 9112, section 7.1), so that it is
-    /// written to a socket as it lies in memory.
+    /// written to a socket from memory as it is.
     pub(crate) fn http1_chunk(&self) -> &Bytes {
         &self.chunk
     }
@@ -128,12 +128,12 @@ pub(crate) struct Draft {
     pub(crate) kind: Kind,
     /// The session that the event belongs to, if any.
     pub(crate) session: Option<SessionId>,
-    /// When the connector forwarded the event, in Unix seconds, if the payload has that as a
+    /// Time at which the connector forwarded the event, in Unix seconds, if the payload has it as a
     /// number.
     pub(crate) forwarded_at: Option<f64>,
     /// The payload's bytes as the upstream sent them.
     pub(crate) payload: Bytes,
-    /// When the event's last byte came from the upstream.
+    /// Time at which the event's last byte came from the upstream.
     pub(crate) received: Instant,
 }
 
@@ -178,9 +178,9 @@ impl Scope {
 pub(crate) struct Gap {
     /// Product of the log.
     pub(crate) product: ProductId,
-    /// Why events may be missing.
+    /// Reason for which events may be missing.
     pub(crate) reason: GapReason,
-    /// Position up to which the notice speaks; reading continues after it.
+    /// Last position that the gap covers; reading continues after it.
     pub(crate) position: u64,
     /// Id from which a resume repeats neither the gap nor an event.
     pub(crate) id: EventId,
@@ -216,7 +216,7 @@ struct GapNotice<'a> {
     before: Option<String>,
 }
 
-/// Why events may be missing.
+/// Reasons for which events may be missing.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum GapReason {
     /// The upstream connection was lost, and the connector sends no event twice.

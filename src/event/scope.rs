@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use super::{id::SessionId, kind::Kind};
 
-/// What a subscriber asked for, within what its credential allows.
+/// Filter that a subscriber requested, narrowed to its grant.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Scope {
     /// Sessions to receive. An event without a session is in none of them.

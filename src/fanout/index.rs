@@ -1,6 +1,6 @@
 //! Index of subscribers by scope.
 //!
-//! A subscriber stands in one bucket for each value of its narrowest limit: its sessions, else its
+//! A subscriber is in one bucket for each value of its narrowest limit: its sessions, else its
 //! kinds, else the bucket of unlimited subscribers. So an event looks into three buckets at most,
 //! and ten thousand subscribers of other sessions cost it nothing.
 //!

@@ -101,8 +101,8 @@ impl Fanout {
         }
     }
 
-    /// Notifies the subscriptions of `entries`, of which the first stands at `first`, and returns
-    /// the new position.
+    /// Notifies the subscriptions of `entries`, of which the first has position `first`, and
+    /// returns the new position.
     fn dispatch(&self, mut position: u64, first: u64, entries: &[Entry]) -> u64 {
         // Held for the whole batch. Order of locks: the registry's, then a shard queue's; no caller
         // takes the registry's while it holds a queue's.
@@ -172,7 +172,7 @@ impl Fanout {
     }
 
     /// Registers a subscription after a position, for a reader that keeps positions and needs no
-    /// notice of where it stands.
+    /// notice of its own position.
     pub(crate) fn subscribe_after(
         self: &Arc<Self>,
         signal: Arc<SubscriberSignal>,

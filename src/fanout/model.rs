@@ -53,7 +53,7 @@ impl RelayInstance {
         Self { position: fanout.dispatched_through.load(Ordering::SeqCst), fanout, store }
     }
 
-    /// Appends a gap for an outage of the upstream, which every client receives in its place.
+    /// Appends a gap for an outage of the upstream, which every client receives at its position.
     fn append_gap(&self, sent: &mut Vec<SentEntry>, names: &mut BTreeMap<EventId, usize>) {
         let log = self.fanout.log();
         log.append_gap(GapReason::UpstreamReconnect);
@@ -93,7 +93,7 @@ impl RelayInstance {
     }
 }
 
-/// An entry as the model knows it.
+/// Entry of the model.
 #[derive(Clone, Copy, Debug)]
 struct SentEntry {
     number: usize,
@@ -102,7 +102,7 @@ struct SentEntry {
     is_gap: bool,
 }
 
-/// What a client has received, over all of its connections.
+/// Item that a client has received on any of its connections.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum ReceivedItem {
     /// An event, or a gap that is an entry of the log.

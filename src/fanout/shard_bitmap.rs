@@ -1,7 +1,7 @@
 //! Shards that have subscribers of a session, of a kind or of everything: one bit each.
 //!
 //! Coarser than the shard's own index: a shard that has one subscriber of a session gets all events
-//! of that session, whatever kinds it wants.
+//! of that session, whichever kinds it asked for.
 //!
 //! May use: `event`.
 

@@ -14,7 +14,7 @@ use std::{
 
 use atomic_waker::AtomicWaker;
 
-/// One subscription as the fan-out sees it.
+/// State of one subscription that it shares with the fan-out.
 #[derive(Debug, Default)]
 pub(crate) struct SubscriberSignal {
     /// Position of the first entry that the subscription was notified of and has not read for; 0

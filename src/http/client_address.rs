@@ -1,7 +1,7 @@
 //! The address of a client, in one spelling, and the block of addresses that limits count it by.
 //!
-//! In: the peer of a connection and `X-Forwarded-For`. Out: a [`ClientAddress`]. Whatever counts or
-//! names clients by address uses this type: limits, quotas, lists, log lines.
+//! In: the peer of a connection and `X-Forwarded-For`. Out: a [`ClientAddress`]. All code
+//! that counts or names clients by address uses this type: limits, quotas, lists, log lines.
 //!
 //! May use: `config`.
 
@@ -22,7 +22,7 @@ pub(crate) struct ClientAddress(IpAddr);
 /// Addresses that limits count as one client: an IPv4 address, or the /64 of an IPv6 address.
 ///
 /// A host chooses freely among the addresses of its /64 (RFC 4291, section 2.5.4; RFC 8981), so a
-/// limit by single addresses would be none.
+/// limit by single addresses would limit nothing.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(crate) struct AddressBlock(IpAddr);
 
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn only_trusted_proxies_are_believed_and_nonsense_is_where_the_chain_ends() {
+    fn only_trusted_proxies_count_and_a_malformed_hop_ends_the_chain() {
         assert_eq!(client("192.0.2.9", &["192.0.2.1"]), "192.0.2.9");
         assert_eq!(client("10.0.0.1", &["6.6.6.6, 192.0.2.1"]), "192.0.2.1");
         for hop in ["unknown", "[192.0.2.1", "192.0.2.1]", "192.0.2.1:x", "_hidden", "[]", "1.2.3"]

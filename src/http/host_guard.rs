@@ -32,7 +32,7 @@ pub(crate) struct HostGuard {
 }
 
 impl HostGuard {
-    /// Middleware: passes a request on if [`HostGuard::verify`] accepts it.
+    /// Passes a request on if [`HostGuard::verify`] accepts it, as a middleware.
     pub(crate) async fn check(
         State(guard): State<std::sync::Arc<Self>>,
         request: Request,
@@ -50,7 +50,7 @@ impl HostGuard {
     ///
     /// 403 if one is not.
     pub(super) fn verify(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
-        // HTTP/2 has `:authority` in place of `Host` (RFC 9113, section 8.3.1), and hyper shows it
+        // HTTP/2 has `:authority` instead of `Host` (RFC 9113, section 8.3.1), and hyper shows it
         // in the URI. It counts before `Host`, as the authority of an absolute target does in
         // HTTP/1.1 (RFC 9112, section 3.2.2).
         let host = uri.authority().map(|authority| authority.as_str().as_bytes());
@@ -101,7 +101,7 @@ impl HostGuard {
         else {
             return false;
         };
-        // An IPv6 address stands in brackets (RFC 3986, section 3.2.2).
+        // An IPv6 address is in brackets (RFC 3986, section 3.2.2).
         let name = host.host().trim_start_matches('[').trim_end_matches(']');
         // A listed host without a port means all ports.
         let is_listed = self.allowed_hosts.iter().any(|allowed| {

@@ -1,8 +1,8 @@
 //! Methods of a route: one list, from which `Allow`, 405, HEAD and preflight answers come.
 //!
 //! In: handlers by method. Out: a route that answers every other method with 405 and `Allow` (RFC
-//! 9110, section 15.5.6). `public::cors` makes the answer to a preflight from that very 405, so it
-//! allows what the route knows, and an unknown path stays 404.
+//! 9110, section 15.5.6). `public::cors` derives the answer to a preflight from this 405, so a
+//! preflight allows the methods of the route, and an unknown path stays 404.
 //!
 //! May use: no other module.
 
@@ -20,7 +20,7 @@ pub(in crate::http) struct RouteMethods<S> {
 }
 
 impl<S: Clone + Send + Sync + 'static> RouteMethods<S> {
-    /// Creates a route that knows no method yet.
+    /// Creates a route without methods.
     pub(in crate::http) fn new() -> Self {
         Self { handlers: MethodRouter::new(), allowed: Vec::new() }
     }

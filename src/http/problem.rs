@@ -55,7 +55,7 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, detail)
     }
 
-    /// Returns a 405 of a route that knows only the methods `allowed` (RFC 9110, section 15.5.6,
+    /// Returns the 405 of a route that has only the methods `allowed` (RFC 9110, section 15.5.6,
     /// demands `Allow`).
     pub(crate) fn method_not_allowed(allowed: &str) -> Self {
         let problem =

@@ -1,6 +1,6 @@
 //! Query strings: one parser for every route, and the rule about misspelt names.
 //!
-//! In: a query and the names that its route knows. Out: the pairs under these names, or the 400
+//! In: a query and the names that its route accepts. Out: the pairs under these names, or the 400
 //! that says which name is meant. A misspelt filter must not widen what is sent, and a resume
 //! position must not be ignored, so a name close to a known one is an error. Other names are
 //! ignored: wrappers of `EventSource` add cache busters and the like.
@@ -64,7 +64,7 @@ fn lookup(given: &str, known: &'static [&'static str]) -> Lookup {
         let name = fold(name);
         name.len() >= MIN_NEAR_CHARS && differ_by_one(&given, &name)
     };
-    // What is equal after folding counts before what differs by a letter.
+    // A name that is equal after folding takes precedence over one that differs by a letter.
     let meant = known.iter().find(is_same).or_else(|| known.iter().find(is_alias_of));
     meant.or_else(|| known.iter().find(is_near)).map_or(Lookup::Unknown, |name| Lookup::Near(name))
 }
@@ -82,7 +82,7 @@ fn fold(name: &str) -> Vec<char> {
     let mut folded: Vec<char> = Vec::new();
     for letter in name.chars() {
         match letter {
-            // A bracket that is never closed takes the rest of the name along.
+            // A bracket that is never closed extends to the end of the name.
             '[' => is_in_brackets = true,
             ']' => is_in_brackets = false,
             '_' | '-' => {}
@@ -97,7 +97,7 @@ fn fold(name: &str) -> Vec<char> {
 }
 
 /// Returns whether two names differ by one letter that is added, left out or changed, or by two
-/// neighbours that are swapped.
+/// adjacent letters that are swapped.
 fn differ_by_one(one: &[char], other: &[char]) -> bool {
     let prefix = one.iter().zip(other).take_while(|(a, b)| a == b).count();
     let (one, other) = (one.get(prefix..).unwrap_or(&[]), other.get(prefix..).unwrap_or(&[]));
@@ -113,14 +113,14 @@ fn differ_by_one(one: &[char], other: &[char]) -> bool {
 /// The resume position, the one name that has several spellings.
 pub(crate) const LAST_EVENT_ID: &str = "last_event_id";
 
-/// Names that are no misspellings and can still mean one thing only, after folding.
+/// Other names with one possible meaning, after folding.
 const ALIASES: [(&str, &str); 3] =
     [("session", "session_id"), ("user", "user_id"), ("event", "type")];
 
 /// With fewer letters, half of all short names would be close.
 const MIN_NEAR_CHARS: usize = 4;
 
-/// Enough of a name to recognise it. The name comes from the client and may be long.
+/// Characters of a name that a problem repeats: the name comes from the client and may be long.
 const MAX_SHOWN_CHARS: usize = 40;
 
 #[cfg(test)]
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_near_name_is_known_by_the_name_that_it_means() {
+    fn a_misspelt_name_resolves_to_the_name_it_is_close_to() {
         for (meant, names) in [
             (
                 "session_id",

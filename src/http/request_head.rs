@@ -1,8 +1,8 @@
 //! Checks of a request's head that come before all others: `Host`, and the lengths.
 //!
-//! In: requests of every listener. Out: the requests whose head may be believed. A proxy and the
+//! In: requests of every listener. Out: the requests whose head is unambiguous. A proxy and the
 //! relay that take different hosts from one request would route it differently, so a request
-//! without one clear host is refused before anything else looks at it (RFC 9112, section 3.2).
+//! without one clear host is refused before any other check (RFC 9112, section 3.2).
 //!
 //! May use: no other module.
 
@@ -20,7 +20,7 @@ use hyper::{
 
 use super::problem::Problem;
 
-/// Middleware: passes a request on unless its head is refused.
+/// Passes a request on unless its head is refused, as a middleware.
 pub(in crate::http) async fn check(request: Request, next: Next) -> Response {
     match refusal(&request) {
         None => next.run(request).await,
@@ -29,8 +29,8 @@ pub(in crate::http) async fn check(request: Request, next: Next) -> Response {
 }
 
 /// Returns the answer to a request whose head is refused: 400 for a bad `Host`, 414 for a target
-/// that is too long, 431 for a method or fields that are. The connection ends with it, so that
-/// nothing behind such a head is read.
+/// that is too long, 431 for a method or fields that are. The connection closes after it, so
+/// that the relay reads nothing after such a head.
 pub(in crate::http) fn refusal(request: &Request) -> Option<Response> {
     let problem = verify_host(request).and_then(|()| verify_lengths(request)).err()?;
     let mut response = problem.into_response();
@@ -46,8 +46,8 @@ fn verify_host(request: &Request) -> Result<(), Problem> {
     }
     let mut hosts = request.headers().get_all(HOST).iter();
     let Some(host) = hosts.next() else {
-        // HTTP/2 has `:authority` in its place (RFC 9113, section 8.3.1), and clients of HTTP/1.0,
-        // old health checks among them, know neither.
+        // HTTP/2 has `:authority` instead (RFC 9113, section 8.3.1), and clients of HTTP/1.0,
+        // old health checks among them, send neither.
         let has_authority = request.version() >= Version::HTTP_2 && authority.is_some();
         return match has_authority || request.version() <= Version::HTTP_10 {
             true => Ok(()),
@@ -93,9 +93,9 @@ fn matches_host_grammar(host: &[u8]) -> bool {
     is_host && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port))
 }
 
-/// Returns whether a name may stand in `Host` (RFC 3986, section 3.2.2).
+/// Returns whether a name is valid in `Host` (RFC 3986, section 3.2.2).
 ///
-/// A comma is not accepted, although that section has it: proxies join two fields by one.
+/// A comma is not accepted, although that section allows it: proxies join two fields by one.
 fn matches_registered_name(name: &str) -> bool {
     let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=".contains(&byte);
     let mut bytes = name.bytes();
@@ -131,13 +131,13 @@ pub(in crate::http) fn exceeds_usual_query(request: &Request) -> bool {
         && request.uri().query().is_some_and(|query| query.len() > MAX_USUAL_QUERY_BYTES)
 }
 
-/// As much as hyper's buffer had before targets of 60 KiB were accepted.
+/// Size of hyper's read buffer before targets of 60 KiB were accepted.
 const MAX_USUAL_QUERY_BYTES: usize = 16 * 1024;
 
-/// Path and query at most: room for a thousand UUIDs in a filter, which are 48 KB.
+/// Maximum of path and query: a filter of a thousand UUIDs has 48 KB.
 const MAX_TARGET_BYTES: usize = 60 * 1024;
 
-/// Method and fields at most. Tokens and cookies are a few kilobytes.
+/// Maximum of method and fields. Tokens and cookies are a few kilobytes.
 const MAX_FIELDS_BYTES: usize = 16 * 1024;
 
 /// Colon, blank and line end of a field of HTTP/1.1.
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn an_authority_stands_in_for_host_over_http2_alone() {
+    fn an_authority_replaces_host_over_http2_only() {
         let absolute = "http://relay.test/";
         assert_eq!(status(Version::HTTP_2, absolute, &[]), 200);
         assert_eq!(status(Version::HTTP_2, absolute, &[b"RELAY.test"]), 200);

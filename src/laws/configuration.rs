@@ -60,8 +60,8 @@ fn check_masked(config: &Config, text: &str) {
 }
 
 /// Returns whether every [`SECRET`] in this text is the value of a secret key, or in the query of a
-/// URL. In a text that is not TOML, no finding may show any part of the text, so every place
-/// counts.
+/// URL. In a text that is not TOML, no finding may show any part of the text, so every
+/// occurrence counts.
 fn secrets_only_in_secret_keys(text: &str) -> bool {
     let (document, errors) = DeTable::parse_recoverable(text);
     !errors.is_empty() || text.matches(SECRET).count() == count_secrets_in_table(document.get_ref())

@@ -1,4 +1,4 @@
-//! Laws of the envelope, compared with a JSON parser that knows nothing of events.
+//! Laws of the envelope, compared with a general JSON parser.
 
 use bytes::Bytes;
 use serde_json::Value;

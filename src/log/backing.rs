@@ -125,7 +125,7 @@ impl LogBacking {
     /// Wakes the writer if it is parked, and otherwise costs one atomic swap.
     pub(crate) fn wake_writer(&self) {
         // The caller has made its work visible before this swap, and the writer sets the flag
-        // before it looks for work. In the single order of SeqCst one of the two sees the other;
+        // before it checks for work. In the single order of SeqCst one of the two sees the other;
         // acquire and release would allow both to miss, because `is_damaged` and `sync_failed` are
         // under no lock.
         if self.is_writer_parked.swap(false, SeqCst)

@@ -63,7 +63,7 @@ pub(crate) struct Hole {
     pub(crate) last: u64,
 }
 
-/// What stands behind a position of a durable range.
+/// Entries, a hole or an eviction: the segment that follows a position of a durable range.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum DurableSegment {
     /// Entries up to this position can be read.
@@ -94,7 +94,7 @@ impl DurableRange {
         }
     }
 
-    /// Returns what a reader finds behind `position`, which lies before the oldest entry in memory.
+    /// Returns the segment that follows `position`, which precedes the oldest entry in memory.
     pub(crate) fn segment_after(&self, position: u64) -> DurableSegment {
         if position < self.evicted_through {
             return DurableSegment::Evicted(self.evicted_through);
@@ -132,7 +132,7 @@ impl DurableRange {
     }
 
     /// Merges the two oldest holes and all between them into one. Only a disk that cannot be
-    /// trusted at all leads to so many; readers of that range are told of one large gap.
+    /// trusted at all leads to so many; readers of that range get one large gap.
     fn merge_oldest_holes(&mut self) -> bool {
         if let (Some(first), Some(second)) = (self.holes.pop_front(), self.holes.front_mut()) {
             second.first = first.first;
@@ -183,7 +183,7 @@ impl DurableRange {
     /// before them.
     pub(crate) fn record_commit(&mut self, first: u64, last: u64, events: u64, bytes: u64) {
         // Entries that left memory during the commit were recorded as a hole; the batch held them,
-        // so they are not lost. The hole is cut to what lies outside the batch.
+        // so they are not lost. The hole is cut to the part outside the batch.
         while let Some(range) = self.holes.pop_back_if(|range| range.last >= first) {
             let before = Hole { last: range.last.min(first - 1), ..range };
             let after = Hole { first: range.first.max(last + 1), ..range };
@@ -217,7 +217,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reader_is_told_what_it_can_read_and_what_is_gone() {
+    fn a_reader_learns_which_ranges_are_readable_and_which_are_lost() {
         let missing = vec![Hole { first: 91, last: 95 }];
         let mut durable = DurableRange::new(1, 40, 120, missing);
         for (position, segment) in [
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_leaves_memory_before_it_is_persisted_is_one_hole_until_the_store_catches_up() {
+    fn entries_evicted_before_they_are_persisted_are_one_hole() {
         let mut durable = DurableRange::new(1, 0, 10, Vec::new());
         assert!(!durable.record_memory_eviction(10));
         assert!(durable.record_memory_eviction(12));
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn what_leaves_memory_while_it_is_being_committed_is_no_hole() {
+    fn entries_evicted_during_their_commit_are_no_hole() {
         let range = |first, last| Hole { first, last };
         for (first, last, left) in [
             (10, 20, vec![]),
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_store_has_again_what_is_in_memory() {
+    fn a_lost_store_leaves_a_hole_up_to_the_entries_in_memory() {
         let mut durable = DurableRange::new(1, 5, 100, Vec::new());
         assert!(durable.record_total_loss(80));
         assert_eq!(

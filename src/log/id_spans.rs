@@ -44,7 +44,7 @@ impl IdSpan {
         }
     }
 
-    /// Returns the id at a position, which must not lie before this span.
+    /// Returns the id at a position, which must not precede this span.
     fn id_at(&self, position: u64) -> EventId {
         EventId {
             sequence: self.first_id.sequence.saturating_add(position - self.first_position),
@@ -212,7 +212,7 @@ mod tests {
         EventId::parse(text).unwrap()
     }
 
-    /// The log that the header draws, up to 9-145 at position 144.
+    /// Returns the spans drawn in the module header, up to 9-145 at position 144.
     fn ids() -> IdSpans {
         let mut ids = IdSpans::default();
         ids.begin_span(IdSpan { first_position: 1, first_id: id("7-1") });
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_that_were_not_given_here_stand_between_those_that_were() {
+    fn a_foreign_id_resolves_to_the_position_before_it() {
         let ids = ids();
         for (text, found) in [
             ("7-40.1", IdLookup::After(40)), // another relay's own entry
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded() {
+    fn the_number_of_spans_is_bounded() {
         let mut ids = IdSpans::default();
         (1..=10_000).for_each(|position| ids.append(position, EventId::new(1, position * 2)));
         assert_eq!((ids.spans.len(), ids.by_id.len()), (MAX_SPANS, MAX_SPANS));
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_longer_remembered_has_no_id_but_the_position_before_the_rest_does() {
+    fn forgotten_positions_have_no_id_except_the_last_of_them() {
         let mut ids = IdSpans::restored([IdSpan { first_position: 0, first_id: id("9-0") }]);
         (1..=10_000).for_each(|position| ids.append(position, EventId::new(1, position * 2)));
         let first = 10_000 - MAX_SPANS as u64 + 1;
@@ -331,7 +331,7 @@ mod tests {
     }
 
     proptest! {
-        /// Every id is found at its position, and an id between two others behind the first.
+        /// Checks that every id resolves to its position, and an id between two to the first's.
         #[test]
         fn ids_are_found_where_they_were_put(steps in proptest::collection::vec((0_u64..3, 1_u64..4, 0_u32..2), 1..60)) {
             let mut ids = IdSpans::default();

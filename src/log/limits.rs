@@ -2,7 +2,7 @@
 //!
 //! May use: no other module.
 
-/// How much a log keeps in memory.
+/// Bounds on the entries that a log keeps in memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MemoryBounds {
     /// Maximum number of entries.
@@ -11,7 +11,7 @@ pub(crate) struct MemoryBounds {
     pub(crate) bytes: u64,
 }
 
-/// How much one read returns.
+/// Bounds on the entries that one read returns.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ReadLimits {
     /// Maximum number of entries.

@@ -56,7 +56,7 @@ pub(crate) use self::limits::{MemoryBounds, ReadLimits};
 pub(crate) use self::read::{ReadOutcome, ResolvedStart};
 pub(crate) use self::upstream_link::Numbering;
 
-/// Entries of one product, and the only place that numbers them.
+/// Entries of one product. Nothing else assigns their positions.
 ///
 /// One mutex guards ring, spans and durable range together, so a reader sees an entry, its id and
 /// its durability in the same state. No caller holds it across an await or an I/O call.
@@ -292,8 +292,8 @@ impl Log {
     }
 
     fn state(&self) -> MutexGuard<'_, LogState> {
-        // A poisoned lock is used on: no statement that could panic stands between two that belong
-        // together.
+        // A poisoned lock is safe to use: no statement that could panic separates two that must
+        // both run.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

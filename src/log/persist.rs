@@ -1,4 +1,4 @@
-//! The log as the store's writer sees it: hands out uncommitted entries, and records commits,
+//! Interface of the log to the store's writer: hands out uncommitted entries, and records commits,
 //! retention and the loss of the file.
 //!
 //! May use: `event`.
@@ -99,7 +99,7 @@ impl Log {
         self.metrics.set_store_usage(durable.events, durable.bytes);
     }
 
-    /// Returns whether a reopened file is the one that the log knows. If so, the log adopts the
+    /// Returns whether a reopened file is the one of this log. If so, the log adopts the
     /// file's state: a commit, or a step of retention, may have succeeded although it was reported
     /// as failed.
     ///

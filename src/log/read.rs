@@ -94,7 +94,7 @@ impl Log {
         }
     }
 
-    /// Returns the gap for an id that is not of this log. It stands before the oldest entry kept.
+    /// Returns the gap for an id that is not of this log. It precedes the oldest entry kept.
     fn unknown_id_gap(&self, state: &LogState, after: Option<EventId>) -> Gap {
         self.metrics.record_gap(GapReason::UnknownId);
         self.gap_through(state, GapReason::UnknownId, after, state.evicted_through())

@@ -46,7 +46,7 @@ impl ReplayPermits {
         Arc::new(Self { capacity: capacity.max(1), queue: Mutex::default() })
     }
 
-    /// Returns a handle for one reader, which does not stand in the queue yet.
+    /// Returns a handle for one reader, which is not queued yet.
     pub(crate) fn permit(self: &Arc<Self>) -> ReplayPermit {
         ReplayPermit { number: NOT_QUEUED, pool: Arc::clone(self) }
     }

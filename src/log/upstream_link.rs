@@ -1,4 +1,4 @@
-//! What a log knows of its upstream: which side gives the ids, and how far the log is behind.
+//! State of a log's upstream: which side assigns the ids, and how far the log is behind.
 //!
 //! May use: `event`.
 
@@ -11,9 +11,9 @@ use crate::event::EventId;
 pub(crate) enum Numbering {
     /// Not known yet: the upstream has not answered.
     Undecided,
-    /// This log.
+    /// The log assigns its own ids.
     Own,
-    /// The upstream, itself a relay.
+    /// The upstream, itself a relay, assigns them.
     Upstream,
 }
 

@@ -24,7 +24,7 @@ impl Transport {
     }
 }
 
-/// Why a subscriber was shed.
+/// Reasons for which a subscriber was shed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum ShedReason {
     /// `server.max_subscribers` are connected.
@@ -90,7 +90,7 @@ impl RefusingListener {
     }
 }
 
-/// Why a request was refused.
+/// Reasons for which a request was refused.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum RefusalReason {
     /// A credential is demanded, and the request has none.

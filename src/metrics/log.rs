@@ -167,6 +167,6 @@ impl StoreMetrics {
 /// Tiers of a log: ring and store.
 const LOG_TIERS: [&str; 2] = ["memory", "disk"];
 
-/// From a commit into the page cache to a disk that hangs.
+/// Covers a commit to the page cache up to a disk that hangs.
 const COMMIT_BUCKETS: &[f64] =
     &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];

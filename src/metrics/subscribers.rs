@@ -141,7 +141,7 @@ pub(crate) struct DeliveryMetrics {
     pub(crate) lag: Histogram,
 }
 
-/// From a wake-up on an idle machine to a subscriber that is about to be disconnected as stalled.
+/// Covers a wake-up on an idle machine up to a subscriber at its write deadline.
 const DELIVERY_LAG_BUCKETS: &[f64] = &[
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
     30.0,

@@ -171,6 +171,6 @@ impl UpstreamMetrics {
 /// Outcomes of attempts to connect to an upstream.
 const CONNECT_OUTCOMES: [&str; 3] = ["connected", "refused", "failed"];
 
-/// From a connector in the same network to one that is minutes behind.
+/// Covers a connector in the same network up to one that is minutes behind.
 const UPSTREAM_LAG_BUCKETS: &[f64] =
     &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];

@@ -147,6 +147,6 @@ impl WebhookMetrics {
     }
 }
 
-/// From a receiver in the same network to the longest time-out that is of use.
+/// Covers a receiver in the same network up to the longest useful time-out.
 const ATTEMPT_BUCKETS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];

@@ -323,15 +323,15 @@ async fn dispatch(
     connection: Connection,
     request: Request<Incoming>,
 ) -> Result<axum::response::Response, Infallible> {
-    // Relaxed: a flag that publishes no other memory. A reader that sees it late only looks again
-    // at its next alarm.
+    // Relaxed: a flag that publishes no other memory. A reader that sees it late checks again at
+    // its next alarm.
     connection.state.has_request.store(true, Ordering::Relaxed);
     let is_ambiguous = ambiguous_framing(request.headers());
     let (mut request, unread) = UnreadBody::observe(request, &connection);
     request.extensions_mut().insert(connection);
     let mut result = router.call(request).await;
     let is_unread = unread.is_some_and(UnreadBody::settle);
-    // The request is answered, but nothing behind it on this connection is trusted, or read.
+    // The request is answered, but later bytes on this connection are neither trusted nor read.
     if let Ok(response) = &mut result {
         // `Connection: upgrade` belongs to the 101.
         let is_upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS;
@@ -358,8 +358,8 @@ fn ambiguous_framing(headers: &HeaderMap) -> bool {
 /// the loop does not spin.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// Time for the connections to end after each of the two steps of a shutdown; by then their streams
-/// were already told to end during the drain.
+/// Time for the connections to end after each of the two steps of a shutdown; their
+/// streams got a disconnect reason earlier, during the drain.
 const CONNECTION_SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
 /// `EMFILE`: the process has no descriptor left. The standard library has no stable `ErrorKind` for

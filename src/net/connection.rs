@@ -36,7 +36,7 @@ pub(crate) struct Connection {
     pub(crate) peer: SocketAddr,
     /// State shared with the socket's guards.
     pub(crate) state: Arc<ConnectionState>,
-    /// Whether the connection was accepted beyond the limit, only to be answered 503.
+    /// The connection was accepted beyond the limit, only to be answered 503.
     pub(crate) is_over_limit: bool,
     pub(super) tasks: Arc<ConnectionTasks>,
 }
@@ -92,7 +92,7 @@ impl Connection {
     }
 }
 
-/// Connection on which another protocol is spoken from now on.
+/// Connection after a protocol upgrade.
 #[derive(Debug)]
 pub(crate) enum UpgradedConnection {
     /// Without TLS: the socket itself, which can leave the runtime for a shard.

@@ -36,16 +36,16 @@ use crate::timer_wheel::TimerWheel;
 /// State that a connection's socket, its streams and its handlers share.
 #[derive(Debug)]
 pub(crate) struct ConnectionState {
-    /// Whether a request has come: the head deadline ends with it.
+    /// A request has been received, which ends the head deadline.
     pub(super) has_request: AtomicBool,
-    /// Whether the socket was given up because the peer took nothing.
+    /// The write deadline has closed the socket because the peer accepted nothing.
     pub(super) stalled: AtomicBool,
-    /// Whether the socket is closed by a lingering close where bytes of the client are unread. Only
-    /// while it speaks HTTP/1.1.
+    /// The socket needs a lingering close if bytes of the client are unread. Set only
+    /// while the connection uses HTTP/1.1.
     pub(super) lingers: AtomicBool,
-    /// Whether the last request was answered before its body was read.
+    /// The last request was answered before its body was read.
     pub(super) has_unread_body: AtomicBool,
-    /// Whether the listener shuts down.
+    /// The listener is shutting down.
     pub(super) is_shutting_down: AtomicBool,
     pub(super) detach: DetachState,
     pub(super) forced_close: Arc<ForcedClose>,
@@ -70,7 +70,7 @@ impl ConnectionState {
     }
 }
 
-/// How far a connection is on its way out of hyper.
+/// Progress of a connection's detachment from hyper.
 #[derive(Default)]
 pub(super) struct DetachState {
     // Relaxed everywhere: only the connection's task reads and writes the step. The atomic is there
@@ -114,7 +114,7 @@ impl DetachState {
         self.take()
     }
 
-    /// Takes the continuation away, whatever the step.
+    /// Takes the continuation in any step.
     fn take(&self) -> Option<Continuation> {
         self.continuation.lock().unwrap_or_else(PoisonError::into_inner).take()
     }

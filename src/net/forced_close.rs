@@ -66,8 +66,8 @@ impl ForcedClose {
     }
 }
 
-/// Far longer than a reading peer needs to make room, far shorter than an operator waits for a
-/// disconnect to take effect.
+/// Far longer than a reading peer needs to drain its socket buffer, far shorter than an operator
+/// waits for a disconnect to take effect.
 const FORCED_CLOSE_DELAY: Duration = Duration::from_millis(700);
 
 /// Tick that never comes.

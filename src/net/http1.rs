@@ -39,7 +39,7 @@ pub(super) struct Http1Connection<C> {
 
 impl<C> Http1Connection<C> {
     pub(super) fn new(connection: C, state: Arc<ConnectionState>) -> Self {
-        // From here on the socket is closed by hyper alone, which knows no lingering close.
+        // hyper closes the socket from now on, and does not linger: `DeadlineSocket` must.
         state.lingers.store(true, Relaxed);
         Self { connection: Some(connection), state }
     }
@@ -84,6 +84,6 @@ where
 }
 
 /// The largest request head, and the most that hyper gathers for one write: a target of 60 KiB and
-/// fields of 16 KiB (`http::request_head` holds these bounds), and room above, so that most of what
-/// is too long still comes there. A head has `head_timeout`; its buffer is given up with it.
+/// fields of 16 KiB (`http::request_head` enforces both), and a margin, so that most heads that are
+/// too long still reach that check. A head and its buffer are dropped after `head_timeout`.
 const READ_BUFFER_BYTES: usize = 80 * 1024;

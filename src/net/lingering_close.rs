@@ -1,9 +1,9 @@
 //! The lingering close of a socket (RFC 9112, section 9.6).
 //!
 //! A client may still be sending its request when it is answered. If the socket is closed then, the
-//! kernel answers the bytes that nobody has read with a reset, and the reset may overtake the
+//! kernel answers the unread bytes with a reset, and the reset may overtake the
 //! answer or delete it from the client's buffer. So the relay closes its own direction, reads and
-//! drops what still comes, and closes the socket once the client has closed its direction, or once
+//! drops further input, and closes the socket once the client has closed its direction, or once
 //! a bound is reached.
 //!
 //! May use: `timer_wheel`.
@@ -27,7 +27,7 @@ use crate::timer_wheel::Alarm;
 #[derive(Debug)]
 pub(super) struct LingeringClose {
     remaining_bytes: u64,
-    /// Tick at which the close ends although the client goes on sending.
+    /// Tick at which the close ends although the client still sends.
     end_due: u64,
     /// Tick at which the client has been silent for too long.
     silence_due: u64,

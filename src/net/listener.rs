@@ -21,8 +21,8 @@ impl Listener {
     /// Binds `address`. The kernel, too, gives up a peer that acknowledges nothing for
     /// `write_timeout`.
     ///
-    /// `[::]` serves IPv4 as well. Where the machine has no IPv6, `0.0.0.0` is bound in its place;
-    /// and where it lacks one of the loopback addresses, the other one.
+    /// `[::]` serves IPv4 as well. Where the machine has no IPv6, `0.0.0.0` is bound instead,
+    /// and where it lacks one of the loopback addresses, the other one is.
     ///
     /// # Errors
     ///

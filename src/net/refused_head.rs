@@ -1,4 +1,4 @@
-//! Bodies for the answers that hyper gives by itself to a head that it cannot take.
+//! Bodies for hyper's own answers to request heads that it rejects.
 //!
 //! In: the bytes that hyper reads and writes on one connection. Out: the same bytes, but a refusal
 //! of hyper's own, which has no body, becomes a problem (RFC 9457). hyper writes it before there is
@@ -22,11 +22,11 @@ use super::{connection_limit::AcceptedSocket, detached::Detachable, tls::TlsSess
 pub(super) struct RefusalIo<I> {
     io: I,
     progress: RequestLine,
-    /// Rest of a problem that is written in place of hyper's refusal.
+    /// Unwritten rest of the problem that replaces hyper's refusal.
     problem: Bytes,
 }
 
-/// How far the first line of the head that is being read has come.
+/// Progress in the first line of the head that is being read.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum RequestLine {
     Method { is_empty: bool },
@@ -73,8 +73,8 @@ impl<I> RefusalIo<I> {
 impl<I: AsyncWrite + Unpin> RefusalIo<I> {
     /// Writes what is left of the problem.
     ///
-    /// hyper keeps its own refusal, and comes with it again, until this is ready: only then it is
-    /// told that its bytes are written.
+    /// hyper keeps its own refusal, and writes it again, until this is ready: only then does
+    /// `poll_write` report its bytes as written.
     fn poll_problem(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.problem.is_empty() {
             let written = ready!(Pin::new(&mut self.io).poll_write(context, &self.problem))?;
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_other_answer_passes_as_it_is() {
+    async fn every_other_answer_passes_unchanged() {
         for answer in [
             "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_owned(),
             "HTTP/1.1 400 Bad Request\r\ncontent-type: a/b\r\ncontent-length: 0\r\n\r\n".to_owned(),

@@ -1,4 +1,4 @@
-//! What is left of a request's body when the request is answered, over HTTP/1.1.
+//! Unread rest of a request's body when the request is answered, over HTTP/1.1.
 //!
 //! A refusal comes before the body is read. A small rest is read and dropped, and the connection
 //! serves the next request. With a large rest, or one of unknown length, the answer says
@@ -23,7 +23,7 @@ use tokio::time::timeout;
 
 use super::connection::Connection;
 
-/// Body of a request, which leaves what its reader did not read to [`UnreadBody`].
+/// Body of a request that passes its unread rest to [`UnreadBody`] when it is dropped.
 struct ObservedBody {
     /// `None` once the end, or an error, was seen.
     incoming: Option<Incoming>,
@@ -90,8 +90,8 @@ impl UnreadBody {
         (request, Some(unread))
     }
 
-    /// Deals with the rest once the answer is known. Returns whether the connection must close
-    /// behind it.
+    /// Drains a small rest once the answer is known. Returns whether the connection must close
+    /// after the answer.
     pub(super) fn settle(self) -> bool {
         let rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(rest) = rest else { return false };

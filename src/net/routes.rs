@@ -52,6 +52,6 @@ pub(crate) struct ConnectionSettings {
     pub(crate) wheel: Arc<TimerWheel>,
     /// Connections served at one time; a few more are only answered 503.
     pub(crate) max_connections: usize,
-    /// If set, every connection must begin with a TLS handshake.
+    /// TLS settings; with them every connection must begin with a handshake.
     pub(crate) tls: Option<Arc<ReloadableTls>>,
 }

@@ -105,7 +105,7 @@ impl ShutdownSignal {
     }
 }
 
-/// Connection that can be told to end with the exchange that is running on it.
+/// Connection with a graceful shutdown: it ends after the exchange that is in progress.
 ///
 /// hyper-util has such a trait (`GracefulConnection`), but not for connections that may be
 /// upgraded.

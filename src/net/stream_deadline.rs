@@ -1,8 +1,8 @@
 //! The write deadline of one HTTP/2 stream.
 //!
 //! While a stream's window is used up, hyper polls the stream's future but not the body inside it:
-//! hyper holds one piece that it cannot send, and asks for no other. So the guard tells from each
-//! poll of the future how the stream stands:
+//! hyper holds one piece that it cannot send, and asks for no other. So each poll of the
+//! future tells the guard the stream's state:
 //!
 //! ```text
 //! body polled, returned Pending    idle       no deadline: there is nothing to send
@@ -11,8 +11,8 @@
 //! ```
 //!
 //! A stream that is blocked without progress for `write_timeout`, or until its forced close, is
-//! dropped, which resets it. Its neighbours on the connection go on, as far as the connection's own
-//! window lets them.
+//! dropped, which resets it. The connection's other streams continue, as far as the
+//! connection's own window lets them.
 //!
 //! May use: `timer_wheel`.
 
@@ -156,8 +156,8 @@ impl<F: Future> Future for DeadlineStream<F> {
         }
         let body_polled = self.state.body_polled.load(Ordering::Relaxed);
         let is_idle = body_polled && self.state.body_pending.load(Ordering::Relaxed);
-        // Without a body of ours the handler is still at work, or the response is a small one in
-        // memory.
+        // Without an observed body the handler is still running, or the response is a small one
+        // in memory.
         if is_idle || !self.state.has_body.load(Ordering::Relaxed) {
             self.due = None;
             return Poll::Pending;

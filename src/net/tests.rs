@@ -43,7 +43,7 @@ use crate::{config::TlsFiles, timer_wheel::TimerWheel};
 
 /// The kernel's own time-out, which would hide that the socket's is missing, is out of reach here.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_socket_that_takes_nothing_is_given_up_whatever_is_spoken_on_it() {
+async fn a_socket_that_accepts_nothing_is_closed_under_every_protocol() {
     let folder = tempfile::tempdir().unwrap();
     let files = certificate(folder.path());
     let tls = Arc::new(ReloadableTls::new(&files.read().unwrap()).unwrap());
@@ -81,11 +81,11 @@ async fn a_socket_that_takes_nothing_is_given_up_whatever_is_spoken_on_it() {
 /// Runs on a worker, where the task woken last runs first, as in the relay: the connection before
 /// the streams that were woken with the one that woke it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_many_streams_of_a_connection_get_at_once_goes_out_in_few_writes() {
+async fn simultaneous_frames_of_many_streams_are_sent_in_few_writes() {
     let many = tokio::spawn(async {
         let mut many = Http2BroadcastHarness::new(50).await;
         for _ in 0..3 {
-            // Four for 50 KiB, and room for a client's task that runs in between.
+            // Four for 50 KiB, and a margin for a client's task that runs in between.
             let writes = many.publish().await;
             assert!(writes <= 6, "{writes}");
         }

@@ -41,7 +41,7 @@ impl ReloadableTls {
     /// Serves this certificate from now on.
     ///
     /// The key of the session tickets is replaced with it, so that a client cannot resume a session
-    /// of the former certificate: every new connection sees the new one.
+    /// of the former certificate: every new connection gets the new one.
     ///
     /// # Errors
     ///
@@ -56,7 +56,7 @@ impl ReloadableTls {
     ///
     /// # Errors
     ///
-    /// When the peer speaks another protocol, or takes too long.
+    /// Fails if the peer does not speak TLS, or the handshake takes too long.
     pub(super) async fn accept<I>(&self, socket: I) -> io::Result<TlsStream<I>>
     where
         I: AsyncRead + AsyncWrite + Unpin,

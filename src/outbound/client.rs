@@ -293,8 +293,8 @@ impl OpenError {
         Self::Connect(error)
     }
 
-    /// Describes an exchange without an answer. A server that speaks TLS 1.3 and refuses the
-    /// relay's side of the handshake says so only after it.
+    /// Describes an exchange without an answer. A server that uses TLS 1.3 and rejects the relay's
+    /// side of the handshake reports that only after the handshake.
     fn of_exchange(error: hyper::Error) -> Self {
         describe_tls_problem(&error).map_or(Self::Http(error), Self::Tls)
     }

@@ -43,7 +43,7 @@ impl EgressGuard {
     /// Returns whether webhooks may reach `address`.
     pub(crate) fn allows(&self, address: IpAddr) -> bool {
         let listed = |address: IpAddr| self.allow.iter().any(|network| network.contains(address));
-        // An operator who lists a network means its hosts, by whatever gateway they are reached.
+        // A listed network admits its hosts through any gateway that reaches them.
         listed(address)
             || super::networks::embedded_ipv4(address).is_some_and(listed)
             || super::networks::routes_publicly(address)

@@ -1,7 +1,7 @@
 //! Spelling of header names over HTTP/1.1.
 //!
-//! Out: what a request carries so that hyper writes names as the contract spells them. Names are
-//! equal in any case (RFC 9110, section 5.1), and yet there are receivers that look for one
+//! Out: request extensions by which hyper writes names as the contract spells them. Names are
+//! case-insensitive (RFC 9110, section 5.1), and yet some receivers look for one
 //! spelling. Title case is right for `X-Connector-Signature` and most others; Standard Webhooks
 //! spells its own in lower case, and `Last-Event-ID` has two capitals at its end.
 //!
@@ -28,8 +28,8 @@ use hyper::{
 
 /// Returns the extensions of a request whose headers are to be spelled as the contract does.
 ///
-/// The client must also be told to write title case (`title_case_headers`), which every name has
-/// that is not spelled here. HTTP/2 ignores both: its names are in lower case.
+/// The client must also set `title_case_headers`, which applies to every name that is not spelled
+/// here. HTTP/2 ignores both: its names are in lower case.
 pub(crate) fn contract_spelling() -> Extensions {
     static SPELLING: LazyLock<Extensions> = LazyLock::new(|| spelling_of(SPELLED));
     SPELLING.clone()
@@ -54,7 +54,7 @@ fn spelling_of(head: &'static [u8]) -> Extensions {
     extensions.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Connection on which one head arrives, and then an end. What is written to it is dropped.
+/// Connection that delivers one head and then ends. Written bytes are dropped.
 struct SpelledHead(&'static [u8]);
 
 impl Read for SpelledHead {

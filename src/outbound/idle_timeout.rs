@@ -117,7 +117,7 @@ mod tests {
     const TEST_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 
     #[tokio::test(start_paused = true)]
-    async fn a_far_side_that_takes_a_byte_now_and_then_and_says_nothing_is_given_up() {
+    async fn a_peer_that_accepts_a_byte_now_and_then_and_sends_nothing_is_disconnected() {
         let (near, mut far) = duplex(16);
         tokio::spawn(async move {
             while far.read_u8().await.is_ok() {

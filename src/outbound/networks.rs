@@ -18,8 +18,7 @@ pub(crate) fn routes_publicly(address: IpAddr) -> bool {
     }
 }
 
-/// Returns the IPv4 address that an IPv6 address stands for: mapped, or behind a NAT64 or 6to4
-/// gateway.
+/// Returns the IPv4 address embedded in an IPv6 address: mapped, or of a NAT64 or 6to4 gateway.
 ///
 /// Forms without a gateway today (`::127.0.0.1`, `::ffff:0:127.0.0.1`, Teredo) are not translated:
 /// they are not public as IPv6 addresses either.

@@ -1,10 +1,10 @@
-//! Which server certificates the relay trusts.
+//! Verification of server certificates.
 //!
-//! In: roots, and what a server shows. Out: trust, or the reason against it. Everything is judged
-//! as rustls does by itself, with one exception: a self-signed certificate that the operator listed
+//! In: roots, and a server's certificate chain. Out: trust, or the reason against it. rustls'
+//! own rules apply, with one exception: a self-signed certificate that the operator listed
 //! among the roots is trusted when a server shows that very certificate, even if it calls itself
-//! an authority. `openssl req -x509` makes such certificates unless told otherwise, and webpki
-//! takes no authority for a server.
+//! an authority. `openssl req -x509` makes such certificates by default, and webpki rejects an
+//! authority's certificate as a server's.
 //!
 //! May use: `error_chain`.
 
@@ -133,7 +133,7 @@ mod tests {
             Self(tempfile::tempdir().unwrap())
         }
 
-        /// Makes `NAME.pem` and its key, self-signed, as openssl makes it unless told otherwise.
+        /// Makes `NAME.pem` and its key, self-signed, with openssl's defaults.
         fn self_signed(&self, name: &str, names: &str) -> CertificateDer<'static> {
             self.openssl(&format!(
                 "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 \
@@ -169,7 +169,7 @@ mod tests {
         }
     }
 
-    /// Judges a certificate that a server at `host` shows, `days` from now; the reason is in words.
+    /// Verifies a certificate of a server at `host`, `days` from now. Returns the reason as text.
     fn judge(
         listed: &[&CertificateDer<'static>],
         shown: &CertificateDer<'_>,
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_trusted_for_nothing_else() {
+    fn a_listed_self_signed_certificate_is_trusted_for_nothing_else() {
         let workshop = Workshop::new();
         let own = workshop.self_signed("own", NAMES);
         let nameless = workshop.self_signed("nameless", "");

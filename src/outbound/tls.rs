@@ -20,7 +20,7 @@ pub(crate) enum TlsError {
     CaFile {
         /// Path of the file.
         path: String,
-        /// What is wrong with it.
+        /// Error of the file system or of the parser.
         #[source]
         source: io::Error,
     },

@@ -1,4 +1,4 @@
-//! What is wrong with a TLS connection, and what to do about it, in words.
+//! Descriptions of TLS errors, with the remedy.
 //!
 //! In: an error of a connection. Out: a text for the operator, which never repeats what the server
 //! sent: names in a certificate could be anything.

@@ -60,8 +60,8 @@ fn pick_person<'a>(people: &'a mut [Person], turn: u64, rng: &mut Rng) -> &'a mu
     people.get_mut(index).expect("the index is below the number of people, which is never zero")
 }
 
-/// FNV-1a, implemented here because the hash must be the same in every build: the hashes of the
-/// standard library do not promise that.
+/// Returns the FNV-1a hash, which is the same in every build: the standard library's hashes are
+/// not.
 fn stable_hash(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn the_index_goes_on_through_a_session_and_time_never_back() {
+    fn the_index_grows_through_a_session_and_time_never_decreases() {
         let mut population = Population::new(5, "prod_abc", 20, 0);
         let mut reached: BTreeMap<String, (u64, f64)> = BTreeMap::new();
         for turn in 0..3000 {

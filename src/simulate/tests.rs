@@ -1,5 +1,4 @@
-//! The stand-in connector as its clients see it: requests in, responses and frames out, without a
-//! socket.
+//! Requests to the stand-in connector, and its responses and frames, without a socket.
 
 use std::time::Duration;
 

@@ -51,7 +51,7 @@ impl ConnectorClients {
         Some(frames)
     }
 
-    /// Pushes a frame to every queue that has room. Never waits.
+    /// Pushes a frame to every queue that is not full. Never waits.
     pub(crate) fn broadcast(&self, frame: &Bytes) {
         if let ClientQueues::Open(clients) = &mut *self.lock_queues() {
             clients.retain_mut(|client| client.send(frame, &self.product));

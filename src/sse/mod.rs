@@ -7,7 +7,7 @@
 //!
 //! The decoder follows the WHATWG HTML standard, section 9.2.6 "Interpreting an event stream", and
 //! returns the same frames however the bytes are cut into chunks. An event beyond the bound is
-//! skipped and reported; the stream goes on.
+//! skipped and reported; the stream continues.
 //!
 //! Touches no runtime and no disk.
 //!

@@ -88,7 +88,7 @@ pub(crate) enum RemainingRequeue {
     /// All up to this number, which is read when the command begins: a delivery that dies later
     /// stays dead.
     All { through: Option<u64> },
-    /// Those of these events.
+    /// The dead letters of these events.
     Events(VecDeque<EventId>),
 }
 

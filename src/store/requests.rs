@@ -172,7 +172,8 @@ impl StoreHandle {
     ///
     /// # Errors
     ///
-    /// When the store cannot be written now, or is stopping: it then goes on persisting the log.
+    /// Fails if the store cannot be written now, or is stopping. The store then still persists the
+    /// product's log.
     pub(crate) fn remove_product(
         &self,
         product: ProductId,

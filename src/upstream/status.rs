@@ -75,7 +75,7 @@ pub(crate) struct UpstreamSnapshot {
     pub(crate) last_heartbeat: Option<SystemTime>,
     /// Time in transit of the last event that carried its time of dispatch.
     pub(crate) lag: Option<Duration>,
-    /// Why the upstream is not connected, in one line without secrets.
+    /// Reason for which the upstream is not connected, in one line without secrets.
     pub(crate) problem: Option<String>,
 }
 

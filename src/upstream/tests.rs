@@ -41,7 +41,7 @@ fn delay_until_next_attempt(upstream: &Upstream) -> Duration {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_only_a_person_can_mend_is_tried_at_most_once_a_minute() {
+async fn permanent_failures_are_retried_at_most_once_a_minute() {
     for status in [400, 401, 403, 404] {
         let mut upstream = upstream();
         for _ in 0..50 {
@@ -57,7 +57,7 @@ async fn what_only_a_person_can_mend_is_tried_at_most_once_a_minute() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_may_mend_itself_is_tried_again_within_half_a_minute() {
+async fn transient_failures_are_retried_within_half_a_minute() {
     for error in [
         status_error(500, None),
         status_error(429, None),

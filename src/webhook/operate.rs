@@ -97,7 +97,7 @@ impl Webhooks {
     /// # Errors
     ///
     /// If no webhook has this id, or the file declares it. [`WebhookError::StoreUnavailable`] if
-    /// the store could not be written within [`REMOVE_TIMEOUT`]: the removal goes on in the
+    /// the store could not be written within [`REMOVE_TIMEOUT`]: the removal continues in the
     /// background. [`WebhookError::ShuttingDown`] if the relay shuts down before the webhook is out
     /// of the store: the webhook is still there after the restart.
     ///
@@ -128,7 +128,7 @@ impl Webhooks {
         handle.ended.clone().cancelled_owned()
     }
 
-    /// Makes a webhook's endpoint active, whatever its state, and its waiting deliveries due.
+    /// Makes a webhook's endpoint active from any state, and its waiting deliveries due.
     ///
     /// # Errors
     ///

@@ -65,7 +65,7 @@ pub(super) struct WorkerHandle {
     pub(super) ended: CancellationToken,
 }
 
-/// Everything that webhooks need from the rest of the relay.
+/// Parts of the relay that webhooks depend on.
 #[derive(Debug)]
 pub(crate) struct WebhookDependencies<'a> {
     /// One fan-out per product.

@@ -35,7 +35,7 @@ pub(super) struct Signer {
 
 impl Signer {
     /// Creates a signer with `current`. `previous` only adds a second signature to the list of
-    /// Standard Webhooks: the connector's headers have room for one.
+    /// Standard Webhooks: the connector's own header carries one signature only.
     pub(super) fn new(current: &Secret, previous: Option<&Secret>) -> Self {
         Self {
             current: current.clone(),
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_stand_in_a_header_is_an_error() {
+    fn a_secret_or_id_that_is_invalid_in_a_header_is_an_error() {
         let signer = Signer::new(&Secret::inline("a\nb".to_owned()), None);
         assert!(signer.headers("1-2", 0, b"").is_err());
         let signer = Signer::new(&Secret::inline("a".to_owned()), None);

@@ -102,7 +102,7 @@ fn pure_modules_use_no_runtime_and_no_disk() {
     assert_eq!(seen, PURE.len(), "each of PURE is a file of the crate");
 }
 
-/// With `AUTOPLAY_RELAY_WRITE=1` the test writes the lines instead.
+/// Checks the lines, or writes them if `AUTOPLAY_RELAY_WRITE=1` is set.
 #[test]
 fn the_may_use_line_of_each_header_is_true() {
     let source = Crate::read();

@@ -34,7 +34,7 @@ fn comments_have_at_most_100_columns() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// A threat whose test was removed or renamed is no longer covered.
+/// Checks that no test on the security page was removed or renamed: its threat would be uncovered.
 #[test]
 fn every_test_named_in_docs_security_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -47,7 +47,7 @@ impl Canaries {
     }
 
     /// Delivers events until `work` has ended, and one more. Checks that the relay's private memory
-    /// stays within bounds meanwhile, and that a newcomer is served afterwards.
+    /// stays within bounds meanwhile, and that a new subscriber is served afterwards.
     pub(crate) fn during(&mut self, relay: &Relay, work: impl FnOnce() + Send) {
         let before = relay.process.private_kib();
         let mut peak = before;

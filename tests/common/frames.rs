@@ -49,7 +49,7 @@ pub(crate) struct Frame {
     pub(crate) payload: Vec<u8>,
 }
 
-/// How the relay ended a connection.
+/// Ways in which the relay ends a connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum ConnectionEnd {
     /// With GOAWAY and this error code.

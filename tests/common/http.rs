@@ -163,7 +163,7 @@ impl Wire {
     }
 }
 
-/// How the end of a body is marked.
+/// Marking of the end of a body.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Framing {
     Chunked,
@@ -209,7 +209,7 @@ impl Head {
         self.first_line.split(' ').nth(1).unwrap()
     }
 
-    /// How the body behind this head ends.
+    /// Returns the framing of the body that follows this head.
     pub(crate) fn framing(&self) -> Framing {
         if self.field("transfer-encoding") == Some("chunked") {
             return Framing::Chunked;

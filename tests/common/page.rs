@@ -95,7 +95,7 @@ impl Page {
     }
 }
 
-/// Where the log of a relay is stored.
+/// Storage of a relay's log.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Storage {
     /// In memory only.

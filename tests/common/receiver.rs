@@ -24,7 +24,7 @@ use super::{
     wait::{self, TIMEOUT},
 };
 
-/// How the receiver answers a request.
+/// Answer of the receiver to a request.
 #[derive(Clone, Debug)]
 pub(crate) enum Answer {
     /// With this status and no body.
@@ -47,7 +47,7 @@ pub(crate) enum Answer {
     Held,
     /// With this status, after [`Receiver::release`].
     HeldThen(u16),
-    /// By a reset of the connection.
+    /// A reset of the connection.
     Reset,
 }
 

@@ -316,12 +316,12 @@ impl Relay {
         wait::until(&format!("the upstream is {state}"), || self.upstream_state(PRODUCT) == state);
     }
 
-    /// Returns how many newcomers have been shed for this reason.
+    /// Returns how many new subscribers have been shed for this reason.
     pub(crate) fn shed(&self, reason: &str) -> f64 {
         self.metrics().value("autoplay_relay_shed_total", &[("reason", reason)]).unwrap()
     }
 
-    /// Waits until this many newcomers have been shed for this reason.
+    /// Waits until this many new subscribers have been shed for this reason.
     pub(crate) fn wait_for_shed(&self, reason: &str, count: f64) {
         self.wait_for_metric("autoplay_relay_shed_total", &[("reason", reason)], count);
     }

@@ -176,7 +176,7 @@ impl Subscriber {
     }
 }
 
-/// How a stream ended.
+/// Ways in which a stream ends.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Ending {
     /// With the last chunk (RFC 9112, section 7.1).

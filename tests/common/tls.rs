@@ -62,8 +62,8 @@ impl Authority {
         ));
     }
 
-    /// A self-signed certificate for these names, and its key, also as `NAME.pem` and `NAME.key`. It
-    /// calls itself an authority, as openssl makes it unless told otherwise.
+    /// Makes a self-signed certificate for these names and its key, also as `NAME.pem` and
+    /// `NAME.key`. It is marked as an authority, as openssl does by default.
     pub(crate) fn self_sign(
         &self,
         name: &str,

@@ -8,7 +8,7 @@ use std::{
 /// Deadline of every wait: far longer than any awaited condition takes.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(15);
 
-/// What a busy machine may add to a measured time. Times that a test must tell apart differ by more
+/// Margin for a busy machine in a measured time. Times that a test must tell apart differ by more
 /// than this.
 pub(crate) const SLACK: Duration = Duration::from_secs(5);
 

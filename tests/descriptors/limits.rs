@@ -1,4 +1,4 @@
-//! The connection limit and the descriptor limit: newcomers are shed, subscribers continue.
+//! The connection limit and the descriptor limit: new clients are shed, subscribers continue.
 
 use std::{
     io::Write,
@@ -17,7 +17,7 @@ use crate::common::{
 };
 
 #[test]
-fn a_relay_without_free_descriptors_sheds_newcomers_while_subscribers_continue() {
+fn a_relay_without_free_descriptors_sheds_new_clients_while_subscribers_continue() {
     const CONNECTIONS: usize = 300;
     let connector = Connector::new();
     let relay = Relay::behind(&connector);

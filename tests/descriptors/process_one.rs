@@ -1,5 +1,5 @@
-//! The first process of a namespace, as in a container: the kernel gives it no signal that it has
-//! no handler for (`pid_namespaces(7)`), so handlers have to stand from the first moment on.
+//! The first process of a namespace, as in a container: the kernel discards signals for which it
+//! has no handler (`pid_namespaces(7)`), so handlers must be installed first of all.
 
 use std::{
     path::PathBuf,
@@ -13,10 +13,10 @@ use tempfile::TempDir;
 
 use crate::common::{relay::Setup, wait};
 
-/// A signal that comes before the program's own first instruction is kept nowhere, so each run
-/// begins at the moment at which the handler stands.
+/// Sends each signal only once the handler is installed: the kernel discards a signal that arrives
+/// before the program's first instruction.
 #[test]
-fn a_sigterm_in_the_first_milliseconds_is_obeyed_each_time() {
+fn a_sigterm_in_the_first_milliseconds_always_ends_the_process() {
     let (_directory, file) = Setup::new().write();
     for run in 0..60_u64 {
         let mut first = FirstProcess::start(&["serve", "--config", file.to_str().unwrap()]);
@@ -27,9 +27,9 @@ fn a_sigterm_in_the_first_milliseconds_is_obeyed_each_time() {
     }
 }
 
-/// The configuration is a pipe that is never written to: what comes behind it does not come.
+/// Uses a pipe that is never written to as the configuration, so that reading it blocks.
 #[test]
-fn the_handler_stands_before_the_configuration_is_read() {
+fn the_handler_is_installed_before_the_configuration_is_read() {
     let pipe = Pipe::new();
     FirstProcess::start(&["serve", "--config", &pipe.path]).wait_for_handler();
 }
@@ -46,7 +46,7 @@ fn other_commands_end_by_a_signal_too() {
     }
 }
 
-/// A command that waits for a pipe cannot look for a signal itself.
+/// Blocks the command on a pipe, where it cannot poll for a signal.
 #[test]
 fn a_command_that_is_blocked_ends_by_a_signal_too() {
     let pipe = Pipe::new();
@@ -56,7 +56,7 @@ fn a_command_that_is_blocked_ends_by_a_signal_too() {
     first.wait_for_end(0);
 }
 
-/// A named pipe in the place of a file.
+/// Named pipe that is used as a file.
 struct Pipe {
     _directory: TempDir,
     path: String,
@@ -71,16 +71,18 @@ impl Pipe {
     }
 }
 
-/// The relay as process 1 of a namespace of its own.
+/// Relay that is process 1 of its own PID namespace.
 struct FirstProcess {
     unshare: Child,
     pid: Pid,
 }
 
 impl FirstProcess {
+    /// Starts the relay in a new PID namespace.
+    ///
     /// # Panics
     ///
-    /// Where the kernel refuses such a namespace.
+    /// Panics if the kernel refuses such a namespace.
     fn start(arguments: &[&str]) -> Self {
         let binary = env!("CARGO_BIN_EXE_autoplay-relay");
         let mut unshare = Command::new("unshare")

@@ -450,7 +450,7 @@ impl Body {
         }
     }
 
-    /// The number of the next event.
+    /// Reads the next event and returns its number.
     async fn number(&mut self) -> usize {
         let block = self.through(b"\n\n").await;
         crate::common::events::number(&Frame::parse(&block).data)

@@ -92,7 +92,7 @@ fn a_drained_subscriber_still_receives_every_logged_event() {
 }
 
 #[test]
-fn a_draining_relay_delivers_events_and_sheds_newcomers() {
+fn a_draining_relay_delivers_events_and_sheds_new_subscribers() {
     let connector = Connector::new();
     let mut relay = Setup::behind(&connector).server("drain_window = '6s'").start();
     let mut link = connector.stream();

@@ -37,7 +37,7 @@ impl Broadcast {
         Self { per_second: 5, ..Self::often(size) }
     }
 
-    /// `bare` gathers here: with one `send` for each event it would need seven times as long.
+    /// Returns the full load. `bare` batches here: else it would take seven times as long.
     pub(super) fn full(size: Size) -> Self {
         Self {
             subscribers: 200,

@@ -25,7 +25,7 @@ impl Counted {
         Self { events: 500 }
     }
 
-    /// The difference to [`Counted::few`] is the cost of a thousand events.
+    /// Returns a thousand events more than [`Counted::few`]: the difference is their cost.
     pub(super) fn more() -> Self {
         Self { events: 1500 }
     }

@@ -146,7 +146,7 @@ impl Step {
     }
 }
 
-/// `bare` buffers without bound; the others skip events.
+/// Returns whether the target announces lost events. `bare` buffers without bound; others skip.
 fn announces_losses(kind: Kind) -> bool {
     matches!(kind, Kind::Relay | Kind::Durable | Kind::WebSocket)
 }

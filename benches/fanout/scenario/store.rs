@@ -145,7 +145,7 @@ impl Store {
         Ok(())
     }
 
-    /// Very many subscribers resume at once while some are live.
+    /// Measures very many subscribers that resume at once while some are live.
     fn measure_rush(&self, rig: &mut Rig, epoch: u64, outcome: &mut Outcome) -> Result<()> {
         let begins = self.events + self.per_second * self.alone;
         let steady = Workload {

@@ -39,7 +39,7 @@ pub(crate) enum Kind {
     Pushpin,
 }
 
-/// How `bare` writes.
+/// Write strategy of `bare`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Pace {
     /// One write for each event and subscriber.

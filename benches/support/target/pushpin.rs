@@ -57,7 +57,7 @@ pub(super) fn start() -> Result<Target> {
     Ok(target)
 }
 
-/// Whether all its processes have found each other: before that it answers with an error.
+/// Returns whether all of Pushpin's processes are connected: before that it answers with an error.
 fn serves(address: SocketAddr) -> Result<bool> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(START_TIMEOUT))?;
@@ -66,8 +66,8 @@ fn serves(address: SocketAddr) -> Result<bool> {
     Ok(stream.read_exact(&mut status).is_ok() && status == *b"HTTP/1.1 200")
 }
 
-/// Debian's defaults, but for places and the limit on messages. Without Debian's service for it, it
-/// runs its own `zurl`.
+/// Returns Debian's defaults, except for paths and the limit on messages. Pushpin runs its own
+/// `zurl`, as Debian's service for it is not used.
 fn configuration(home: &Path, address: SocketAddr, control: SocketAddr) -> String {
     let (home, port) = (home.display(), control.port());
     format!(

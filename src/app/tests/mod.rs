@@ -1,4 +1,4 @@
-//! Answers of the probes when parts of the relay stand still or are not recovered yet.
+//! Answers of the probes when parts of the relay are stalled or not recovered yet.
 
 mod sockets;
 
@@ -90,7 +90,7 @@ async fn health_turns_bad_when_the_main_loop_has_stood_still_for_half_a_minute()
 }
 
 #[tokio::test(start_paused = true)]
-async fn health_turns_bad_when_a_shard_stands_still_for_half_a_minute_though_the_main_loop_turns() {
+async fn health_fails_when_a_shard_stalls_for_half_a_minute_while_the_main_loop_runs() {
     let mut harness = AdminHarness::new();
     let (stop, stop_shard) = (CancellationToken::new(), CancellationToken::new());
     let (wheel, shard) = (harness.turn_wheel(&stop), harness.run_shard(&stop_shard));

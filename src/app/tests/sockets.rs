@@ -116,7 +116,7 @@ impl WebSocketHarness {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_websocket_that_takes_nothing_is_given_up_by_the_relay_itself_with_tls_and_without() {
+async fn a_websocket_that_accepts_nothing_is_closed_by_the_relay_with_tls_and_without() {
     for is_secure in [false, true] {
         let harness = WebSocketHarness::open(is_secure);
         harness.fill_log();

@@ -87,7 +87,7 @@ impl ShardQueue {
     /// Takes the contents. `events` must be empty, and gets the events where the contents are
     /// events.
     pub(super) fn take(&self, events: &mut Vec<Arc<Event>>) -> QueueContents {
-        // The two vectors change places on each call and keep their capacity: taking allocates
+        // The two vectors are swapped on each call and keep their capacity: taking allocates
         // nothing.
         debug_assert!(events.is_empty(), "events left in the vector would return to the queue");
         let mut state = self.lock();
@@ -176,10 +176,10 @@ pub(crate) struct ResyncMark {
     pub(crate) kind: Kind,
 }
 
-/// Events of one product, or marks in their place, that wait for a shard. The shard holds as many
+/// Events of one product, or marks instead of them, that wait for a shard. The shard holds as many
 /// while it delivers what it took, so this is a burst of up to 2048 events that costs no re-read.
 const MAX_QUEUED_EVENTS: usize = 1024;
 
-/// Bytes of these events. Bounds what a shard that stands still pins of events that the log has
-/// evicted.
+/// Bytes of these events. Bounds the events that a stalled shard pins after the log has evicted
+/// them.
 const MAX_QUEUED_BYTES: usize = 4 << 20;

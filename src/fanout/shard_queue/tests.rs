@@ -24,7 +24,7 @@ impl Wake for ShardWakeCounter {
     }
 }
 
-/// A shard with subscribers of these scopes, which have not been polled.
+/// Returns a shard with subscribers of these scopes, which have not been polled.
 fn shard_with(
     harness: &FanoutHarness,
     scopes: &[(&[&str], &[&str])],
@@ -173,7 +173,7 @@ fn a_pending_position_from_before_a_shard_took_over_is_cleared() {
 }
 
 #[test]
-fn a_subscriber_that_leaves_a_shard_leaves_nothing_behind_and_the_others_go_on() {
+fn a_subscriber_removed_from_a_shard_leaves_no_state_and_the_others_continue() {
     let mut harness = FanoutHarness::new(100);
     let scopes: [(&[&str], &[&str]); 6] = [
         (&["a"], &[]),

@@ -9,7 +9,7 @@
 //!  on_shard.rs  queued events of the shard ─► accept, advance_to, or resync_from
 //! ```
 //!
-//! New, slow and returning subscribers differ only in where the cursor stands. Memory does not grow
+//! New, slow and returning subscribers differ only in the cursor's position. Memory does not grow
 //! with traffic: a subscription holds one small read buffer, and everything else stays in the log.
 //!
 //! May use: `event`, `log`.
@@ -60,7 +60,7 @@ pub(crate) struct Subscription {
     catch_up: Option<Box<CatchUp>>,
     read_failure_policy: ReadFailurePolicy,
     read_buffer: VecDeque<Entry>,
-    /// Boxed, like `catch_up`: rare, and the subscription lies in memory once per subscriber.
+    /// Boxed, like `catch_up`: rare, and there is one subscription per subscriber.
     pending_gap: Option<Box<Gap>>,
     /// Entries after this position arrived while the subscription existed.
     live_after: u64,
@@ -268,7 +268,7 @@ impl Subscription {
         SubscriptionItem::Gap(gap)
     }
 
-    /// Moves the subscriber's last id to the cursor where only hidden entries lie between. Returns
+    /// Moves the subscriber's last id to the cursor if only hidden entries are between. Returns
     /// the id if it has moved.
     pub(crate) fn advance_last_id(&mut self) -> Option<EventId> {
         let given = self.last_delivered.map_or(0, |(position, _)| position);

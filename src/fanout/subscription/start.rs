@@ -57,7 +57,7 @@ impl Subscription {
         self.read_failure_policy = ReadFailurePolicy::RetryLater { not_before: None };
     }
 
-    /// Returns whether the subscription has a place in the log, and history has ended for a
+    /// Returns whether the subscription has a position in the log, and history has ended for a
     /// subscriber that asked for new entries only.
     pub(super) fn poll_located(&mut self) -> bool {
         let log = self.fanout.log();
@@ -84,6 +84,6 @@ impl Subscription {
     }
 }
 
-/// How long a client's id may be ahead of a relay that has caught up with its upstream, or has
+/// Wait for a client's id that is ahead of a relay which has caught up with its upstream, or has
 /// stopped waiting for it. The subscriber then gets a gap notice, `unknown_id`.
 const UNKNOWN_ID_WAIT: Duration = Duration::from_secs(5);

@@ -145,7 +145,7 @@ pub(in crate::fanout) fn scope(sessions: &[&str], kinds: &[&str]) -> Scope {
     }
 }
 
-/// What the model expects of a reader: where it began, and what it may see.
+/// Expected items of a reader, by its start position and its scope.
 pub(super) struct Expectation {
     pub(super) reader: FanoutReader,
     pub(super) scope: Scope,

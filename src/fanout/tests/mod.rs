@@ -98,7 +98,7 @@ fn an_idle_session_subscriber_gets_no_gap_when_others_events_are_evicted() {
 }
 
 #[test]
-fn a_subscriber_that_was_not_looking_while_its_events_were_evicted_is_told() {
+fn a_subscriber_that_did_not_read_gets_a_gap_for_evicted_events() {
     let mut harness = FanoutHarness::new(16);
     let mut reader = harness.subscribe(scope(&["a"], &[]), &StartPosition::Now);
     reader.read(9);
@@ -127,7 +127,7 @@ fn a_subscriber_that_was_not_looking_while_its_events_were_evicted_is_told() {
 }
 
 #[test]
-fn what_was_evicted_before_the_fanout_could_look_is_announced_to_those_it_concerns() {
+fn entries_evicted_before_dispatch_are_announced_to_their_subscribers() {
     let mut harness = FanoutHarness::new(16);
     let mut all = harness.subscribe(scope(&[], &[]), &StartPosition::Now);
     let mut mine = harness.subscribe(scope(&["a"], &[]), &StartPosition::Now);

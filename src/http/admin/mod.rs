@@ -104,7 +104,7 @@ fn with_outer_layers(router: Router) -> Router {
         .layer(middleware::map_response(public::middleware::with_nosniff))
 }
 
-/// Middleware around all routes: counts the refusals among their answers. The public listener's own
+/// Counts the refusals among the answers of all routes, as a middleware. The public listener's own
 /// middleware does the same.
 async fn record_refusals(
     State(relay): State<Arc<Relay>>,

@@ -32,7 +32,7 @@ pub(crate) struct AdminState {
     /// Admission of operator tails, apart from the subscribers.
     pub(crate) operator_tails: Arc<Subscribers>,
     /// Timer of the admin side's connections. Not the public one: each runtime turns its own wheel,
-    /// so that operator streams go on while the public side is saturated.
+    /// so that operator streams continue while the public side is saturated.
     pub(crate) wheel: Arc<TimerWheel>,
     /// Registry of the webhooks.
     pub(crate) webhooks: Arc<Webhooks>,

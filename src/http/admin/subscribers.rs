@@ -138,7 +138,7 @@ impl SubscriberView {
     }
 }
 
-/// As many as a screen takes.
+/// About one screen of rows.
 const DEFAULT_SUBSCRIBERS_PER_PAGE: usize = 100;
 
 /// Bound on a page, which is in memory as a whole until it is sent.

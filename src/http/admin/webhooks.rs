@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shown_can_be_sent_back() {
+    fn a_shown_webhook_can_be_sent_back() {
         let view = view(WebhookStatus {
             problem: Some("it said 410".to_owned()),
             until: Some(1),

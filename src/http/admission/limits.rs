@@ -64,7 +64,7 @@ pub(super) fn decrement<K: Eq + Hash>(counts: &DashMap<K, usize>, key: &K) {
     if let Some(mut count) = counts.get_mut(key) {
         *count = count.saturating_sub(1);
     }
-    // The guard above is released by now, and a newcomer may have counted itself meanwhile: hence
-    // the second check, under the lock of the removal.
+    // The guard above is released by now, and a new subscriber may have been counted meanwhile:
+    // hence the second check, under the lock of the removal.
     counts.remove_if(key, |_, count| *count == 0);
 }

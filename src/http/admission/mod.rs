@@ -254,7 +254,7 @@ impl Subscribers {
 
     /// Returns the `max` subscribers with the lowest ids after `after`, in order.
     ///
-    /// Ids only grow, so a caller that goes on after the last id of a page sees each subscriber
+    /// Ids only grow, so a caller that continues after the last id of a page sees each subscriber
     /// once.
     pub(crate) fn list(&self, after: u64, max: usize) -> Vec<(u64, Arc<AdmittedSubscriber>)> {
         let mut ids: Vec<u64> =

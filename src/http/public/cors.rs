@@ -38,7 +38,7 @@ pub(in crate::http) struct CorsPolicy {
 pub(in crate::http) struct CorsRequest {
     /// The page's origin, if it is listed.
     origin: Option<HeaderValue>,
-    /// For a preflight, the headers that the page wants to send.
+    /// Headers that the page asks to send, in a preflight.
     preflight: Option<HeaderValue>,
 }
 
@@ -113,7 +113,7 @@ const USUAL_HEADERS: &str = "authorization, cache-control, content-type, last-ev
 /// the scheme of a 401, and the mark of a relay.
 const EXPOSED_HEADERS: &str = "retry-after, www-authenticate, autoplay-relay";
 
-/// As long as Chromium keeps the answer to a preflight at most (two hours); a larger value has no
+/// Chromium's maximum (two hours) for keeping the answer to a preflight; a larger value has no
 /// effect there.
 const PREFLIGHT_MAX_AGE_SECONDS: &str = "7200";
 

@@ -3,9 +3,9 @@
 //! One layer for all of it, because each layer of a router is cloned, boxed and dropped with every
 //! request.
 //!
-//! In: requests. Out: the requests that may go on. A client that arrives beyond the connection
-//! limit is told that the relay is full, in the form that its kind understands, and the connection
-//! ends.
+//! In: requests. Out: the requests that pass all checks. A client beyond the connection limit
+//! gets one answer, an empty stream for a browser's `EventSource` and 503 otherwise, and the
+//! connection ends.
 //!
 //! May use: `metrics`, `net`.
 
@@ -40,7 +40,7 @@ pub(in crate::http) struct PublicMiddleware {
 }
 
 impl PublicMiddleware {
-    /// Passes a request on if it may go on, and completes the headers of its answer.
+    /// Passes a request on if it passes all checks, and completes the headers of its answer.
     pub(in crate::http) async fn handle(
         State(middleware): State<Arc<Self>>,
         mut request: Request,

@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_that_drips_is_given_up() {
+    async fn a_body_that_arrives_too_slowly_is_aborted() {
         let began = Instant::now();
         let slow = Body::new(DrippingBody(Box::pin(tokio::time::sleep(Duration::ZERO))));
         assert_eq!(

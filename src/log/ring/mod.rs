@@ -35,7 +35,7 @@ pub(crate) struct Ring {
     sessions: HashMap<SessionId, Chain>,
     gaps: Chain,
     /// Sessions with only erased entries, by their last position. The chain stays until that
-    /// position is evicted, so that a resuming reader is not told of a loss.
+    /// position is evicted, so that a resuming reader gets no gap for it.
     erased_sessions: BTreeMap<u64, SessionId>,
 }
 

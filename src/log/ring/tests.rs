@@ -101,7 +101,7 @@ fn a_reader_of_sessions_gets_its_events_and_every_gap_by_scan_and_by_chains() {
 }
 
 #[test]
-fn a_limit_ends_a_reading_where_the_next_one_goes_on() {
+fn a_read_continues_where_the_limit_ended_the_last_one() {
     let mut ring = ring(5000);
     push(&mut ring, &"a b ! ".repeat(1000));
     for scope in [EVERYTHING, only("a"), only("a b")] {
@@ -163,7 +163,7 @@ fn a_session_that_comes_back_after_its_chain_was_forgotten_may_have_lost_entries
 }
 
 #[test]
-fn what_the_fanout_has_not_seen_and_what_the_store_has_not_got_is_kept_a_little_longer() {
+fn undispatched_and_uncommitted_entries_may_exceed_the_bounds() {
     let mut ring = ring(16);
     push(&mut ring, &"a ".repeat(100));
     assert_eq!((ring.len(), ring.evicted_through()), (16, 84));

@@ -80,7 +80,7 @@ impl DetachedConnection {
         self.session.as_ref().is_some_and(|session| session.wants_write())
     }
 
-    /// Sends the records that are unsent, then as much of `slices` as there is room for.
+    /// Sends the records that are unsent, then as much of `slices` as the socket accepts.
     ///
     /// With TLS, up to a record's worth is accepted at once, and the socket may take a part of the
     /// record: the session keeps the rest, and `accepted_bytes` and `sent_bytes` differ.
@@ -101,8 +101,8 @@ impl DetachedConnection {
         }
         let taken = session.writer().write_vectored(slices)?;
         if taken == 0 && slices.iter().any(|slice| !slice.is_empty()) {
-            // The session has room, as nothing is unsent, and still accepts nothing: it never will.
-            // Without an error the caller would retry without end.
+            // Nothing is unsent, so the session's buffer is empty, and it still accepts nothing: it
+            // never will. Without an error the caller would retry forever.
             return Err(ErrorKind::WriteZero.into());
         }
         match send_records(session, &self.socket) {

@@ -18,7 +18,7 @@ proptest! {
     #![proptest_config(Config { cases: 24, ..Config::default() })]
 
     #[test]
-    fn what_was_taken_arrives_whole_and_in_order(
+    fn accepted_bytes_arrive_complete_and_in_order(
         lengths in vec(vec(0_usize..40_000, 1..5), 1..12),
         reads in vec(1_usize..60_000, 1..8),
     ) {
@@ -97,7 +97,7 @@ fn a_socket_that_is_full_takes_nothing_and_nothing_is_lost() {
 }
 
 #[test]
-fn what_the_client_says_is_counted_and_forgotten_until_it_hangs_up() {
+fn input_of_the_client_is_counted_and_discarded_until_it_closes() {
     run_with_timeout(async {
         for sends_close_notify in [true, false] {
             let (mut connection, mut client) = tls_pair().await;
@@ -142,7 +142,7 @@ fn a_broken_record_is_an_error_and_its_sender_gets_an_alert() {
 }
 
 #[test]
-fn new_keys_that_the_client_asks_for_are_answered_and_the_stream_goes_on() {
+fn a_key_update_of_the_client_is_answered_and_the_stream_continues() {
     run_with_timeout(async {
         let (mut connection, mut client) = tls_pair().await;
         client.conn.refresh_traffic_keys().unwrap();

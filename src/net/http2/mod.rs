@@ -49,7 +49,7 @@ pub(super) struct Http2Connection<C, I> {
     /// Boxed: the connection is much larger than that of HTTP/1.1, and rarer.
     connection: Pin<Box<C>>,
     cork: Cork<I>,
-    /// Whether the task, once woken, has already gone behind the streams that were woken with it.
+    /// The task has yielded once since it was woken, to the streams that were woken with it.
     has_yielded: bool,
     streams: Arc<OpenStreams>,
     alarm: Alarm,
@@ -79,7 +79,7 @@ impl<C: GracefulConnection, I: AsyncWrite + Unpin> Http2Connection<C, I> {
         }
     }
 
-    /// Applies the idle deadline. Ready when the connection did not end although it was told to.
+    /// Applies the idle deadline. Ready when the connection did not end after its GOAWAY.
     fn poll_idle(&mut self, context: &mut Context<'_>) -> Poll<Result<(), hyper::Error>> {
         // Registers the waker: the end of the last stream starts the deadline.
         if self.streams.any_open(context.waker()) {

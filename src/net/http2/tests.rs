@@ -45,7 +45,7 @@ fn one_stream_is_written_for_at_once_and_several_are_together() {
 }
 
 #[test]
-fn what_no_room_was_for_is_written_later_though_the_streams_have_gone() {
+fn bytes_that_the_socket_refused_are_written_after_the_streams_have_ended() {
     let mut has_written = false;
     let mut connection =
         Http2Harness::new(ScriptedTransport::accepting([4, 0]), move |corked, context| {
@@ -63,7 +63,7 @@ fn what_no_room_was_for_is_written_later_though_the_streams_have_gone() {
 }
 
 #[test]
-fn what_a_connection_has_said_at_its_end_is_written() {
+fn the_last_bytes_of_an_ending_connection_are_written() {
     let mut connection = Http2Harness::new(ScriptedTransport::default(), |corked, context| {
         ready!(Pin::new(corked).poll_write(context, &[b'x'; 10])).unwrap();
         Poll::Ready(Ok(()))
@@ -74,7 +74,7 @@ fn what_a_connection_has_said_at_its_end_is_written() {
 }
 
 #[test]
-fn a_connection_whose_socket_fails_behind_its_back_has_ended() {
+fn a_connection_ends_when_a_held_write_fails() {
     let mut connection = Http2Harness::new(ScriptedTransport::shut_down(), |corked, context| {
         ready!(Pin::new(corked).poll_write(context, &[b'x'; 10])).unwrap();
         Poll::Pending

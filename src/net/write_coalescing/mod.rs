@@ -23,7 +23,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// The transport as hyper sees it: reads pass through, writes may be held.
+/// Transport that hyper uses: reads pass through, writes may be held.
 #[derive(Debug)]
 pub(super) struct CorkedIo<I>(Arc<Mutex<CorkedTransport<I>>>);
 
@@ -39,10 +39,10 @@ struct CorkedTransport<I> {
     io: I,
     /// Bytes that go out before all others. Empty between two polls, unless the socket is full.
     held: Vec<u8>,
-    /// How many of the held bytes are written already.
+    /// Number of held bytes that are written already.
     written_bytes: usize,
     is_corked: bool,
-    /// Whether a flush was reported as done that has not been done.
+    /// A flush was reported as complete before it was.
     owes_flush: bool,
 }
 

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 
 proptest! {
-    /// Each step is done once, as by a caller that gives up what is pending: no accepted byte may
+    /// Polls each step once, as a caller does that drops a pending future: no accepted byte may
     /// depend on a step being repeated.
     #[test]
     fn what_is_accepted_arrives_in_order_and_nothing_is_left_behind_what_is_done(
@@ -74,7 +74,7 @@ proptest! {
 }
 
 #[test]
-fn what_is_held_goes_out_in_one_write_at_the_pull_and_not_before() {
+fn held_bytes_are_sent_in_one_write_once_uncorked() {
     let (mut corked, handle) = cork(ScriptedTransport::default());
     handle.set_corked(true);
     for frame in 0..100 {
@@ -97,7 +97,7 @@ fn what_is_held_goes_out_in_one_write_at_the_pull_and_not_before() {
 }
 
 #[test]
-fn more_than_may_be_held_goes_out_in_pieces_of_at_most_that() {
+fn more_bytes_than_may_be_held_are_sent_in_pieces_of_the_bound() {
     let (mut corked, handle) = cork(ScriptedTransport::default());
     handle.set_corked(true);
     for frame in 0..10 {
@@ -108,7 +108,7 @@ fn more_than_may_be_held_goes_out_in_pieces_of_at_most_that() {
 }
 
 #[test]
-fn a_write_larger_than_may_be_held_goes_through_uncopied_behind_what_is() {
+fn a_write_over_the_bound_is_passed_uncopied_after_held_bytes() {
     let (mut corked, handle) = cork(ScriptedTransport::default());
     handle.set_corked(true);
     assert_eq!(write(&mut corked, 0, &[9, MAX_HELD_BYTES]), Poll::Ready(9 + MAX_HELD_BYTES));
@@ -147,7 +147,7 @@ fn without_the_cork_nothing_is_held() {
 }
 
 #[test]
-fn a_shutdown_writes_what_is_held_before() {
+fn a_shutdown_writes_held_bytes_first() {
     let (mut corked, handle) = cork(ScriptedTransport::accepting([0, 60]));
     handle.set_corked(true);
     assert_eq!(write(&mut corked, 0, &[100]), Poll::Ready(100));
@@ -172,7 +172,7 @@ fn a_transport_that_is_closed_is_an_error_of_the_pull() {
 pub(in crate::net) struct ScriptedTransport {
     capacities: VecDeque<usize>,
     taken: Vec<u8>,
-    /// How many of the taken bytes have been flushed.
+    /// Number of accepted bytes that have been flushed.
     flushed_bytes: usize,
     writes: Vec<usize>,
     flushes: usize,
@@ -182,8 +182,8 @@ pub(in crate::net) struct ScriptedTransport {
 }
 
 impl ScriptedTransport {
-    /// Takes `takes` bytes at its next calls, where zero stands for `Pending`; after these,
-    /// everything.
+    /// Returns a transport that accepts `takes` bytes at its next calls, where zero means
+    /// `Pending`, and everything after these.
     pub(in crate::net) fn accepting(takes: impl Into<VecDeque<usize>>) -> Self {
         Self { capacities: takes.into(), ..Self::default() }
     }

@@ -69,7 +69,7 @@ impl ShardScheduler {
             std::mem::swap(&mut inbox.woken, &mut self.woken);
             self.pending.extend(inbox.pending.drain(..));
             // Signals since `collect_events` stay in the mailbox, which is then not empty: `post`
-            // wakes nobody for a later entry, so this turn must wake itself.
+            // wakes no shard for a later entry, so this turn must wake itself.
             !inbox.signaled.is_empty()
         };
         for key in self.woken.drain(..) {

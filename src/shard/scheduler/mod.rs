@@ -287,7 +287,7 @@ const MAX_BYTES_PER_TURN: usize = 512 * 1024;
 /// Interval between two signs of life; `/healthz` reports a shard that is silent for 30 s.
 const LIVENESS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Time for subscribers to write what they still have once the shards are told to end.
+/// Time for subscribers to finish their writes once the shards are stopped.
 ///
 /// Subscribers got a disconnect reason in the drain window before; this covers the last writes.
 const SHARD_SHUTDOWN_GRACE: Duration = Duration::from_secs(5);

@@ -214,8 +214,8 @@ impl ReadRequest {
         ))
     }
 
-    /// Returns the maximum number of rows to examine. One more than may be returned tells whether
-    /// the range goes on, unless a filter on kinds leaves some out.
+    /// Returns the maximum number of rows to examine. One more than may be returned tells
+    /// whether the range continues, unless a filter on kinds leaves some out.
     fn max_rows(&self) -> usize {
         match &self.scope.kinds {
             Only::Everything => self.limits.entries.saturating_add(1).clamp(2, MAX_ROWS_PER_READ),

@@ -44,8 +44,8 @@ impl StoreFile {
     ///
     /// # Errors
     ///
-    /// When there is no room, or a reader keeps the write-ahead log in use. No row is lost in any
-    /// case.
+    /// Fails if there is no space, or a reader keeps the write-ahead log in use. No row is lost in
+    /// either case.
     pub(crate) fn scrub(&mut self) -> Result<(), FileError> {
         let mark_scrubbed = |connection: &Connection| {
             Ok(connection.execute("UPDATE state SET needs_scrub = 0", [])?)
@@ -137,7 +137,7 @@ fn erase_entries(
         rows,
         |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
-    // Overwritten in place first: deleting a row may make SQLite move its neighbours to another
+    // Overwritten in place first: deleting a row may make SQLite move adjacent rows to another
     // page, and copies of their payloads would stay behind.
     connection.execute(
         "UPDATE entries INDEXED BY by_session SET payload = zeroblob(octet_length(payload)) \

@@ -41,7 +41,7 @@ pub(crate) enum FileError {
         /// Newest version that this relay knows.
         known: i64,
     },
-    /// Any other cause: no room, no access, a failing disk, a lock. Trying again later may help.
+    /// Any other cause: no space, no access, a failing disk, a lock. Trying again later may help.
     #[error("cannot {doing} {path}")]
     Unavailable {
         /// Operation that failed, as a verb before the path.

@@ -237,7 +237,7 @@ pub(super) fn set_synced(connection: &Connection, now: u64) -> Result<(), FileFa
     Ok(())
 }
 
-/// Path that stands for a database in memory.
+/// SQLite's path of a database in memory.
 pub(crate) const IN_MEMORY_PATH: &str = ":memory:";
 
 /// Page cache of the writer: the inner pages of the table and its indices, and the pages that a few

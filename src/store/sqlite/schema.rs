@@ -17,11 +17,11 @@
 //! ```
 //!
 //! A column `place` holds a position: columns keep the names of the first release of the format.
-//! Triggers keep the counters of dead letters right whichever statement deletes one. `bytes` of a
+//! Triggers maintain the counters of dead letters for every statement. `bytes` of a
 //! dead letter is its share of the file, which `log.dead_letter_bytes` bounds: whole pages for a
 //! large one, an even share of a page for a small one.
 //!
-//! Epochs and sequences are `u64` and stand in SQLite's `i64` bit for bit. Times are Unix
+//! Epochs and sequences are `u64`, stored bit for bit in SQLite's `i64`. Times are Unix
 //! milliseconds.
 //!
 //! May use: no other module.

@@ -63,7 +63,7 @@ pub(crate) struct StoredWebhook {
 /// Delivery that is owed although the webhook's position is behind it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct OwedDelivery {
-    /// Delivery as it stands.
+    /// Current state of the delivery.
     pub(crate) delivery: Delivery,
     /// Earliest time of the next attempt in Unix milliseconds; `None` before the first.
     pub(crate) next_attempt_at: Option<u64>,
@@ -95,7 +95,7 @@ pub(crate) struct WebhookChanges {
 pub(crate) enum DeadLetterSelection {
     /// All there are.
     All,
-    /// Those of these events.
+    /// The dead letters of these events.
     Events(Vec<EventId>),
 }
 
@@ -129,7 +129,7 @@ pub(crate) struct WebhookNotice {
     /// Deliveries lost since the last look: dead letters beyond their bounds, and deliveries owed
     /// for too long whose event the store never had.
     pub(crate) lost: u64,
-    /// Whether the file was lost since the last look, so that everything has to be written again.
+    /// The file was lost since the last notice, so that all rows must be written again.
     pub(crate) is_replaced: bool,
 }
 

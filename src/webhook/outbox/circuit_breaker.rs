@@ -172,7 +172,7 @@ impl CircuitBreaker {
         }
     }
 
-    /// Makes the endpoint active, whatever its state.
+    /// Makes the endpoint active from any state.
     pub(super) fn enable(&mut self) {
         *self = Self::default();
     }

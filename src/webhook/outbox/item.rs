@@ -70,7 +70,7 @@ pub(super) enum ItemKind {
     Erased,
 }
 
-/// Whether the store has a row that says the delivery is owed.
+/// State of the row by which the store knows that the delivery is owed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum RowState {
     /// No row.

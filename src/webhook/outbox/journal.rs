@@ -283,8 +283,8 @@ impl OutboxJournal {
         committing.new_rows
     }
 
-    /// Records that the store cannot be written. Delivery goes on: all slots are free, and the
-    /// bound on duplicates after a crash is void until the next commit.
+    /// Records that the store cannot be written. Delivery continues: all slots are free, and
+    /// the number of duplicates after a crash is unbounded until the next commit.
     pub(super) fn mark_store_degraded(&mut self) {
         (self.is_store_degraded, self.occupied_slots) = (true, 0);
         // The batch in flight gives up its slots too: its reply may take as long as the outage.

@@ -151,8 +151,8 @@ impl Outbox {
         self.policy = policy;
     }
 
-    /// Returns whether the outbox takes another event. In memory there is always room: the oldest
-    /// deliveries give way.
+    /// Returns whether the outbox takes another event. In memory it always does, and drops the
+    /// oldest deliveries instead.
     pub(super) fn has_capacity(&self) -> bool {
         self.is_in_memory() || self.counts.owed < MAX_OWED_DELIVERIES
     }

@@ -28,8 +28,8 @@ use crate::{
 /// Redeliveries that are in flight or could be, and redeliveries of one session: a thousand
 /// requeued dead letters do not displace new events.
 const MAX_ACTIVE_REDELIVERIES: usize = 16;
-/// All redeliveries in memory, also those that wait for a retry: up to that many failing sessions
-/// leave room for the others.
+/// All redeliveries in memory, including those that wait for a retry: up to this many failing
+/// sessions do not keep other sessions from being redelivered.
 const MAX_LOADED_REDELIVERIES: usize = 256;
 /// Bytes of redeliveries after which no further one is enqueued: as much as unwritten dead letters
 /// may take.
@@ -117,8 +117,8 @@ impl Outbox {
         has_found
     }
 
-    /// Starts the scan again, because dead letters were requeued that may lie before its position.
-    /// A reply under way is void.
+    /// Starts the scan again, because dead letters were requeued whose positions may be lower than
+    /// the scan's. A reply of the store that is in flight is ignored.
     pub(in crate::webhook) fn restart_redelivery_scan(&mut self) {
         self.redelivery_scan = RedeliveryScan {
             // Kept: replies from before the restart may still arrive.

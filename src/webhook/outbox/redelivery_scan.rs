@@ -11,7 +11,7 @@ use crate::event::SessionId;
 /// Progress of one scan over the store's requeued dead letters.
 #[derive(Debug, Default)]
 pub(super) struct RedeliveryScan {
-    /// Every dead letter up to here was looked at.
+    /// Position up to which the scan has examined every dead letter.
     pub(super) scanned_position: u64,
     /// Sessions of which the scan has skipped a dead letter: the later ones are skipped too, which
     /// keeps their order.

@@ -323,8 +323,8 @@ impl Outbox {
         }
     }
 
-    /// Without a store for events, gives up the oldest deliveries until the bound on bytes is kept.
-    /// Deliveries in flight are spared.
+    /// Drops the oldest deliveries until the bound on bytes is kept, if events are in memory only.
+    /// Deliveries in flight are kept.
     pub(super) fn enforce_memory_limit(&mut self) {
         let EventStorage::InMemory { max_bytes } = self.policy.event_storage else { return };
         while self.counts.loaded_bytes as u64 > max_bytes {

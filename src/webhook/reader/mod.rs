@@ -3,9 +3,9 @@
 //! In: the webhook's subscription, and the store's persisted position. Out: events that may be
 //! sent.
 //!
-//! An event is returned once it is committed, so that after a crash no other event stands at the
-//! position of one that was delivered. While the store is degraded no commits happen: then events
-//! are returned as soon as they are in the log.
+//! An event is returned once it is committed, so that after a crash no other event has the
+//! position of a delivered one. While the store is degraded it commits nothing: then events are
+//! returned as soon as they are in the log.
 //!
 //! May use: `event`, `fanout`, `log`, `store`.
 
@@ -153,8 +153,8 @@ impl WebhookReader {
 #[derive(Debug)]
 pub(super) struct EventReloader {
     fanout: Arc<Fanout>,
-    /// The last read failed: the next one asks for one event alone, because the fault may be in a
-    /// neighbour of the same page.
+    /// The last read failed: the next one asks for one event alone, because the fault may be in
+    /// another event of the same page.
     single_event_only: bool,
     /// The request in flight, with its position.
     pending_read: Option<(u64, CatchUp)>,

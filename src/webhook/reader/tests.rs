@@ -55,7 +55,7 @@ fn position_of(read: ReadItem) -> u64 {
 }
 
 #[tokio::test]
-async fn what_cannot_be_read_for_a_while_is_waited_for_and_not_lost() {
+async fn events_that_cannot_be_read_for_a_while_are_awaited_and_not_lost() {
     let directory = tempfile::tempdir().unwrap();
     let (store, fanout) = store_with(&directory, 400).await;
     let everything = Scope { sessions: Only::Everything, kinds: Only::Everything };

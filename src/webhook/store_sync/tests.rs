@@ -133,7 +133,7 @@ async fn while_the_store_is_degraded_delivery_waits_neither_for_a_journal_nor_fo
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_not_committed_is_not_called_passed_and_delivery_goes_on() {
+async fn uncommitted_events_are_not_reported_as_passed_and_delivery_continues() {
     let mut harness = StoreSyncHarness::new(0);
     harness.tick();
     harness.register();

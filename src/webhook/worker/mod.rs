@@ -102,7 +102,7 @@ struct FinishedAttempt {
     disposition: Disposition,
 }
 
-/// Everything a worker starts with.
+/// Initial state of a worker.
 #[derive(Debug)]
 pub(super) struct WorkerInit {
     /// Status, published for the registry.
@@ -111,7 +111,7 @@ pub(super) struct WorkerInit {
     pub(super) fanout: Arc<Fanout>,
     /// Commands of operators.
     pub(super) commands: mpsc::Receiver<WebhookCommand>,
-    /// Everything up to here is settled, apart from `owed` and from dead letters.
+    /// Position up to which all deliveries are settled, apart from `owed` and dead letters.
     pub(super) position: u64,
     /// Deliveries at or before `position` that are still owed.
     pub(super) owed: Vec<OwedDelivery>,

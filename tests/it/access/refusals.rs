@@ -1,5 +1,5 @@
 //! Clients that are refused again and again, as `autoplay-sdk` is with a wrong key: counted, and
-//! told once a minute.
+//! logged once a minute.
 
 use crate::common::{
     STREAM,
@@ -22,7 +22,7 @@ fn refused(relay: &Relay, listener: &str, reason: &str) -> f64 {
     relay.metrics().value("autoplay_relay_refused_total", &labels).unwrap()
 }
 
-/// The warnings about refused requests, once there are as many: address, reason, count.
+/// Waits for `count` warnings about refused requests: address, reason and count of each.
 fn warnings(relay: &Relay, count: usize) -> Vec<(String, String, u64)> {
     wait::value("the warnings are logged", || {
         Some(warnings_so_far(relay)).filter(|warnings| warnings.len() >= count)
@@ -84,7 +84,7 @@ fn each_reason_is_counted_on_each_listener() {
 }
 
 #[test]
-fn what_is_served_and_what_is_malformed_is_no_refusal() {
+fn served_and_malformed_requests_are_not_counted_as_refusals() {
     let relay = relay();
     let all = [("Authorization", "Bearer key-of-all")];
     assert_eq!(relay.get("/events/prod_abc", &all).status(), 200);

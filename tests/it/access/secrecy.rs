@@ -112,7 +112,7 @@ fn tokens_are_absent_from_every_output_wherever_they_were_sent() {
     let lines = jwt("allow_query_token = true\ncookie_name = 'relay'");
     let mut relay = Setup::behind(&connector).auth(&lines).start_with(&[("RUST_LOG", "trace")]);
     let mut link = connector.stream();
-    // Each place has its own token. The last two are refused, because logs tend to report refused
+    // Each part has its own token. The last two are refused, because logs tend to report refused
     // credentials.
     let session = json!({"session_id": "session-nobody-may-see"});
     let tokens: Vec<_> =

@@ -11,7 +11,7 @@ use crate::common::{
     relay::{Relay, Setup},
 };
 
-/// How a relay is ended, and where its log is.
+/// Signal that ends a relay, and the storage of its log.
 const ENDINGS: [(&str, Log); 4] = [
     ("TERM", Log::InMemory),
     ("KILL", Log::InMemory),

@@ -1,10 +1,10 @@
-//! IPv4 and IPv6: one listener for both, and what is left where a machine has one of them.
+//! IPv4 and IPv6: one listener for both, and machines that have one of them only.
 
 use std::{net::Ipv4Addr, process::Command};
 
 use crate::common::{http, process::Process, relay::Setup};
 
-/// The addresses that are served are told in the log; a request says whether that is so.
+/// Takes the served addresses from the log, and sends a request to each.
 #[test]
 fn both_families_are_served_by_one_listener() {
     let relay = Setup::new()
@@ -27,9 +27,9 @@ fn an_address_of_ipv4_serves_ipv4_alone() {
     assert!(std::net::TcpStream::connect(("::1", port)).is_err());
 }
 
-/// The defaults, in a network that has no IPv4, not even on loopback.
+/// Starts with default addresses in a network without IPv4, even on loopback.
 #[test]
-fn where_there_is_ipv6_alone_the_defaults_serve() {
+fn the_default_addresses_work_with_ipv6_only() {
     in_network(
         "ip link set lo up && ip -6 addr add 2001:db8::1/128 dev lo nodad && ip addr del 127.0.0.1/8 dev lo",
         &["http://[2001:db8::1]:8080/nowhere 404", "http://[::1]:9090/readyz 200"],
@@ -37,14 +37,14 @@ fn where_there_is_ipv6_alone_the_defaults_serve() {
 }
 
 #[test]
-fn where_there_is_ipv4_alone_the_defaults_serve() {
+fn the_default_addresses_work_with_ipv4_only() {
     in_network(
         "ip link set lo up && sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.lo.disable_ipv6=1",
         &["http://127.0.0.1:8080/nowhere 404", "http://127.0.0.1:9090/readyz 200"],
     );
 }
 
-/// Starts the relay with default addresses in a network of its own, and asks there.
+/// Starts the relay with default addresses in its own network namespace, and sends requests there.
 fn in_network(prepare: &str, expected: &[&str]) {
     let (_directory, file) = Setup::new().auth("allow_anonymous = false").write();
     let text = std::fs::read_to_string(&file).unwrap();

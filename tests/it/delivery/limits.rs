@@ -1,4 +1,4 @@
-//! Limits on subscribers and connections, and how clients beyond them are answered. Browsers get a
+//! Limits on subscribers and connections, and the answers to clients beyond them. Browsers get a
 //! response after which an EventSource reconnects.
 
 use std::{

@@ -11,8 +11,8 @@ use crate::common::{
     subscriber::Subscriber,
 };
 
-/// There are so many subscribers on two shards that one event takes each shard several turns: a new
-/// subscriber may get the number of one that has disconnected meanwhile.
+/// Uses enough subscribers on two shards that one event takes each shard several turns: a new
+/// subscriber may get the slot key of one that has disconnected meanwhile.
 #[test]
 fn products_get_all_and_only_their_events_while_subscribers_connect_and_disconnect() {
     let connectors = [Connector::new(), Connector::new()];

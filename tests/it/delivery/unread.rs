@@ -92,7 +92,7 @@ fn a_small_rest_leaves_the_connection_open_and_so_does_a_body_that_was_read() {
 }
 
 #[test]
-fn who_waits_for_100_continue_is_refused_without_it() {
+fn a_client_that_waits_for_100_continue_is_refused_without_it() {
     let relay = relay();
     let mut wire = Wire::connect(relay.public);
     let fields =
@@ -127,7 +127,7 @@ fn a_client_that_sends_without_end_is_cut_off_and_holds_up_no_shutdown() {
     let mebibyte = vec![b' '; 1 << 20];
     let taken = (0..200).take_while(|_| endless.socket.write_all(&mebibyte).is_ok()).count();
     assert!((64..128).contains(&taken), "{taken} MiB");
-    // Those that are silent, and have not closed.
+    // Clients that are silent and have not closed their connection.
     let began = Instant::now();
     relay.stop();
     wait::assert_within(Duration::from_secs(2), began);
@@ -161,5 +161,5 @@ fn over_http2_the_stream_is_reset_without_error_behind_its_answer_and_others_go_
 
 const ADMIN_KEY: &str = "the-admin-key-of-this-test";
 
-/// As much as a client writes at one time.
+/// Bytes that a client writes at one time.
 const PIECE: usize = 10_000;

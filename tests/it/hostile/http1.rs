@@ -111,8 +111,8 @@ fn every_head_beyond_a_limit_is_refused() {
     });
 }
 
-/// A proxy that takes the first of two requests for one with a longer body would forward the second
-/// in the name of another client.
+/// Sends two requests that some proxies take for one with a longer body: they would forward the
+/// second in the name of another client.
 #[test]
 fn a_request_hidden_in_a_body_never_runs() {
     let connector = Connector::new();
@@ -199,7 +199,7 @@ fn a_request_hidden_in_a_body_never_runs() {
     });
 }
 
-/// With valid framing there is one beginning to read the bytes, and both requests are seen.
+/// Sends two requests with valid, unambiguous framing, both of which are answered.
 #[test]
 fn two_pipelined_requests_are_two_requests() {
     let connector = Connector::new();

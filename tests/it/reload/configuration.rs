@@ -186,7 +186,7 @@ fn a_stalled_stream_of_a_revoked_key_ends() {
 }
 
 #[test]
-fn new_limits_apply_to_newcomers_and_disconnect_no_subscriber() {
+fn new_limits_apply_to_new_subscribers_and_disconnect_none() {
     let connector = Connector::new();
     let setup = |lines: &str| Setup::behind(&connector).server(lines);
     let relay = setup("").start();

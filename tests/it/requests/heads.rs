@@ -1,4 +1,4 @@
-//! The head of a request: its host, and how long it may be.
+//! The head of a request: its host and its maximum length.
 
 use std::{io::Write, net::SocketAddr};
 
@@ -55,7 +55,7 @@ fn a_bad_host_is_400_where_no_credential_is_demanded_and_before_the_body_and_the
         upgrade += &format!("{name}: {value}\r\n");
     }
     raw(relay.public, &(upgrade + "\r\n")).problem(400);
-    // The authority of a target does not stand in for it.
+    // The authority of a target does not replace it.
     let absolute = format!("GET http://localhost{PAGES} HTTP/1.1\r\n\r\n");
     raw(relay.public, &absolute).problem(400);
 }
@@ -91,7 +91,7 @@ fn a_thousand_uuids_fit_into_a_filter() {
 }
 
 #[test]
-fn a_target_over_60_kib_is_414_with_a_way_out() {
+fn a_target_over_60_kib_is_414_with_an_alternative() {
     let relay = Setup::new().upstream(PRODUCT, NO_CONNECTOR, "").start();
     let of = |bytes: usize| format!("{PAGES}?_={}", "x".repeat(bytes - PAGES.len() - 3));
     assert_eq!(relay.get(&of(60 * 1024), &[]).status(), 200);
@@ -103,7 +103,7 @@ fn a_target_over_60_kib_is_414_with_a_way_out() {
 }
 
 #[test]
-fn a_head_over_its_bound_and_a_head_that_is_none_have_a_problem() {
+fn a_head_over_its_bound_and_a_malformed_head_get_a_problem() {
     let relay = Setup::new().upstream(PRODUCT, NO_CONNECTOR, "").start();
     let to = relay.public;
     let with = |lines: &str| format!("GET {PAGES} HTTP/1.1\r\nHost: {to}\r\n{lines}\r\n");
@@ -141,7 +141,7 @@ fn an_erasure_takes_its_sessions_from_a_json_body() {
     assert_eq!(left, [2, 5, 8]);
 }
 
-/// Sends these bytes and reads the whole answer, also while the relay takes no more.
+/// Sends these bytes and reads the whole answer, even if the relay stops reading.
 fn raw(to: SocketAddr, request: &str) -> Answer {
     let mut wire = Wire::connect(to);
     let _ = wire.socket.write_all(request.as_bytes()); // it need not take all of it
@@ -160,5 +160,5 @@ fn with_keys() -> Relay {
 
 const AUTHORIZATION: &str = "Authorization: Bearer key-of-agent-a\r\n";
 
-/// Nobody listens there.
+/// URL of a port without a listener.
 const NO_CONNECTOR: &str = "http://127.0.0.1:1/stream/prod_abc";

@@ -1,4 +1,4 @@
-//! What a request says before it is served: names in its query, its method, its head.
+//! Checks of requests before they are served: names in the query, the method, the head.
 
 mod heads;
 mod methods;

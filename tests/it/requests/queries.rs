@@ -110,7 +110,7 @@ fn names_that_have_nothing_to_do_with_a_filter_are_ignored() {
     assert_eq!(http::get(relay.admin, "/readyz?probe=1", &[]).status(), 200);
 }
 
-/// Five events of the sessions `s0`, `s1` and `s2`, in turn.
+/// Returns a relay with five events, of the sessions `s0`, `s1` and `s2` in turn.
 fn filled(connector: &Connector) -> (Relay, Link, Vec<Frame>) {
     let relay = Relay::behind(connector);
     let mut link = connector.stream();

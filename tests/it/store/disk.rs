@@ -13,7 +13,7 @@ use crate::common::{
 };
 
 #[test]
-fn events_in_memory_are_persisted_once_a_full_disk_has_room() {
+fn events_in_memory_are_persisted_once_a_full_disk_has_space() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let relay = data.relay(&connector);
     let mut link = connector.stream();

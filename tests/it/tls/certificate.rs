@@ -13,7 +13,7 @@ use crate::common::{
 use rustls::HandshakeKind;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_new_certificate_is_served_to_newcomers_and_open_streams_continue() {
+async fn a_new_certificate_is_served_to_new_connections_and_open_streams_continue() {
     let mut scene = Scene::new("");
     let mut before = scene.secure();
     assert_eq!(before.ask(scene.relay.public, STREAM, &[]).status(), 200);

@@ -63,7 +63,7 @@ fn the_certificate_of_a_receiver_is_trusted_by_itself_and_its_head_accepts() {
 }
 
 #[test]
-fn a_receiver_with_another_certificate_is_told_to_the_operator_in_words() {
+fn a_receiver_with_another_certificate_is_reported_to_the_operator() {
     let authority = Authority::new();
     let server = TlsServer::with(authority.self_sign("own", "IP:127.0.0.1"));
     authority.self_sign("second", "IP:127.0.0.1");
@@ -78,7 +78,7 @@ fn a_receiver_with_another_certificate_is_told_to_the_operator_in_words() {
     assert!(error.contains("CA:TRUE") && error.contains("egress.ca_file"), "{error}");
 }
 
-/// A relay with a webhook to this server, which trusts one certificate beside the platform's.
+/// Starts a relay with a webhook to this server that trusts `root` beside the platform's roots.
 fn relay_to(server: &TlsServer, authority: &Authority, root: &str) -> (Connector, Relay) {
     let connector = Connector::new();
     let webhook = format!(

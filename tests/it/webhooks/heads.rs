@@ -1,5 +1,5 @@
-//! Heads over HTTP/1.1: how the relay spells its own, and what it reads of a receiver's and a
-//! connector's.
+//! Heads over HTTP/1.1: the spelling of the relay's own, and unusual ones of receivers and
+//! connectors.
 
 use crate::common::{
     connector::Connector,
@@ -45,7 +45,7 @@ fn a_relay_asks_a_relay_with_the_names_of_the_standard() {
 }
 
 #[test]
-fn strange_heads_are_read_from_receivers_and_connectors() {
+fn unusual_heads_of_receivers_and_connectors_are_understood() {
     let many: String = (0..500).map(|number| format!("X-{number}: {number}\r\n")).collect();
     for head in
         ["Server: a\r\n folded\r\n\tvalue\r\n", "Server : a\r\n", "no header at all\r\n", &many]

@@ -56,7 +56,7 @@ fn a_drain_closes_with_1012_after_every_logged_event() {
 }
 
 #[test]
-fn a_draining_relay_sheds_newcomers() {
+fn a_draining_relay_sheds_new_subscribers() {
     let connector = Connector::new();
     let mut relay = Setup::behind(&connector).server("drain_window = '5s'").start();
     let mut sockets: Vec<_> = (0..6).map(|_| relay.socket(SOCKET)).collect();

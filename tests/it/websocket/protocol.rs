@@ -70,7 +70,7 @@ fn a_protocol_violation_is_answered_with_its_close_code() {
 }
 
 #[test]
-fn a_page_of_another_site_is_refused_whatever_its_credential() {
+fn a_page_of_another_site_is_refused_with_any_credential() {
     let auth = format!("{KEYS}\n");
     let connector = Connector::new();
     let relay = Setup::behind(&connector)

@@ -1,8 +1,8 @@
 //! Webhooks as JSON: for the admin API, and for the store.
 //!
 //! In: the body of a request, or a text of the store. Out: a [`WebhookConfig`], or all errors by
-//! field. No rule stands here: the body is converted to the table that the file would have, and
-//! that table is read.
+//! field. This module has no rules: it converts the body to the table that the file would have,
+//! and reads that table.
 //!
 //! May use: `event`.
 

@@ -36,8 +36,8 @@ fn headers(kind: &'static str) -> [(HeaderName, &'static str); 5] {
     ]
 }
 
-/// Payloads are written by strangers: the page may run and load its own files only, whatever a
-/// payload contains. `frame-ancestors 'none'` keeps other sites from framing it (clickjacking);
+/// Payloads are written by strangers: the page may run and load its own files only, not
+/// code in a payload. `frame-ancestors 'none'` keeps other sites from framing it (clickjacking);
 /// `data:` is for the empty icon.
 const CONSOLE_CSP: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
     connect-src 'self'; img-src 'self' data:; \

@@ -253,7 +253,7 @@ fn payload_json(bytes: &[u8]) -> Option<Box<RawValue>> {
         .ok()
 }
 
-/// As many as a screen takes.
+/// About one screen of rows.
 const DEFAULT_DELIVERIES_PER_PAGE: usize = 100;
 
 /// Bound on a page, which is in memory as a whole until it is sent, and on the ids of one

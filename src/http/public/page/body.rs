@@ -63,7 +63,7 @@ impl PageBody {
 
 impl Drop for PageBody {
     fn drop(&mut self) {
-        // Over HTTP/1.1 the connection goes on: the next exchange must not inherit this deadline.
+        // Over HTTP/1.1 the connection is reused: the next exchange must not inherit this deadline.
         self.forced_close.cancel();
     }
 }

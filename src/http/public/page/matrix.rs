@@ -25,7 +25,7 @@ use crate::{
 };
 
 #[tokio::test(start_paused = true)]
-async fn a_million_times_what_is_seen_is_what_is_granted_and_asked_for() {
+async fn a_million_random_readers_see_exactly_the_granted_and_requested_events() {
     let is_long = std::env::var_os("AUTOPLAY_RELAY_LONG").is_some();
     let (schedules, min_pairs) = if is_long { (1500, 2_000_000) } else { (100, 100_000) };
     let first: u64 =

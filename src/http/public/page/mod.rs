@@ -1,7 +1,7 @@
 //! `GET /events/{product_id}`: one page of the log, for clients that poll.
 //!
-//! In: a request. Out: the entries that a subscriber at the same position would get, as far as they
-//! are there, with the position to go on from. A page never crosses a gap: the gap is announced
+//! In: a request. Out: the entries that a subscriber at the same position would get, as far as the
+//! log has them, and the next position. A page never crosses a gap: the gap is announced
 //! before the page's first event, or ends the page.
 //!
 //! ```text
@@ -124,7 +124,7 @@ fn parse_limit(value: &str) -> Result<usize, Problem> {
     })
 }
 
-/// Entries that one client gets, and the id to go on from.
+/// Entries for one client, and the id to continue from.
 #[derive(Debug)]
 struct EventPage {
     /// Gap before the first event.
@@ -132,7 +132,7 @@ struct EventPage {
     events: Vec<Arc<Event>>,
     /// Bytes of the events' payloads.
     bytes: usize,
-    /// Id from which the client goes on; `None` at the position before the first entry.
+    /// Id from which the client continues; `None` at the position before the first entry.
     next: Option<EventId>,
     max_events: usize,
 }
@@ -291,8 +291,8 @@ const DEFAULT_PAGE_EVENTS: usize = 100;
 /// Events of a page at most. More small events would make a longer answer for no gain.
 const MAX_PAGE_EVENTS: usize = 1000;
 
-/// Payload bytes after which no further event is added. The first event is added whatever its size,
-/// or a page could never pass it.
+/// Payload bytes after which no further event is added. The first event is added at any size, or
+/// no page could ever pass it.
 const MAX_PAGE_BYTES: usize = 1 << 20;
 
 /// Estimate of the JSON around one payload, for the capacity of the buffer.
@@ -307,7 +307,7 @@ const BEFORE_FIRST_ID: &str = "0";
 /// Short enough to go unnoticed in an answer, long enough to cost no measurable time.
 const PAGE_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Wait for a page that cannot go on: shorter than clients and proxies wait for an answer.
+/// Maximum time to gather a page: shorter than clients and proxies wait for an answer.
 const PAGE_WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ impl SseFrame {
 
     /// Returns the frame as a chunk of an HTTP/1.1 body (RFC 9112, section 7.1).
     ///
-    /// An event's chunk framing lies around it in memory already, so this copies nothing.
+    /// An event's buffer already includes the chunk framing, so this copies nothing.
     pub(super) fn into_chunk(self) -> Bytes {
         match self {
             Self::Event(event) => event.http1_chunk().clone(),

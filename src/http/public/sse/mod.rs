@@ -6,7 +6,7 @@
 //! ```text
 //! HTTP/1.1               connection.detach(retry line) ─► ShardPlacement ─► on_shard: SseConnection
 //! HTTP/2, 1.0, operator  hyper_body: EventBody, which hyper writes
-//!                        both read subscriber: SseSubscriber, which knows no socket
+//!                        both read subscriber: SseSubscriber, independent of the socket
 //! ```
 //!
 //! May use: `auth`, `metrics`, `net`, `shard`, `sse`, `timer_wheel`.
@@ -156,8 +156,8 @@ pub(crate) struct SubscriptionSource<'a> {
     pub(crate) expiry: Option<StreamExpiry>,
     /// Shards that write the stream; with `None`, hyper does.
     pub(crate) shards: Option<&'a Arc<ShardPlacement>>,
-    /// The stream is an operator tail: not counted as a subscriber, and ended at once when it is
-    /// told to disconnect.
+    /// The stream is an operator tail: not counted as a subscriber, and ended at once when it
+    /// gets a disconnect reason.
     pub(crate) is_operator_tail: bool,
 }
 

@@ -168,7 +168,7 @@ impl SseConnection {
                 Ok(bytes) => self.ignored_bytes += bytes,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     // tokio answered from the cached readiness without a system call: nothing has
-                    // arrived since the waker was registered, so the waker is still in place.
+                    // arrived since the waker was registered, so the waker is still registered.
                     if !is_notified && !self.must_register_read {
                         return false;
                     }

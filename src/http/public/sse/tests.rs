@@ -176,9 +176,9 @@ async fn a_batch_whose_recipients_are_gone_does_not_hold_up_the_next_event() {
     assert_eq!(payloads(&client), ["second"]);
 }
 
-/// A TLS session accepts more than its socket: then nothing is left to write, but records to send.
+/// Fills a TLS session beyond its socket: nothing is left to write then, but records to send.
 #[tokio::test]
-async fn records_that_tls_holds_are_sent_once_the_socket_has_room_and_without_another_event() {
+async fn unsent_tls_records_are_sent_once_the_socket_is_writable_without_another_event() {
     for count in 1..=40 {
         let mut harness = SchedulerHarness::new();
         let (socket, client) = connected_sockets();

@@ -22,7 +22,7 @@ use crate::{
 /// Cache of a product's newest events as framed messages, shared by caught-up and stalled
 /// subscribers alike.
 ///
-/// The cache stands beside the log. A second form inside each event would have to count against
+/// The cache is separate from the log. A second form inside each event would have to count against
 /// `log.memory_bytes` when the event is appended, which halves the log for relays without WebSocket
 /// subscribers, or would exceed that bound.
 #[derive(Debug)]
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_stands_in_its_message_byte_for_byte() {
+    fn a_message_contains_its_payload_byte_for_byte() {
         let cache = WsMessageCache::default();
         for payload in [r#" {"a": "\u00e9é"} "#, "{\n\"a\":1\n}"] {
             cache.clear();

@@ -195,7 +195,7 @@ fn upgrade_required(version: Version) -> Response {
     response
 }
 
-/// Returns 101, after which the connection speaks WebSocket.
+/// Returns the 101 that switches the connection to WebSocket.
 fn switching_protocols(key: &HeaderValue) -> Response {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;

@@ -173,7 +173,7 @@ impl WsSubscriber {
 
     /// Applies a filter of the client and returns the framed answer.
     ///
-    /// On a shard the scope also stands in the shard's index, so the scheduler applies it after
+    /// On a shard the scope is also in the shard's index, so the scheduler applies it after
     /// this poll (see `ShardSubscriber::take_requested_scope`).
     pub(super) fn handle_subscribe(&mut self, text: &[u8]) -> Bytes {
         let requested = message::parse_subscribe(text);

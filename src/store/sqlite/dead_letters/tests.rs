@@ -70,7 +70,7 @@ fn dead_letters_are_listed_newest_first_page_by_page_as_they_were() {
 }
 
 #[test]
-fn a_page_has_about_a_mebibyte_and_one_letter_whatever_its_size() {
+fn a_page_has_about_a_mebibyte_and_at_least_one_dead_letter() {
     let (_directory, mut file) = file_with(
         [3 << 20, 600 << 10, 300 << 10, 100 << 10]
             .iter()

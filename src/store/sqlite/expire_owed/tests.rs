@@ -204,7 +204,7 @@ fn a_delivery_of_an_event_that_was_never_persisted_is_lost_when_its_neighbours_e
 }
 
 #[test]
-fn retention_by_bytes_makes_room_although_the_deleted_entries_are_owed() {
+fn retention_by_bytes_frees_space_although_the_deleted_entries_are_owed() {
     let (_directory, mut file) = file_with_product();
     file.register(&webhook("w", 0), 1).unwrap();
     for first in (1..2000).step_by(100) {

@@ -107,7 +107,7 @@ fn entries_over_the_bound_in_bytes_are_deleted_and_not_many_more() {
 }
 
 #[test]
-fn with_no_room_at_all_retention_deletes_every_entry_and_ends() {
+fn with_a_bound_of_zero_retention_deletes_every_entry_and_ends() {
     let (_directory, mut file) = file_with_product();
     write_events(&mut file, 1, 1..=1000, 100, 5);
     retire_all(&mut file, 0, 0);

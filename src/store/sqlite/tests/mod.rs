@@ -342,7 +342,7 @@ fn a_sync_at_the_time_of_the_one_before_reaches_the_disk_too() {
 }
 
 #[test]
-fn a_commit_waits_for_the_disk_only_when_it_is_told_to() {
+fn a_commit_waits_for_the_disk_only_when_requested() {
     let (_directory, mut file) = file_with_product();
     let synchronous_level = |connection: &Connection| {
         connection

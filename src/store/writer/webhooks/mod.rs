@@ -1,4 +1,4 @@
-//! The registered webhooks as the writer knows them: where to send notices, and the
+//! The writer's registry of webhooks: where to send notices, and the
 //! registrations that a file that is begun anew must have again.
 //!
 //! Losses of deliveries are logged at once the first time, then as sums once a minute.
@@ -235,6 +235,6 @@ impl RegisteredWebhooks {
     }
 }
 
-/// Interval between two lines of one kind about one webhook: an incident that goes on for hours
+/// Interval between two lines of one kind about one webhook: an incident that lasts for hours
 /// must not fill the log.
 const INCIDENT_LOG_INTERVAL: Duration = Duration::from_secs(60);

@@ -25,7 +25,7 @@ impl OutboxModel {
         if succeeds {
             self.commit(&changes);
             self.outbox.record_commit();
-            // Slots stay free until every change is written, so the bound on duplicates is void.
+            // Slots stay free until every change is written, so duplicates are unbounded.
             self.is_degraded &= self.outbox.journal.has_changes(self.outbox.cursor);
         } else {
             if self.rng.bool() {
@@ -36,7 +36,7 @@ impl OutboxModel {
         }
     }
 
-    /// The store takes very long to write, and delivery does not wait for it.
+    /// Simulates a store that takes very long to write; delivery does not wait for it.
     pub(super) fn stall_store(&mut self) {
         self.is_degraded = true;
         self.outbox.mark_store_degraded();
@@ -108,7 +108,7 @@ impl OutboxModel {
         *limit = (*limit).max(self.policy.max_in_flight);
     }
 
-    /// The webhook gets another endpoint, or an operator enables this one.
+    /// Enables the endpoint, as an operator or a new URL does.
     pub(super) fn enable(&mut self) {
         self.outbox.enable();
         for attempt in &mut self.in_flight {
@@ -116,8 +116,8 @@ impl OutboxModel {
         }
     }
 
-    /// The store makes dead letters of deliveries that were owed for too long; its notice reaches
-    /// the outbox later.
+    /// Expires deliveries in the store that were owed for too long. The outbox gets the notice
+    /// later.
     pub(super) fn expire(&mut self) {
         let expired_through =
             self.rng.u64(0..=self.log.len() as u64).max(self.store.expired_through);
@@ -185,7 +185,7 @@ impl OutboxModel {
         }
     }
 
-    /// The store loses its file, with all dead letters.
+    /// Removes the store's file, with all dead letters.
     pub(super) fn lose_store_file(&mut self) {
         self.finish_commit(false);
         self.report_expiry();

@@ -112,7 +112,7 @@ fn an_open_endpoint_is_probed_with_the_oldest_at_growing_intervals() {
 }
 
 #[test]
-fn what_was_under_way_when_the_endpoint_opened_does_not_count_again() {
+fn attempts_in_flight_when_the_circuit_opened_do_not_count_again() {
     let mut harness = OutboxHarness::new(16);
     harness.enqueue_many(1..=7);
     harness.send_all();

@@ -112,7 +112,7 @@ fn only_exceptions_are_written_and_only_what_should_not_wait_asks_for_it() {
 }
 
 #[test]
-fn what_could_not_be_written_comes_again_under_what_has_happened_since() {
+fn changes_of_a_failed_commit_are_merged_under_newer_ones() {
     let mut harness = OutboxHarness::new(16);
     harness.enqueue_many(1..=4);
     harness.send_all();

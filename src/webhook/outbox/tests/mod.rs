@@ -158,7 +158,7 @@ fn refusals_are_dead_letters_at_once_with_their_reason() {
 }
 
 #[test]
-fn a_restart_goes_on_where_the_store_says() {
+fn a_restart_continues_from_the_state_in_the_store() {
     let mut harness = OutboxHarness::new(16);
     for (position, session) in [(1, "a"), (2, "b"), (3, "a")] {
         harness.enqueue(position, session);
@@ -186,7 +186,7 @@ fn a_restart_goes_on_where_the_store_says() {
 }
 
 #[test]
-fn of_what_the_store_has_few_are_loaded_at_once_and_the_rest_in_time() {
+fn few_stored_deliveries_are_loaded_at_once_and_the_rest_in_time() {
     let mut harness = OutboxHarness::new(8);
     harness.enqueue_many(1..=1000);
     assert_eq!(harness.outbox.counts.loaded, MAX_LOADED_EVENTS);
@@ -206,7 +206,7 @@ fn of_what_the_store_has_few_are_loaded_at_once_and_the_rest_in_time() {
 }
 
 #[test]
-fn there_is_room_until_very_much_is_owed_and_half_of_it_may_be_one_session() {
+fn the_outbox_has_capacity_until_the_bound_on_owed_deliveries() {
     let mut harness = OutboxHarness::new(8);
     for position in 1..=MAX_OWED_DELIVERIES {
         assert!(harness.outbox.has_capacity());
@@ -219,7 +219,7 @@ fn there_is_room_until_very_much_is_owed_and_half_of_it_may_be_one_session() {
 }
 
 #[test]
-fn in_memory_the_oldest_that_is_not_under_way_is_given_up_for_what_is_new() {
+fn in_memory_a_new_delivery_displaces_the_oldest_that_is_not_in_flight() {
     let one = event(1, "a", 1000).size_bytes() as u64;
     let event_storage = EventStorage::InMemory { max_bytes: 3 * one };
     let mut harness = OutboxHarness::with(DeliveryPolicy { event_storage, ..POLICY });
@@ -247,7 +247,7 @@ fn in_memory_the_oldest_that_is_not_under_way_is_given_up_for_what_is_new() {
 }
 
 #[test]
-fn what_the_store_has_expired_goes_without_a_word_unless_it_is_accepted_after_all() {
+fn an_expired_delivery_is_dropped_silently_unless_it_is_accepted_after_all() {
     let mut harness = OutboxHarness::new(4);
     harness.enqueue_many(1..=6);
     harness.send_all();
@@ -269,7 +269,7 @@ fn what_the_store_has_expired_goes_without_a_word_unless_it_is_accepted_after_al
 }
 
 #[test]
-fn what_was_accepted_while_the_store_expired_it_is_settled_also_when_a_batch_fails_between() {
+fn a_delivery_accepted_while_it_expires_is_settled_even_after_a_failed_batch() {
     let mut harness = OutboxHarness::new(4);
     harness.enqueue_many(1..=2);
     harness.send_all();
@@ -286,7 +286,7 @@ fn what_was_accepted_while_the_store_expired_it_is_settled_also_when_a_batch_fai
 }
 
 #[test]
-fn an_erased_session_leaves_no_record_whatever_comes_of_what_is_under_way() {
+fn an_erased_session_leaves_no_record_for_any_outcome_of_attempts_in_flight() {
     for disposition in [Disposition::Accepted, AGAIN, Disposition::Refused] {
         let mut harness = OutboxHarness::new(4);
         for (position, session) in [(1, "a"), (2, "a"), (3, "b"), (4, "a"), (5, "b")] {
@@ -353,7 +353,7 @@ fn the_last_thousand_deliveries_are_listed_newest_first_and_the_last_hundred_att
 }
 
 #[test]
-fn what_is_owed_is_listed_newest_first_with_when_it_is_due() {
+fn owed_deliveries_are_listed_newest_first_with_their_due_times() {
     let mut harness = OutboxHarness::new(1);
     for (position, session) in [(1, "a"), (2, "a"), (3, "")] {
         harness.enqueue(position, session);

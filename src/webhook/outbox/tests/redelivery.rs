@@ -57,7 +57,7 @@ fn a_session_that_fails_keeps_no_dead_letter_of_another_from_being_delivered() {
 }
 
 #[test]
-fn dead_letters_of_a_session_are_delivered_in_order_whatever_fails_and_however_they_come() {
+fn dead_letters_of_a_session_are_delivered_in_order_under_every_failure() {
     for seed in 0..200 {
         let (mut harness, mut rng) = (
             OutboxHarness::with(DeliveryPolicy { max_retries: u32::MAX, ..POLICY }),

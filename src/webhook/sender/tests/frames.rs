@@ -18,17 +18,17 @@ use super::{
 enum StreamAnswer {
     /// With status 200.
     Accept,
-    /// By RST_STREAM with this code.
+    /// Sends RST_STREAM with this code.
     Reset(u32),
-    /// With a head of status 200, and then RST_STREAM with this code.
+    /// Sends a head of status 200, and then RST_STREAM with this code.
     HeadThenReset(u32),
     /// With a head of status 200, of which the body never comes.
     HeadThenHang,
     /// With a head of status 200; then the connection is closed.
     HeadThenClose,
-    /// By a GOAWAY with this code, below the request's stream.
+    /// Sends GOAWAY with this code and a last stream below the request's.
     GoAwayBelow(u32),
-    /// By a GOAWAY that names the request's stream; then the connection is closed.
+    /// Sends GOAWAY with the request's stream as the last one, and closes the connection.
     GoAwayAfter,
 }
 
@@ -42,7 +42,7 @@ const INTERNAL_ERROR: u32 = 2;
 const CANCEL: u32 = 8;
 const ENHANCE_YOUR_CALM: u32 = 11;
 
-/// Receiver that answers one request after the other as told, and accepts all later ones.
+/// Receiver that answers the first requests by a script, and accepts all later ones.
 struct FrameReceiver {
     address: SocketAddr,
     log: Arc<Mutex<FrameLog>>,
@@ -173,7 +173,7 @@ const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
 #[tokio::test]
-async fn what_a_receiver_has_not_processed_is_sent_again_within_the_attempt() {
+async fn an_unprocessed_request_is_sent_again_within_the_attempt() {
     for (answers, connections) in [
         (vec![Reset(REFUSED_STREAM)], 1),
         (vec![Accept, Reset(REFUSED_STREAM), Reset(REFUSED_STREAM)], 1),
@@ -225,7 +225,7 @@ async fn all_slots_together_get_through_a_connection_that_goes_away() {
 }
 
 #[tokio::test]
-async fn what_may_have_been_processed_is_an_attempt() {
+async fn a_possibly_processed_request_counts_as_an_attempt() {
     for answer in [Reset(CANCEL), Reset(NO_ERROR), GoAwayAfter] {
         let receiver = FrameReceiver::new([answer]).await;
         let sender = receiver.sender();

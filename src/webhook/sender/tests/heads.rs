@@ -118,7 +118,7 @@ async fn heads_are_read_that_common_clients_read() {
 }
 
 #[tokio::test]
-async fn what_a_strange_head_says_counts() {
+async fn unusual_response_heads_are_understood() {
     for head in ["Retry-After:\r\n 7\r\n", "Retry-After : 7\r\n", "!\r\nRetry-After: 7\r\n"] {
         let answer = format!("HTTP/1.1 503 Wait\r\n{head}Content-Length: 0\r\n\r\n");
         let (_, disposition) = attempt_against(answer, AfterAnswer::KeepOpen, "").await;
@@ -128,7 +128,7 @@ async fn what_a_strange_head_says_counts() {
 }
 
 #[tokio::test]
-async fn what_is_no_status_line_and_too_many_headers_are_no_answer() {
+async fn an_invalid_status_line_or_too_many_headers_fail_the_attempt() {
     let many: String = (0..2000).map(|number| format!("X-{number}: {number}\r\n")).collect();
     for answer in [
         " HTTP/1.1 200 OK\r\n\r\n",

@@ -276,7 +276,7 @@ async fn retry_after_is_honoured_in_both_forms_and_capped() {
 }
 
 #[tokio::test]
-async fn what_is_not_http_is_tried_again() {
+async fn an_answer_that_is_not_http_is_retried() {
     let (attempt, disposition) =
         attempt_against("SSH-2.0-hush\r\n\r\n", AfterAnswer::Close, "").await;
     assert_eq!(
@@ -311,7 +311,7 @@ async fn a_name_without_an_address_is_tried_again() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_sent_is_an_attempt_too() {
+async fn a_request_that_cannot_be_sent_counts_as_an_attempt() {
     let receiver = ScriptedReceiver::new(OK, AfterAnswer::KeepOpen).await;
     let (attempt, disposition) = sender(&receiver.url(), "").send("1\n2", Bytes::new()).await;
     assert_eq!((attempt.outcome, disposition), (Outcome::Failed, PLAIN_RETRY));

@@ -134,7 +134,7 @@ async fn serve_tls(
 }
 
 #[tokio::test]
-async fn http2_is_spoken_where_it_is_offered_and_its_connection_is_shared() {
+async fn http2_is_used_where_it_is_offered_and_its_connection_is_shared() {
     let certificate = TestCertificate::new();
     let receiver = TlsReceiver::new(&certificate, &["h2", "http/1.1"]).await;
     let sender = receiver.sender("receiver.test", Some(&certificate));
@@ -147,7 +147,7 @@ async fn http2_is_spoken_where_it_is_offered_and_its_connection_is_shared() {
 }
 
 #[tokio::test]
-async fn http_1_is_spoken_elsewhere() {
+async fn http_1_is_used_elsewhere() {
     let certificate = TestCertificate::new();
     for protocols in [&["http/1.1"][..], &[]] {
         let receiver = TlsReceiver::new(&certificate, protocols).await;

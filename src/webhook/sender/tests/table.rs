@@ -245,7 +245,7 @@ async fn one_inner_address_among_public_ones_is_enough_to_refuse() {
         &["127.0.0.1", "127.0.0.2"],
         &["127.0.0.2", "::1", "127.0.0.2"],
     ] {
-        // 127.0.0.2 stands for a public address: the guard admits it, and a connection to it would
+        // 127.0.0.2 represents a public address: the guard admits it, and a connection to it would
         // reach the canary.
         let sender = sender_with(stub_resolver(&[answer]).0, &url, &["127.0.0.2"], "");
         assert_eq!(post(&sender).await.1, Disposition::Forbidden, "{answer:?}");

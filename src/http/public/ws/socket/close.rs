@@ -72,8 +72,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
     }
 }
 
-/// Returns the close code: 1012 if the client may reconnect at once, 1008 if it must not go on as
-/// before.
+/// Returns the close code: 1012 if the client may reconnect at once, 1008 if it must not retry
+/// unchanged.
 pub(super) fn close_code(reason: DisconnectReason) -> CloseCode {
     if reason.is_urgent() { CloseCode::POLICY_VIOLATION } else { CloseCode::SERVICE_RESTART }
 }

@@ -186,7 +186,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
         Pin::new(&mut self.socket).poll_flush(context).map(|flushed| flushed.is_ok())
     }
 
-    /// Waits for room in the socket. The socket's own deadline ends a stalled client, so only a
+    /// Waits for a writable socket. The socket's own deadline ends a stalled client, so only a
     /// disconnect or the token's expiry before that needs a wake-up here.
     fn wait_for_writable(&mut self, context: &Context<'_>) -> WsStep {
         self.subscriber.record_backlog();
@@ -195,7 +195,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
         // the task.
         if self.close_due == u64::MAX
             && let Some(reason) =
-                self.subscriber.check_disconnect().filter(|leave| leave.is_urgent())
+                self.subscriber.check_disconnect().filter(|found| found.is_urgent())
         {
             self.close_within(close_timeout(reason));
             self.subscriber.wake_for_disconnect(self.close_due, context);
