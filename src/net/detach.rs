@@ -30,7 +30,10 @@ use std::{
 use bytes::Bytes;
 use http_body::Frame;
 
-use super::{connection_limit::AcceptedSocket, forced_close::ForcedClose, tls::TlsSession};
+use super::{
+    connection_limit::AcceptedSocket, forced_close::ForcedClose, lingering_close::UnreadMark,
+    tls::TlsSession,
+};
 use crate::timer_wheel::TimerWheel;
 
 /// State that a connection's socket, its streams and its handlers share.
@@ -43,8 +46,8 @@ pub(crate) struct ConnectionState {
     /// Whether the socket is closed by a lingering close where bytes of the client are unread. Only
     /// while it speaks HTTP/1.1.
     pub(super) lingers: AtomicBool,
-    /// Whether the last request was answered before its body was read.
-    pub(super) has_unread_body: AtomicBool,
+    /// Set if the last request was answered before its body was read.
+    pub(super) unread_body: UnreadMark,
     /// Whether the listener shuts down.
     pub(super) is_shutting_down: AtomicBool,
     pub(super) detach: DetachState,
@@ -57,7 +60,7 @@ impl ConnectionState {
             has_request: AtomicBool::default(),
             stalled: AtomicBool::default(),
             lingers: AtomicBool::default(),
-            has_unread_body: AtomicBool::default(),
+            unread_body: UnreadMark::default(),
             is_shutting_down: AtomicBool::default(),
             detach: DetachState::default(),
             forced_close: ForcedClose::new(wheel),
