@@ -46,7 +46,7 @@ pub(crate) struct ConnectionState {
     /// Whether the socket is closed by a lingering close where bytes of the client are unread. Only
     /// while it speaks HTTP/1.1.
     pub(super) lingers: AtomicBool,
-    /// Set if the last request was answered before its body was read.
+    /// Set if the last request was answered before its head or body was read to the end.
     pub(super) unread_body: UnreadMark,
     /// Whether the listener shuts down.
     pub(super) is_shutting_down: AtomicBool,

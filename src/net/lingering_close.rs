@@ -24,7 +24,7 @@ use tokio::{
 
 use crate::timer_wheel::Alarm;
 
-/// Mark of a connection whose last request was answered before its body was read.
+/// Mark of a connection whose last request was answered before the end of its body, or head.
 ///
 /// The connection's own task sets the mark, and starts each request without one. The drain of a
 /// small rest is another task, and may end only after the next request was answered. So each mark

@@ -4,6 +4,7 @@
 use std::{
     io::Write,
     net::SocketAddr,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -100,6 +101,31 @@ fn every_answer_before_the_end_of_a_body_in_pieces_arrives_on_every_listener() {
         (relay.admin, "/healthz", "none", 405),
     ] {
         sent_whole(to, &post(to, path, key, chunked), &body).problem(status);
+    }
+}
+
+#[test]
+fn a_head_that_is_refused_arrives_although_the_client_goes_on_sending_at_its_own_pace() {
+    let relay = relay();
+    let body = vec![b' '; 900_000];
+    let length = body.len().to_string();
+    let long_target = format!("{PAGES}?{}", "x".repeat(66_000));
+    let many_fields = (0..110).map(|number| format!("X-{number}: x\r\n")).collect::<String>();
+    let many_fields = post(relay.public, PAGES, "wrong", ("Content-Length", &length))
+        .replace("\r\n\r\n", &format!("\r\n{many_fields}\r\n"));
+    for (head, status) in [
+        (post(relay.public, &long_target, "wrong", ("Content-Length", &length)), 414),
+        (many_fields, 431),
+        (post(relay.public, PAGES, "wrong", ("Transfer-Encoding", "gzip")), 400),
+    ] {
+        let mut wire = Wire::connect(relay.public);
+        wire.send(head);
+        for piece in body.chunks(15_000) {
+            // Slower than the relay reads, so that no bytes wait when it closes.
+            thread::sleep(Duration::from_millis(2));
+            wire.send(piece);
+        }
+        answered(&mut wire).problem(status);
     }
 }
 
