@@ -8,7 +8,7 @@
 //! admin/    admin API, operator tails, console
 //! state     what public routes share: Relay, Product      admission   limits, permits
 //! problem   problem details      memory_quota   shares per address      host_guard   Host checks
-//! client_address   one spelling, blocks for limits       refusals   counted, told once a minute
+//! client_address   one spelling, blocks for limits       refusals   counted, logged once a minute
 //! query     names in a query     methods        lists of methods      request_head Host, lengths
 //! ```
 //!
