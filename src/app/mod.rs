@@ -122,6 +122,7 @@ impl App {
             &routes,
             &stop,
         ));
+        serving.spawn(Arc::clone(&relay.refusals).run(stop.serving.clone()));
         if let Some(certificate) = &certificate {
             serving.spawn(Arc::clone(certificate).watch(stop.serving.clone()));
         }

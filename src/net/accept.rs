@@ -237,7 +237,7 @@ impl ConnectionServer {
         let service =
             service_fn(move |request| dispatch(self.routes.current(), connection.clone(), request));
         let builder = http1::builder(self.settings.head_timeout);
-        let io = TokioIo::new(RefusalIo::new(io));
+        let io = TokioIo::new(RefusalIo::new(io, Arc::clone(&state)));
         let connection = builder.serve_connection(io, service).with_upgrades();
         self.tasks
             .shutdown

@@ -169,8 +169,7 @@ impl DeadlineSocket {
     /// Waits for the client's end of the connection where a reset would cost it the answer: see
     /// `lingering_close`.
     fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        // Relaxed for all three: written by the connection's own task, but for a drain that only
-        // spares the lingering.
+        // Relaxed: written by the connection's own task.
         if self.lingering.is_none() {
             if !self.state.lingers.load(Ordering::Relaxed) {
                 return Poll::Ready(());
@@ -181,7 +180,7 @@ impl DeadlineSocket {
                 Poll::Ready(_) => true,
                 Poll::Pending => false,
             };
-            if !has_waiting && !self.state.has_unread_body.load(Ordering::Relaxed) {
+            if !has_waiting && !self.state.unread_body.is_set() {
                 return Poll::Ready(());
             }
         }

@@ -30,7 +30,10 @@ use std::{
 use bytes::Bytes;
 use http_body::Frame;
 
-use super::{connection_limit::AcceptedSocket, forced_close::ForcedClose, tls::TlsSession};
+use super::{
+    connection_limit::AcceptedSocket, forced_close::ForcedClose, lingering_close::UnreadMark,
+    tls::TlsSession,
+};
 use crate::timer_wheel::TimerWheel;
 
 /// State that a connection's socket, its streams and its handlers share.
@@ -43,8 +46,8 @@ pub(crate) struct ConnectionState {
     /// The socket needs a lingering close if bytes of the client are unread. Set only
     /// while the connection uses HTTP/1.1.
     pub(super) lingers: AtomicBool,
-    /// The last request was answered before its body was read.
-    pub(super) has_unread_body: AtomicBool,
+    /// The last request was answered before its head or body was read to the end.
+    pub(super) unread_body: UnreadMark,
     /// The listener is shutting down.
     pub(super) is_shutting_down: AtomicBool,
     pub(super) detach: DetachState,
@@ -57,7 +60,7 @@ impl ConnectionState {
             has_request: AtomicBool::default(),
             stalled: AtomicBool::default(),
             lingers: AtomicBool::default(),
-            has_unread_body: AtomicBool::default(),
+            unread_body: UnreadMark::default(),
             is_shutting_down: AtomicBool::default(),
             detach: DetachState::default(),
             forced_close: ForcedClose::new(wheel),

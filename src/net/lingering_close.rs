@@ -11,6 +11,7 @@
 use std::{
     mem::MaybeUninit,
     pin::Pin,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
     task::{Context, Poll},
     time::Duration,
 };
@@ -22,6 +23,44 @@ use tokio::{
 };
 
 use crate::timer_wheel::Alarm;
+
+/// Mark of a connection whose last request was answered before the end of its body, or head.
+///
+/// The connection's own task sets the mark, and starts each request without one. The drain of a
+/// small rest is another task, and may end only after the next request was answered. So each mark
+/// has a number, and a drain removes no mark but its own.
+#[derive(Debug, Default)]
+pub(super) struct UnreadMark {
+    last_number: AtomicU64,
+    /// Number of the mark, 0 for none.
+    current: AtomicU64,
+}
+
+impl UnreadMark {
+    /// Sets the mark, and returns its number.
+    pub(super) fn set(&self) -> u64 {
+        // Relaxed here and below: the mark publishes no other memory. The socket is closed by the
+        // task that sets it, and a removal that is seen late costs a wait that was not needed.
+        let number = self.last_number.fetch_add(1, Relaxed) + 1;
+        self.current.store(number, Relaxed);
+        number
+    }
+
+    /// Removes any mark, for a new request.
+    pub(super) fn reset(&self) {
+        self.current.store(0, Relaxed);
+    }
+
+    /// Removes the mark of this number, once its body has been read.
+    pub(super) fn remove(&self, number: u64) {
+        // Fails if a later request has set or removed a mark: then nothing is left to do.
+        let _ = self.current.compare_exchange(number, 0, Relaxed, Relaxed);
+    }
+
+    pub(super) fn is_set(&self) -> bool {
+        self.current.load(Relaxed) != 0
+    }
+}
 
 /// State of one lingering close, whose write direction is closed.
 #[derive(Debug)]
@@ -119,3 +158,22 @@ const SHUTDOWN_LINGER_TIME: Duration = Duration::from_secs(1);
 
 /// On the stack for the time of one read.
 const DISCARD_BUFFER_BYTES: usize = 16 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drain_that_ends_late_leaves_the_mark_of_the_next_request() {
+        let mark = UnreadMark::default();
+        let first = mark.set();
+        mark.reset();
+        mark.remove(first);
+        assert!(!mark.is_set());
+        let second = mark.set();
+        mark.remove(first);
+        assert!(mark.is_set(), "the second body is unread");
+        mark.remove(second);
+        assert!(!mark.is_set());
+    }
+}

@@ -9,13 +9,17 @@
 use std::{
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{connection_limit::AcceptedSocket, detached::Detachable, tls::TlsSession};
+use super::{
+    connection_limit::AcceptedSocket, detach::ConnectionState, detached::Detachable,
+    tls::TlsSession,
+};
 
 /// Transport of an HTTP/1.1 connection, between hyper and the socket.
 #[derive(Debug)]
@@ -24,6 +28,7 @@ pub(super) struct RefusalIo<I> {
     progress: RequestLine,
     /// Unwritten rest of the problem that replaces hyper's refusal.
     problem: Bytes,
+    state: Arc<ConnectionState>,
 }
 
 /// Progress in the first line of the head that is being read.
@@ -51,8 +56,8 @@ impl RequestLine {
 }
 
 impl<I> RefusalIo<I> {
-    pub(super) fn new(io: I) -> Self {
-        Self { io, progress: RequestLine::START, problem: Bytes::new() }
+    pub(super) fn new(io: I, state: Arc<ConnectionState>) -> Self {
+        Self { io, progress: RequestLine::START, problem: Bytes::new(), state }
     }
 
     /// Returns the transport below.
@@ -66,6 +71,9 @@ impl<I> RefusalIo<I> {
             && let Some(problem) = problem_instead_of(bytes, self.progress)
         {
             self.problem = problem;
+            // hyper stops in the midst of the head, or before a body that it cannot delimit: the
+            // client may go on sending for as long as it likes, and no request has set the mark.
+            self.state.unread_body.set();
         }
     }
 }
@@ -202,6 +210,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::timer_wheel::TimerWheel;
 
     const REFUSAL: &str = "HTTP/1.1 431 Request Header Fields Too Large\r\n\
         connection: close\r\ncontent-length: 0\r\ndate: Mon, 30 Nov 2026 00:00:00 GMT\r\n\r\n";
@@ -209,7 +218,7 @@ mod tests {
     /// Returns what a client that has sent `request` gets when hyper writes `answer`.
     async fn relayed(request: &str, answer: &str) -> String {
         let (mut client, server) = tokio::io::duplex(16); // so that writes are in parts
-        let mut io = RefusalIo::new(server);
+        let mut io = RefusalIo::new(server, Arc::new(ConnectionState::new(&TimerWheel::new())));
         let exchange = async {
             let mut read = vec![0; request.len()];
             io.read_exact(&mut read).await.unwrap();

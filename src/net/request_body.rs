@@ -9,7 +9,7 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -75,7 +75,7 @@ impl UnreadBody {
         request: Request<Incoming>,
         connection: &Connection,
     ) -> (Request<Body>, Option<Self>) {
-        connection.state.has_unread_body.store(false, Ordering::Relaxed);
+        connection.state.unread_body.reset();
         if request.version() >= Version::HTTP_2 || request.body().is_end_stream() {
             return (request.map(Body::new), None);
         }
@@ -96,9 +96,7 @@ impl UnreadBody {
         let rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(rest) = rest else { return false };
         let state = Arc::clone(&self.connection.state);
-        // Until the rest has been read: relaxed, as the socket is closed by the task that answers,
-        // and a drain that ends meanwhile only spares the lingering.
-        state.has_unread_body.store(true, Ordering::Relaxed);
+        let mark = state.unread_body.set();
         // To read from a client that waits for "100 Continue" (RFC 9110, section 10.1.1) would make
         // hyper ask for the body.
         let is_small = rest.size_hint().upper().is_some_and(|bytes| bytes <= MAX_DRAINED_BYTES);
@@ -109,7 +107,7 @@ impl UnreadBody {
         self.connection.tasks.tracker.spawn(async move {
             let drained = tasks.shutdown.run_until_graceful(timeout(DRAIN_TIMEOUT, drain(rest)));
             if let Some(Ok(true)) = drained.await {
-                state.has_unread_body.store(false, Ordering::Relaxed);
+                state.unread_body.remove(mark);
             }
         });
         false

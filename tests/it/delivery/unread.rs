@@ -4,6 +4,7 @@
 use std::{
     io::Write,
     net::SocketAddr,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -27,11 +28,20 @@ fn relay() -> Relay {
 
 /// Sends the whole of a request, and only then looks for the answer, as blocking clients do.
 fn sent_whole(to: SocketAddr, head: &str, body: &[u8]) -> Answer {
-    let mut wire = Wire::connect(to);
+    sent_on(&mut Wire::connect(to), head, body)
+}
+
+/// Sends the whole of a request behind others, of which the last is answered.
+fn sent_on(wire: &mut Wire, head: &str, body: &[u8]) -> Answer {
     wire.send(head);
     for piece in body.chunks(PIECE) {
         wire.send(piece);
     }
+    answered(wire)
+}
+
+/// Reads the last answer of a connection.
+fn answered(wire: &mut Wire) -> Answer {
     let head = wire.head();
     let length = head.field("content-length").unwrap().parse().unwrap();
     let body = wire.body(length);
@@ -54,6 +64,25 @@ fn eight_mebibytes_with_a_wrong_key_are_401_and_no_reset() {
 }
 
 #[test]
+fn a_large_body_behind_a_small_one_that_was_not_read_is_401_and_no_reset() {
+    let relay = relay();
+    let (small, large) = (vec![b' '; 60_000], vec![b' '; 8 << 20]);
+    let head_of = |body: &[u8]| {
+        post(relay.public, PAGES, "wrong", ("Content-Length", &body.len().to_string()))
+    };
+    // The relay may still be dropping the small body when it answers the large one's request.
+    for _ in 0..20 {
+        let mut wire = Wire::connect(relay.public);
+        wire.send(head_of(&small));
+        wire.send(&small);
+        let head = wire.head();
+        assert_eq!((head.status(), head.field("connection")), (401, None), "{head:?}");
+        wire.body(head.field("content-length").unwrap().parse().unwrap());
+        sent_on(&mut wire, &head_of(&large), &large).problem(401);
+    }
+}
+
+#[test]
 fn every_answer_before_the_end_of_a_body_in_pieces_arrives_on_every_listener() {
     let relay = relay();
     let piece = [format!("{PIECE:x}\r\n").as_bytes(), &[b' '; PIECE], b"\r\n"].concat();
@@ -72,6 +101,31 @@ fn every_answer_before_the_end_of_a_body_in_pieces_arrives_on_every_listener() {
         (relay.admin, "/healthz", "none", 405),
     ] {
         sent_whole(to, &post(to, path, key, chunked), &body).problem(status);
+    }
+}
+
+#[test]
+fn a_head_that_is_refused_arrives_although_the_client_goes_on_sending_at_its_own_pace() {
+    let relay = relay();
+    let body = vec![b' '; 900_000];
+    let length = body.len().to_string();
+    let long_target = format!("{PAGES}?{}", "x".repeat(66_000));
+    let many_fields = (0..110).map(|number| format!("X-{number}: x\r\n")).collect::<String>();
+    let many_fields = post(relay.public, PAGES, "wrong", ("Content-Length", &length))
+        .replace("\r\n\r\n", &format!("\r\n{many_fields}\r\n"));
+    for (head, status) in [
+        (post(relay.public, &long_target, "wrong", ("Content-Length", &length)), 414),
+        (many_fields, 431),
+        (post(relay.public, PAGES, "wrong", ("Transfer-Encoding", "gzip")), 400),
+    ] {
+        let mut wire = Wire::connect(relay.public);
+        wire.send(head);
+        for piece in body.chunks(15_000) {
+            // Slower than the relay reads, so that no bytes wait when it closes.
+            thread::sleep(Duration::from_millis(2));
+            wire.send(piece);
+        }
+        answered(&mut wire).problem(status);
     }
 }
 
