@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// The top-level modules, lowest first. A module may use any before it, and none after it.
-const ORDER: [&str; 28] = [
+const ORDER: [&str; 29] = [
     "sse",
     "event",
     "config",
@@ -16,6 +16,7 @@ const ORDER: [&str; 28] = [
     "rejected",
     "error_chain",
     "log_limit",
+    "near_name",
     "timer_wheel",
     "shutdown",
     "webhook_delivery",
@@ -52,8 +53,9 @@ const FORBIDDEN_PAIRS: [(&str, &str); 8] = [
 ];
 
 /// Modules that are functions of their input: no runtime, no disk, no socket.
-const PURE: [&str; 9] = [
+const PURE: [&str; 10] = [
     "sse/mod.rs",
+    "near_name.rs",
     "envelope/mod.rs",
     "envelope/payload.rs",
     "envelope/published.rs",
