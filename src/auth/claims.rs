@@ -93,8 +93,8 @@ impl TokenClaims {
         })
     }
 
-    /// Checks that the token has no limit that the relay would not apply, and that a given `sub` can
-    /// be an owner's name.
+    /// Checks that the token has no limit that the relay would not apply, and that `sub`, if given,
+    /// can be an owner's name.
     fn check_limits(&self) -> Result<(), TokenError> {
         if let Some(meant) = self.near_miss {
             return Err(TokenError::NearClaim(meant));
