@@ -37,6 +37,7 @@ pub mod laws;
 mod log;
 mod log_limit;
 mod metrics;
+mod near_name;
 mod net;
 mod outbound;
 mod rejected;

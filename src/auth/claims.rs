@@ -6,35 +6,31 @@
 //!
 //! May use: `config`, `event`.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
-use serde::{Deserialize, Deserializer};
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error, IgnoredAny, MapAccess, Visitor},
+};
 use serde_json::Value;
 
 use super::token_error::TokenError;
 use crate::{
     config::{Permission, Permissions},
     event::{Kind, Only, ProductId, Scope, SessionId},
+    near_name::find_near,
 };
 
-/// The claims that the relay reads, of any JSON type. A repeated claim makes the token unreadable.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+/// The claims that the relay reads, of any JSON type; `null` counts as present. A repeated claim
+/// makes the token unreadable.
+#[derive(Debug, Default)]
 pub(super) struct TokenClaims {
-    #[serde(deserialize_with = "given")]
-    exp: Option<Value>,
-    #[serde(deserialize_with = "given")]
-    nbf: Option<Value>,
-    #[serde(deserialize_with = "given")]
-    aud: Option<Value>,
-    #[serde(deserialize_with = "given")]
-    product_id: Option<Value>,
-    #[serde(deserialize_with = "given")]
-    session_id: Option<Value>,
-    #[serde(rename = "type", deserialize_with = "given")]
-    kind: Option<Value>,
-    #[serde(deserialize_with = "given")]
-    permissions: Option<Value>,
+    known: BTreeMap<&'static str, Value>,
+    /// The known name to which the name of another claim is close.
+    near_miss: Option<&'static str>,
 }
 
 /// The checked claims.
@@ -50,6 +46,10 @@ pub(super) struct VerifiedClaims {
 }
 
 impl TokenClaims {
+    fn get(&self, name: &str) -> Option<&Value> {
+        self.known.get(name)
+    }
+
     /// Checks all claims at `now`, in Unix seconds.
     ///
     /// # Errors
@@ -61,14 +61,15 @@ impl TokenClaims {
         now: f64,
         audience: Option<&str>,
     ) -> Result<VerifiedClaims, TokenError> {
-        let exp = parse_number("exp", self.exp.as_ref())?.ok_or(TokenError::Claim("exp"))?;
-        let nbf = parse_number("nbf", self.nbf.as_ref())?;
-        let token_audience = parse_texts("aud", self.aud.as_ref())?;
+        self.check_limits()?;
+        let exp = parse_number("exp", self.get("exp"))?.ok_or(TokenError::Claim("exp"))?;
+        let nbf = parse_number("nbf", self.get("nbf"))?;
+        let token_audience = parse_texts("aud", self.get("aud"))?;
         let products =
-            parse_set("product_id", self.product_id.as_ref(), |text| ProductId::new(text).ok())?;
+            parse_set("product_id", self.get("product_id"), |text| ProductId::new(text).ok())?;
         let sessions =
-            parse_set("session_id", self.session_id.as_ref(), |text| SessionId::new(text).ok())?;
-        let kinds = parse_set("type", self.kind.as_ref(), |text| {
+            parse_set("session_id", self.get("session_id"), |text| SessionId::new(text).ok())?;
+        let kinds = parse_set("type", self.get("type"), |text| {
             (!text.is_empty()).then(|| Kind::new(text))
         })?;
         let permissions = self.parse_permissions()?;
@@ -92,13 +93,29 @@ impl TokenClaims {
         })
     }
 
+    /// Checks that the token has no limit that the relay would not apply, and that `sub`, if given,
+    /// can be an owner's name.
+    fn check_limits(&self) -> Result<(), TokenError> {
+        if let Some(meant) = self.near_miss {
+            return Err(TokenError::NearClaim(meant));
+        }
+        if let Some(name) = UNSUPPORTED_NAMES.iter().find(|name| self.known.contains_key(*name)) {
+            return Err(TokenError::UnsupportedClaim(name));
+        }
+        let is_owner = |sub: &str| (1..=MAX_SUB_BYTES).contains(&sub.len());
+        match self.get("sub") {
+            Some(sub) if !sub.as_str().is_some_and(is_owner) => Err(TokenError::Claim("sub")),
+            _ => Ok(()),
+        }
+    }
+
     /// Returns the permissions, which must be an array even for one: `permissions` is a list by its
     /// name.
     fn parse_permissions(&self) -> Result<Option<Permissions>, TokenError> {
-        if self.permissions.as_ref().is_some_and(|value| !value.is_array()) {
+        if self.get("permissions").is_some_and(|value| !value.is_array()) {
             return Err(TokenError::Claim("permissions"));
         }
-        parse_set("permissions", self.permissions.as_ref(), |text| Permission::parse(text).ok())
+        parse_set("permissions", self.get("permissions"), |text| Permission::parse(text).ok())
     }
 }
 
@@ -107,9 +124,40 @@ pub(super) fn audience_matches(audience: Option<&str>, token_audience: &[Box<str
     audience.is_none_or(|own| token_audience.iter().any(|given| **given == *own))
 }
 
-/// Deserializes a claim that is present; `null` counts as present.
-fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
-    Value::deserialize(deserializer).map(Some)
+impl<'de> Deserialize<'de> for TokenClaims {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ClaimsVisitor)
+    }
+}
+
+/// Reader of a token's claims. It is written by hand because a derived one with `flatten` buffers
+/// the values of other claims, and so refuses numbers and nesting that the relay has no need to
+/// read.
+struct ClaimsVisitor;
+
+impl<'de> Visitor<'de> for ClaimsVisitor {
+    type Value = TokenClaims;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object of claims")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<TokenClaims, A::Error> {
+        let mut claims = TokenClaims::default();
+        while let Some(given) = map.next_key::<String>()? {
+            if let Some(name) = KNOWN_NAMES.iter().find(|name| **name == given) {
+                if claims.known.insert(name, map.next_value()?).is_some() {
+                    return Err(A::Error::duplicate_field(name));
+                }
+                continue;
+            }
+            map.next_value::<IgnoredAny>()?;
+            if claims.near_miss.is_none() && given != TOKEN_TYPE {
+                claims.near_miss = find_near(&given, &KNOWN_NAMES);
+            }
+        }
+        Ok(claims)
+    }
 }
 
 /// Returns the claim as a finite number of seconds, possibly fractional.
@@ -147,3 +195,28 @@ fn parse_set<T: Ord>(
 fn to_only<T>(limit: Option<BTreeSet<T>>) -> Only<T> {
     limit.map_or(Only::Everything, Only::These)
 }
+
+/// The claims that mean something to the relay. A claim with a name close to one of these makes the
+/// token invalid.
+const KNOWN_NAMES: [&str; 10] = [
+    "exp",
+    "nbf",
+    "aud",
+    "sub",
+    "product_id",
+    "session_id",
+    "user_id",
+    "type",
+    "permissions",
+    "consumer",
+];
+
+/// Limits that the relay does not apply yet: to ignore them would grant more than the token says.
+const UNSUPPORTED_NAMES: [&str; 2] = ["user_id", "consumer"];
+
+/// The claim that identity providers write to name the token's own type, although the name is one
+/// letter away from `type`.
+const TOKEN_TYPE: &str = "typ";
+
+/// Maximum length of `sub`, which names the owner of what the token's holder makes.
+const MAX_SUB_BYTES: usize = 128;

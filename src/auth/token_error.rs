@@ -25,6 +25,10 @@ pub(super) enum TokenError {
     Audience,
     #[error("the claim {0} of the token is missing or invalid")]
     Claim(&'static str),
+    #[error("the token has a claim whose name is a near miss of {0}")]
+    NearClaim(&'static str),
+    #[error("the token has the claim {0}, a limit that the relay does not apply yet")]
+    UnsupportedClaim(&'static str),
 }
 
 /// Maximum length of a token: more than a real token needs, and little enough to parse for any

@@ -5,11 +5,12 @@
 //! position must not be ignored, so a name close to a known one is an error. Other names are
 //! ignored: wrappers of `EventSource` add cache busters and the like.
 //!
-//! May use: no other module.
+//! May use: `near_name`.
 
 use std::borrow::Cow;
 
 use super::problem::Problem;
+use crate::near_name::find_near;
 
 /// Returns the pairs of `query` under the names `known`, percent-decoded and in order.
 ///
@@ -53,20 +54,7 @@ fn lookup(given: &str, known: &'static [&'static str]) -> Lookup {
     if known.contains(&LAST_EVENT_ID) && spells_last_event_id(given) {
         return Lookup::Known(LAST_EVENT_ID);
     }
-    let given = fold(given);
-    let is_alias_of = |name: &&&str| {
-        ALIASES
-            .iter()
-            .any(|(alias, meant)| meant == *name && given.iter().copied().eq(alias.chars()))
-    };
-    let is_same = |name: &&&str| fold(name) == given;
-    let is_near = |name: &&&str| {
-        let name = fold(name);
-        name.len() >= MIN_NEAR_CHARS && differ_by_one(&given, &name)
-    };
-    // A name that is equal after folding takes precedence over one that differs by a letter.
-    let meant = known.iter().find(is_same).or_else(|| known.iter().find(is_alias_of));
-    meant.or_else(|| known.iter().find(is_near)).map_or(Lookup::Unknown, |name| Lookup::Near(name))
+    find_near(given, known).map_or(Lookup::Unknown, Lookup::Near)
 }
 
 /// Returns whether a name differs from `last_event_id` by case, `_` and `-` only.
@@ -75,52 +63,10 @@ fn spells_last_event_id(given: &str) -> bool {
     letters.map(|byte| byte.to_ascii_lowercase()).eq(*b"lasteventid")
 }
 
-/// Returns a name in the form in which names are compared: lower case, without `_`, `-`, `[…]` and
-/// one final `s`.
-fn fold(name: &str) -> Vec<char> {
-    let mut is_in_brackets = false;
-    let mut folded: Vec<char> = Vec::new();
-    for letter in name.chars() {
-        match letter {
-            // A bracket that is never closed extends to the end of the name.
-            '[' => is_in_brackets = true,
-            ']' => is_in_brackets = false,
-            '_' | '-' => {}
-            _ if is_in_brackets => {}
-            _ => folded.extend(letter.to_lowercase()),
-        }
-    }
-    if folded.last() == Some(&'s') {
-        folded.pop();
-    }
-    folded
-}
-
-/// Returns whether two names differ by one letter that is added, left out or changed, or by two
-/// adjacent letters that are swapped.
-fn differ_by_one(one: &[char], other: &[char]) -> bool {
-    let prefix = one.iter().zip(other).take_while(|(a, b)| a == b).count();
-    let (one, other) = (one.get(prefix..).unwrap_or(&[]), other.get(prefix..).unwrap_or(&[]));
-    let suffix = one.iter().rev().zip(other.iter().rev()).take_while(|(a, b)| a == b).count();
-    let cut = |rest: &[char]| rest.len() - suffix;
-    match (one.split_at(cut(one)).0, other.split_at(cut(other)).0) {
-        ([], [_]) | ([_], []) | ([_], [_]) => true,
-        ([a, b], [c, d]) => a == d && b == c,
-        _ => false,
-    }
-}
-
 /// The resume position, the one name that has several spellings.
 pub(crate) const LAST_EVENT_ID: &str = "last_event_id";
 
-/// Other names with one possible meaning, after folding.
-const ALIASES: [(&str, &str); 3] =
-    [("session", "session_id"), ("user", "user_id"), ("event", "type")];
-
-/// With fewer letters, half of all short names would be close.
-const MIN_NEAR_CHARS: usize = 4;
-
-/// Characters of a name that a problem repeats: the name comes from the client and may be long.
+/// Enough of a name to recognise it. The name comes from the client and may be long.
 const MAX_SHOWN_CHARS: usize = 40;
 
 #[cfg(test)]

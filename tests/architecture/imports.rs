@@ -17,6 +17,7 @@ const ORDER: [&str; 29] = [
     "error_chain",
     "log_limit",
     "wall_clock",
+    "near_name",
     "timer_wheel",
     "shutdown",
     "webhook_delivery",
@@ -53,8 +54,9 @@ const FORBIDDEN_PAIRS: [(&str, &str); 8] = [
 ];
 
 /// Modules that are functions of their input: no runtime, no disk, no socket.
-const PURE: [&str; 9] = [
+const PURE: [&str; 10] = [
     "sse/mod.rs",
+    "near_name.rs",
     "envelope/mod.rs",
     "envelope/payload.rs",
     "envelope/published.rs",

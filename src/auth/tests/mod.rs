@@ -2,6 +2,7 @@
 //! by hand: the library that verifies them has no part in making them.
 
 mod attacks;
+mod limits;
 
 use std::collections::BTreeSet;
 
@@ -109,7 +110,7 @@ fn a_good_token_grants_what_it_says() {
     assert_eq!(least.permissions, BTreeSet::from([Permission::Subscribe]));
     assert!(least.seconds_left > 0.4 && least.seconds_left < 0.6, "{least:?}");
     let more = json!({"product_id": ["p", "q"], "session_id": "s", "type": ["summary", "own"], "permissions": ["publish"],
-                      "nbf": 1_800_000_000, "iat": "whatever", "sub": 7});
+                      "nbf": 1_800_000_000, "iat": "whatever", "sub": "7"});
     let more = verify_claims(&more).unwrap();
     assert_eq!(more.products, ["p", "q"].map(|name| ProductId::new(name).unwrap()).into());
     assert_eq!(more.scope.sessions, sessions(&["s"]));

@@ -115,8 +115,9 @@ fn tokens_are_absent_from_every_output_wherever_they_were_sent() {
     // Each part has its own token. The last two are refused, because logs tend to report refused
     // credentials.
     let session = json!({"session_id": "session-nobody-may-see"});
-    let tokens: Vec<_> =
-        (0..9).map(|n| token(&json!({"exp": now() + 100.0 + f64::from(n), "sub": n}))).collect();
+    let tokens: Vec<_> = (0..9)
+        .map(|n| token(&json!({"exp": now() + 100.0 + f64::from(n), "sub": n.to_string()})))
+        .collect();
     let limited = token(&session);
     let cookie = |token: &str| format!("relay={token}");
     let query = |path: &str, token: &str| format!("{path}?access_token={token}");
@@ -169,7 +170,7 @@ fn client_input_creates_no_metric_series() {
     let mut series_after = |relay: &Relay, from: usize, to: usize| {
         for n in from..to {
             let all = bearer_of(
-                &json!({"sub": n, "session_id": format!("s{n}"), "type": format!("type-{n}"),
+                &json!({"sub": n.to_string(), "session_id": format!("s{n}"), "type": format!("type-{n}"),
                                         "permissions": ["subscribe", "publish"]}),
             );
             let path = format!("{STREAM}?session_id=s{n}&type=type-{n}&last_event_id=0&x{n}={n}");

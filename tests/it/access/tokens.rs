@@ -80,6 +80,38 @@ fn a_request_beyond_its_grant_gets_403() {
 }
 
 #[test]
+fn a_token_with_a_limit_that_does_not_apply_gets_401() {
+    let (_connector, mut link, relay) = relay_with_upstream("", "");
+    let mut witness = open(&relay, STREAM, &bearer(&json!({})));
+    link.event(event_like("own", "s1", 1));
+    assert_eq!(witness.numbers(1), [1]);
+    for name in [
+        "sessionId",
+        "session_ids",
+        "session",
+        "types",
+        "event",
+        "permission",
+        "user",
+        "user_id",
+        "consumer",
+    ] {
+        let limited = bearer(&json!({ name: "x" }));
+        for path in [STREAM, PAGES] {
+            relay.get(path, &[("Authorization", &limited)]).problem(401);
+        }
+    }
+    for subject in [String::new(), "x".repeat(129)] {
+        let owner = bearer(&json!({ "sub": subject }));
+        relay.get(PAGES, &[("Authorization", &owner)]).problem(401);
+    }
+    let from_provider = bearer(&json!({"sub": "x".repeat(128), "typ": "Bearer", "sid": "x",
+                                       "session_state": "x", "type": "own"}));
+    let page = Page::read(&relay.get(PAGES, &[("Authorization", &from_provider)]));
+    assert_eq!(page.events.len(), 1);
+}
+
+#[test]
 fn every_invalid_token_gets_the_same_response_and_the_log_has_the_reason() {
     let setup = setup("audience = 'relay'", "")
         .auth(&format!("allow_anonymous = true\n{}", jwt("audience = 'relay'")));
