@@ -4,7 +4,7 @@
 //! grant nothing. An invalid claim never counts as a missing one: a misspelt limit would become no
 //! limit.
 //!
-//! May use: `config`, `event`.
+//! May use: `config`, `event`, `near_name`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// The top-level modules, lowest first. A module may use any before it, and none after it.
-const ORDER: [&str; 29] = [
+const ORDER: [&str; 30] = [
     "sse",
     "event",
     "config",

@@ -110,8 +110,8 @@ impl SubscriptionParameters {
         }
         // Empty means no id (WHATWG HTML, section 9.2.3: an empty id sends no header, but other
         // clients send it empty).
-        let ids = headers.get_all("last-event-id").iter().filter(|id| !id.is_empty());
-        if let Some(id) = ids.last() {
+        let mut ids = headers.get_all("last-event-id").iter().filter(|id| !id.is_empty());
+        if let Some(id) = ids.next_back() {
             start = StartPosition::parse(id.as_bytes());
         }
         Ok(SubscriptionRequest {
