@@ -3,10 +3,11 @@
 //! Data goes to stdout, logs and errors to stderr. Exit codes: 0 success, 2 bad usage or
 //! configuration, 1 anything else.
 //!
-//! May use: `app`, `config`, `error_chain`, `shutdown`.
+//! May use: `config`, `error_chain`, `shutdown`.
 
 mod check;
 mod demo;
+mod error;
 mod healthcheck;
 mod logging;
 mod serve;
@@ -23,8 +24,11 @@ use std::{
 use clap::{Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
 
-use self::logging::{LogFormat, init_logging};
-use crate::{app::AppError, config::Findings, error_chain::error_chain, shutdown::Signals};
+use self::{
+    error::CliError,
+    logging::{LogFormat, init_logging},
+};
+use crate::{error_chain::error_chain, shutdown::Signals};
 
 /// Runs the command that the arguments name, and returns its exit code.
 pub fn main() -> ExitCode {
@@ -93,48 +97,6 @@ impl CliCommand {
             Self::Check(args) => runtime.run_blocking(move || check::run(&args)),
             Self::Token(args) => runtime.run_blocking(move || token::run(args)),
         }
-    }
-}
-
-/// Reason for which a command fails.
-#[derive(Debug, thiserror::Error)]
-enum CliError {
-    /// The configuration is invalid: exit code 2.
-    #[error(transparent)]
-    Configuration(#[from] Findings),
-    /// An argument is invalid: exit code 2.
-    #[error("{0}")]
-    Usage(String),
-    /// The relay cannot serve.
-    #[error(transparent)]
-    App(#[from] AppError),
-    /// Any other failure: what happened, and to what.
-    #[error("{0}")]
-    Other(String),
-    /// Data could not be written. [`main`] takes a closed pipe for a success.
-    #[error("cannot write to standard output")]
-    Stdout(#[source] io::Error),
-    /// A signal ended a command that has nothing to shut down.
-    #[error("ended by signal {0}")]
-    Signal(u8),
-    /// The runtime, the signal handlers or a stream of the process failed.
-    #[error("the operating system refuses a resource")]
-    System(#[from] io::Error),
-}
-
-impl CliError {
-    fn exit_code(&self) -> ExitCode {
-        match self {
-            Self::Configuration(_) | Self::Usage(_) => ExitCode::from(2),
-            // As shells show a process that a signal has ended.
-            Self::Signal(number) => ExitCode::from(128 + number),
-            Self::App(_) | Self::Other(_) | Self::Stdout(_) | Self::System(_) => ExitCode::FAILURE,
-        }
-    }
-
-    /// Returns the error with its causes in one line, and findings in a line each.
-    fn message(&self) -> String {
-        format!("autoplay-relay: {}", error_chain(self))
     }
 }
 

@@ -34,6 +34,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
 use self::{
@@ -234,14 +235,27 @@ fn lock_directory(directory: &Path) -> Result<fs::File, StoreError> {
         .mode(0o600)
         .open(path)
         .map_err(unusable)?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => {
-            Err(StoreError::Locked { directory: directory.to_owned() })
+    let give_up_at = Instant::now() + LOCK_TIMEOUT;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(lock),
+            Err(TryLockError::WouldBlock) if Instant::now() < give_up_at => {
+                thread::sleep(LOCK_RETRY_INTERVAL);
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(StoreError::Locked { directory: directory.to_owned() });
+            }
+            Err(TryLockError::Error(source)) => return Err(unusable(source)),
         }
-        Err(TryLockError::Error(source)) => Err(unusable(source)),
     }
 }
+
+/// Time to wait for the lock. A process that the former holder forked has the lock until its exec,
+/// so the lock may outlive the holder by a moment.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Time between two attempts to lock the directory.
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Reason for which there is no store.
 #[derive(Debug, thiserror::Error)]

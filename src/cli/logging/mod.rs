@@ -18,7 +18,7 @@ use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::Subscriber
 
 pub(super) use self::writer::LogGuard;
 use self::{library_limit::LibraryLogLimit, writer::LogBuffer};
-use super::CliError;
+use super::error::CliError;
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum LogFormat {

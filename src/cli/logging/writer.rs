@@ -96,7 +96,7 @@ impl Write for &LogBuffer {
 /// Owner of the writer thread. Dropping it writes what is buffered, for as long as
 /// [`CLOSE_TIMEOUT`].
 #[derive(Debug)]
-pub(in crate::cli) struct LogGuard {
+pub(crate) struct LogGuard {
     buffer: Arc<LogBuffer>,
 }
 
