@@ -47,7 +47,7 @@ def test_upstreams_rates_lag_and_subscribers_are_shown():
         assert row()["Last event"] in ("now", "1 s ago", "2 s ago"), row()
         wait_for(lambda: row()["Events/s"] not in ("–", "0"), lambda: f"the rate of events: {row()}")
         wait_for(lambda: console.run("document.querySelectorAll('#chart-events path').length") == 2, "a line is drawn")
-        console.shows("at the most", "#chart-events")
+        console.shows("at most", "#chart-events")
         console.shows("half of the deliveries within", "#chart-lag")
         console.shows("1\t0\t1", "#subscribers")
         here.upstream.close()
