@@ -220,7 +220,7 @@ def test_the_page_fits_a_phone_screen_and_its_tables_keep_their_roles():
         assert console.ask(check=True) == []
         tree = console.ask()
         names = {role: [name for kind, name in tree if kind == role] for role in ("table", "rowheader", "columnheader", "cell")}
-        assert "Upstreams, one a product" in names["table"], names["table"]
+        assert "Upstreams, one per product" in names["table"], names["table"]
         assert names["rowheader"].count(PRODUCT) == 2, names["rowheader"]
         assert {"Last event", "WebSocket", "Reason", "Given up"} <= set(names["columnheader"]), names["columnheader"]
         assert any("Connected" in name for name in names["cell"]), names["cell"]
