@@ -241,7 +241,7 @@ impl Lines {
     pub(crate) fn whole(&self) -> String {
         let deadline = Instant::now() + wait::TIMEOUT;
         while !self.0.lock().unwrap().is_closed && Instant::now() < deadline {
-            thread::yield_now();
+            thread::sleep(std::time::Duration::from_millis(1));
         }
         self.so_far().join("\n")
     }

@@ -241,6 +241,9 @@ fn events_removed_by_retention_are_a_gap_only_for_readers_before_them() {
             .metrics()
             .value("autoplay_relay_log_events", &[("product_id", PRODUCT), ("tier", "disk")])
     };
+    // Memory evicts committed events only, so all are committed once the bound of memory is reached.
+    let tier = [("product_id", PRODUCT), ("tier", "memory")];
+    relay.wait_for_metric("autoplay_relay_log_events", &tier, 16.0);
     wait::until("retention has deleted most events", || {
         kept().is_some_and(|kept| (1.0..200.0).contains(&kept))
     });
