@@ -99,9 +99,9 @@ pub(crate) enum SignalRequest {
 }
 
 /// Window in which a repeated signal counts as the same request: longer than the time between the
-/// two system calls of one sender, too short for a person who reacts to the effect of the first
-/// signal.
-const REPEATED_SIGNAL_WINDOW: Duration = Duration::from_millis(10);
+/// two system calls of one sender, which may lose its processor between them on a busy machine; too
+/// short for a person who reacts to the effect of the first signal.
+const REPEATED_SIGNAL_WINDOW: Duration = Duration::from_millis(100);
 
 /// Numbers that POSIX gives these signals.
 const SIGHUP: u8 = 1;

@@ -1,4 +1,4 @@
-// One headless Chromium. A line on stdin is a command, answered by a line with its number; lines
+// One headless Chromium for many tests. A line on stdin is a command, answered by a line with its number; lines
 // without a number report events of the pages. test_browser.py checks them. run.py copies this file
 // beside its node_modules.
 import { createInterface } from 'node:readline'
@@ -44,7 +44,12 @@ await context.exposeFunction('tell', tell)
 await context.addInitScript(forPages)
 const pages = {}
 
-const execute = async ({ page, go, run, cookie }) => {
+const execute = async ({ reset, page, go, run, cookie }) => {
+  if (reset) {
+    await Promise.all(Object.values(pages).map((page) => page.close()))
+    Object.keys(pages).forEach((name) => delete pages[name])
+    return context.clearCookies()
+  }
   if (cookie) return context.addCookies([cookie])
   if (run) return pages[page].evaluate(run)
   pages[page] = await context.newPage()

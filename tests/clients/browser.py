@@ -1,5 +1,6 @@
 """Chromium, and servers of blank pages for it: each port is an origin of its own."""
 
+import atexit
 import json
 import shutil
 import subprocess
@@ -19,16 +20,19 @@ driver = None  # browser.mjs beside its node_modules, set by run.py
 PREFERENCES = {"profile": {"cookie_controls_mode": 0, "block_third_party_cookies": False}}
 
 
-class Browser:
-    """A Node process with one Chromium with a new profile, and the events of its pages."""
+class Driver:
+    """A Node process with one Chromium with a new profile, and the events of its pages.
 
-    def __init__(self, *options, script=None):
+    Chromium takes seconds of a processor to start, so the tests of one worker share it.
+    """
+
+    def __init__(self, script, options):
         chromium = shutil.which("chromium")
         assert chromium, "there is no chromium: it comes with Debian's package of this name"
         profile = Path(tempfile.mkdtemp(dir=processes.log_dir))
         (profile / "Default").mkdir()
         (profile / "Default" / "Preferences").write_text(json.dumps(PREFERENCES))
-        command = ["node", str(script or driver), chromium, str(profile), *options]
+        command = ["node", str(script), chromium, str(profile), *options]
         self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.reports = []
         self._answers = {}
@@ -60,29 +64,64 @@ class Browser:
         assert "failure" not in answer, f"{command}: {answer['failure']}"
         return answer["value"]
 
-    def page(self, url):
-        return Page(self, url)
-
-    def set_cookie(self, **cookie):
-        self.ask(cookie={"path": "/", **cookie})
-
     def close(self):
         self._child.stdin.close()
         code = self._child.wait(20)
         self._reader.join(5)
         assert code == 0, f"the browser's driver ended with {code}"
 
+    def kill(self):
+        self._child.kill()
+        self._child.wait()
+
+
+_drivers = {}  # by script and options
+
+
+class Browser:
+    """Chromium during one test: it begins without pages, cookies and reports of other tests."""
+
+    def __init__(self, *options, script=None):
+        self._key = (script or driver, options)
+        if self._key not in _drivers:
+            _drivers[self._key] = Driver(*self._key)
+        self._driver = _drivers[self._key]
+        self.ask(reset=True)
+        self._driver.reports.clear()
+
+    @property
+    def reports(self):
+        return self._driver.reports
+
+    def ask(self, **command):
+        return self._driver.ask(**command)
+
+    def page(self, url):
+        return Page(self, url)
+
+    def set_cookie(self, **cookie):
+        self.ask(cookie={"path": "/", **cookie})
+
     def __enter__(self):
         return self
 
     def __exit__(self, failure, *_):
-        try:
-            self.close()
-        except (AssertionError, subprocess.TimeoutExpired):
-            self._child.kill()
-            self._child.wait()
-            if not failure:
-                raise
+        if failure:
+            _drivers.pop(self._key).kill()  # the next test must not inherit what failed
+        else:
+            self.ask(reset=True)
+
+
+def close_all():
+    """Ends every Chromium in order; the last test of a worker is over."""
+    for key in list(_drivers):
+        _drivers.pop(key).close()
+
+
+@atexit.register
+def kill_leftovers():
+    for key in list(_drivers):
+        _drivers.pop(key).kill()
 
 
 class Page:

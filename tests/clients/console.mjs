@@ -67,6 +67,7 @@ const hold = async (page, path, status) => {
 }
 
 const execute = async ({ page: name, ...wanted }) => {
+  if (wanted.reset) return Promise.all(browser.contexts().map((context) => context.close())).then(() => null)
   if (wanted.open) return open(name, wanted.open, wanted.options)
   const page = pages[name]
   if (wanted.run) return page.evaluate(wanted.run)

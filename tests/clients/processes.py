@@ -6,7 +6,6 @@ import random
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 import urllib.request
 from contextlib import contextmanager
@@ -20,8 +19,11 @@ UPSTREAM_TOKEN = "connector-token-of-the-client-tests"
 READER = "key-that-reads-every-product-0123456789"  # grants every product, so an unknown one is 404
 TENANT = "key-that-reads-prod-demo-only-0123456789"  # any other product is 403
 
-binary = None  # path of the relay, set by run.py
-log_dir = Path(tempfile.mkdtemp(prefix="relay-clients-"))
+# Set by run.py:
+binary = None  # path of the relay
+log_dir = None  # of this worker
+ports = None  # of this worker, below the range of ephemeral ports
+
 _alive = []
 _ports_given = set()
 
@@ -186,12 +188,13 @@ permissions = ["subscribe"]
 
 
 def free_port():
-    """Returns a port below the range of ephemeral ports.
+    """Returns a port of this worker that is free.
 
-    A client that retries while the relay is down could otherwise be given the relay's port and connect to itself.
+    It is below the range of ephemeral ports: a client that retries while the relay is down could otherwise be given the
+    relay's port and connect to itself.
     """
     while True:
-        port = random.randrange(15000, 32000)
+        port = random.choice(ports)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
