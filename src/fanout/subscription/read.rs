@@ -26,21 +26,29 @@ impl Subscription {
             READ_BUFFER_LIMITS,
             &mut self.read_buffer,
         ) {
-            ReadOutcome::Entries { read_through, reached_end } => {
+            ReadOutcome::Entries { read_through, reached_end, examined } => {
+                self.charge(examined.saturating_sub(self.read_buffer.len()));
                 self.catch_up = None;
                 self.wants_oldest = false;
                 self.cursor = read_through;
                 self.is_lagging = !reached_end;
             }
             ReadOutcome::InStore { store, request } => {
+                self.charge(self.scope.session_count());
                 self.catch_up.get_or_insert_with(|| Box::new(store.catch_up())).request(request);
                 self.is_lagging = true;
             }
             ReadOutcome::Lost { reason, lost_through } => {
+                self.charge(self.scope.session_count());
                 self.skip_or_announce(reason, lost_through);
                 self.is_lagging = true;
             }
         }
+    }
+
+    /// Counts work that a read has done in vain.
+    fn charge(&mut self, skipped: usize) {
+        self.skipped = self.skipped.wrapping_add(u32::try_from(skipped).unwrap_or(u32::MAX));
     }
 
     /// Moves the cursor past lost entries, and announces the loss unless the subscriber asked for
