@@ -29,7 +29,7 @@ use tokio::time::Instant;
 use super::{Fanout, SubscriberSignal};
 use crate::{
     event::{Entry, Event, EventId, Gap, Scope, StartPosition},
-    log::backing::CatchUp,
+    log::{ReplayClient, backing::CatchUp},
 };
 
 /// A subscriber's view of one product: entries within its scope, in order, none twice, and a notice
@@ -58,6 +58,8 @@ pub(crate) struct Subscription {
     wants_oldest: bool,
     /// Set while the next entries are in the store.
     catch_up: Option<Box<CatchUp>>,
+    /// Client that reads of the store are charged to.
+    replay_client: ReplayClient,
     read_failure_policy: ReadFailurePolicy,
     read_buffer: VecDeque<Entry>,
     /// Boxed, like `catch_up`: rare, and the subscription lies in memory once per subscriber.
@@ -114,6 +116,7 @@ impl Subscription {
             is_held_back: false,
             wants_oldest: false,
             catch_up: None,
+            replay_client: ReplayClient::default(),
             read_failure_policy: ReadFailurePolicy::AnnounceGap,
             read_buffer: VecDeque::new(),
             pending_gap: None,
@@ -124,6 +127,12 @@ impl Subscription {
         };
         subscription.resolve_start(start, true);
         subscription
+    }
+
+    /// Charges reads of the store to a client, and not to the relay itself.
+    pub(crate) fn for_client(mut self, replay_client: ReplayClient) -> Self {
+        self.replay_client = replay_client;
+        self
     }
 
     /// Replaces the scope, from the current position on. Items that were returned are not returned
@@ -228,9 +237,7 @@ impl Subscription {
     /// Returns whether the subscription waits for something that wakes no task: it must be polled
     /// again soon.
     pub(crate) fn must_poll_again(&self) -> bool {
-        self.is_waiting_for_log()
-            || self.read_failure_policy.is_backing_off()
-            || self.catch_up.as_ref().is_some_and(|it| it.is_waiting_for_permit())
+        self.is_waiting_for_log() || self.read_failure_policy.is_backing_off()
     }
 
     /// Returns whether the last poll found the start id missing, or history still arriving.

@@ -35,7 +35,10 @@ impl Subscription {
             }
             ReadOutcome::InStore { store, request } => {
                 self.charge(self.scope.session_count());
-                self.catch_up.get_or_insert_with(|| Box::new(store.catch_up())).request(request);
+                let client = self.replay_client;
+                self.catch_up
+                    .get_or_insert_with(|| Box::new(store.catch_up(client)))
+                    .request(request);
                 self.is_lagging = true;
             }
             ReadOutcome::Lost { reason, lost_through } => {
@@ -102,7 +105,7 @@ impl Subscription {
                     &mut self.read_failure_policy =>
             {
                 *until = Some(Instant::now() + STORE_RETRY_INTERVAL);
-                self.catch_up = None; // Releases the replay permit to other readers meanwhile.
+                self.catch_up = None;
             }
             Err(unread_through) => {
                 self.fanout.log().count_unreadable();

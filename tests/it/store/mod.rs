@@ -4,3 +4,4 @@ mod damage;
 mod disk;
 mod durable;
 mod erasure;
+mod turns;
