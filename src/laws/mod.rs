@@ -4,7 +4,7 @@
 //! corpus, inputs that it found and inputs written by hand, is tested by `cargo test`. Not a part
 //! of the relay: compiled for tests and for fuzzing only.
 //!
-//! May use: `config`, `envelope`, `event`, `http`, `log`, `sse`.
+//! May use: `config`, `envelope`, `event`, `http`, `log`, `metrics`, `sse`.
 #![allow(
     clippy::indexing_slicing,
     clippy::panic,

@@ -12,7 +12,7 @@
 //! A page is in memory as a whole until it is sent. The number of pages at one time is therefore
 //! bounded, with a quarter for one address; further clients wait a moment.
 //!
-//! May use: `config`, `event`, `fanout`, `net`.
+//! May use: `config`, `event`, `fanout`, `log`, `net`.
 
 mod body;
 #[cfg(test)]

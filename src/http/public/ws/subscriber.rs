@@ -3,7 +3,7 @@
 //! In: items of a [`Subscription`], filters of the client, ticks, disconnect reasons. Out: framed
 //! messages.
 //!
-//! May use: `auth`, `event`, `fanout`, `feed`, `metrics`, `net`, `timer_wheel`.
+//! May use: `auth`, `event`, `fanout`, `feed`, `log`, `metrics`, `net`, `timer_wheel`.
 
 use std::{
     sync::{Arc, atomic::Ordering},

@@ -1,6 +1,6 @@
 //! Admission of one SSE subscriber: its permit, its subscription and its deadlines.
 //!
-//! May use: `fanout`, `feed`, `metrics`, `net`, `timer_wheel`.
+//! May use: `fanout`, `feed`, `log`, `metrics`, `net`, `timer_wheel`.
 
 use std::{
     net::IpAddr,
