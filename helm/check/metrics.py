@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from pathlib import Path
 
@@ -105,7 +106,9 @@ def judge_tests():
 
 def main():
     processes.binary = sys.argv[1]
-    metrics = exported() | UP
+    with tempfile.TemporaryDirectory() as folder:
+        processes.log_dir = Path(folder)
+        metrics = exported() | UP
     asked = list(queries())
     findings = [finding for title, query in asked for finding in judge(title, query, metrics)]
     findings += judge_tests()

@@ -22,7 +22,7 @@ TENANT = "key-that-reads-prod-demo-only-0123456789"  # any other product is 403
 # Set by run.py:
 binary = None  # path of the relay
 log_dir = None  # of this worker
-ports = None  # of this worker, below the range of ephemeral ports
+ports = range(15000, 32000)  # of this worker, below the range of ephemeral ports
 
 _alive = []
 _ports_given = set()
