@@ -20,13 +20,22 @@ impl Scope {
     pub(crate) const EVERYTHING: Self =
         Self { sessions: Only::Everything, kinds: Only::Everything };
 
+    /// Returns the number of sessions that the scope names.
+    pub(crate) fn session_count(&self) -> usize {
+        match &self.sessions {
+            Only::Everything => 0,
+            Only::These(sessions) => sessions.len(),
+        }
+    }
+
     /// Returns whether an event of this session and kind is within the scope.
     pub(crate) fn includes(&self, session: Option<&SessionId>, kind: &Kind) -> bool {
-        let has_session = match &self.sessions {
-            Only::Everything => true,
-            Only::These(sessions) => session.is_some_and(|session| sessions.contains(session)),
-        };
-        has_session && self.kinds.admits(kind)
+        // Kinds first: a filter has a few of them, and may have a thousand sessions.
+        self.kinds.admits(kind)
+            && match &self.sessions {
+                Only::Everything => true,
+                Only::These(sessions) => session.is_some_and(|session| sessions.contains(session)),
+            }
     }
 }
 

@@ -4,7 +4,7 @@
 //! corpus, inputs that it found and inputs written by hand, is tested by `cargo test`. Not a part
 //! of the relay: compiled for tests and for fuzzing only.
 //!
-//! May use: `config`, `envelope`, `event`, `http`, `log`, `sse`.
+//! May use: `config`, `envelope`, `event`, `http`, `log`, `metrics`, `sse`.
 #![allow(
     clippy::indexing_slicing,
     clippy::panic,
@@ -17,9 +17,11 @@ mod decoder;
 mod envelope;
 mod filters;
 mod ids;
+mod reads;
 
 pub use self::{
     configuration::configuration, decoder::decoder, envelope::envelope, filters::filters, ids::ids,
+    reads::reads,
 };
 
 #[cfg(test)]
@@ -56,6 +58,11 @@ mod tests {
     #[test]
     fn the_laws_of_filters_hold_for_their_corpus() {
         check_corpus("filters", filters);
+    }
+
+    #[test]
+    fn the_laws_of_reads_hold_for_their_corpus() {
+        check_corpus("reads", reads);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! writer's wake-up, and the store's health.
 //!
 //! ```text
-//! subscription ──► CatchUp ──► permit ──► queue ──► reader threads ──► chunk   one request per reader
+//! subscription ──► CatchUp ──► queue ──► permit ──► reader threads ──► chunk   one request per reader
 //! log, requests ──► wake_writer ──► the writer's thread            see `store::handle` for commands
 //! ```
 //!
@@ -11,7 +11,6 @@
 //! May use: `event`.
 
 use std::{
-    collections::VecDeque,
     fmt,
     pin::Pin,
     sync::{
@@ -27,7 +26,7 @@ use tokio::sync::oneshot;
 
 use super::{
     limits::ReadLimits,
-    replay_permits::{PermitInUse, ReplayPermit, ReplayPermits},
+    replay_permits::{ReplayClient, ReplayPermits, ReplayTicket},
 };
 use crate::event::{Entry, ProductId, Scope};
 
@@ -37,8 +36,7 @@ use crate::event::{Entry, ProductId, Scope};
 /// an append pays for one operation only, the swap in [`LogBacking::wake_writer`].
 #[derive(Debug)]
 pub(crate) struct LogBacking {
-    replay_permits: Arc<ReplayPermits>,
-    read_queue: Mutex<VecDeque<QueuedRead>>,
+    read_queue: Mutex<ReplayPermits<QueuedRead>>,
     read_queued: Condvar,
     stopped: Condvar,
     writer: OnceLock<Thread>,
@@ -56,7 +54,19 @@ pub(crate) struct LogBacking {
 pub(crate) struct QueuedRead {
     pub(crate) request: ReadRequest,
     pub(crate) answer: oneshot::Sender<Result<StoredChunk, StoreUnreadable>>,
-    pub(crate) permit_in_use: PermitInUse,
+}
+
+/// Permit of a read under way, returned on drop.
+#[derive(Debug)]
+pub(crate) struct ReplayPermit<'a> {
+    backing: &'a LogBacking,
+}
+
+impl Drop for ReplayPermit<'_> {
+    fn drop(&mut self) {
+        lock(&self.backing.read_queue).release();
+        self.backing.read_queued.notify_one();
+    }
 }
 
 /// The store could not be read, or was stopped before it answered.
@@ -96,11 +106,10 @@ pub(crate) struct StoredChunk {
 }
 
 impl LogBacking {
-    /// Returns signals for a store that serves `max_concurrent_replays` readers at a time.
+    /// Returns signals for a store that serves `max_concurrent_replays` reads at a time.
     pub(crate) fn new(max_concurrent_replays: usize) -> Arc<Self> {
         Arc::new(Self {
-            replay_permits: ReplayPermits::new(max_concurrent_replays),
-            read_queue: Mutex::default(),
+            read_queue: Mutex::new(ReplayPermits::new(max_concurrent_replays)),
             read_queued: Condvar::new(),
             stopped: Condvar::new(),
             writer: OnceLock::new(),
@@ -113,13 +122,9 @@ impl LogBacking {
         })
     }
 
-    /// Returns a reader's way through the store, without a permit yet.
-    pub(crate) fn catch_up(self: &Arc<Self>) -> CatchUp {
-        CatchUp {
-            backing: Arc::clone(self),
-            permit: self.replay_permits.permit(),
-            state: CatchUpState::Idle,
-        }
+    /// Returns a reader's way through the store. Its reads are charged to `client`.
+    pub(crate) fn catch_up(self: &Arc<Self>, client: ReplayClient) -> CatchUp {
+        CatchUp { backing: Arc::clone(self), client, reads: 0, pending: None }
     }
 
     /// Wakes the writer if it is parked, and otherwise costs one atomic swap.
@@ -221,14 +226,15 @@ impl LogBacking {
         self.is_stopping()
     }
 
-    pub(crate) fn next_read(&self) -> Option<QueuedRead> {
+    /// Waits for the next read and a permit for it. `None` once the store is stopped.
+    pub(crate) fn next_read(&self) -> Option<(QueuedRead, ReplayPermit<'_>)> {
         let mut queue = lock(&self.read_queue);
         loop {
             if self.is_stopping() {
                 return None;
             }
-            if let Some(read) = queue.pop_front() {
-                return Some(read);
+            if let Some(read) = queue.pop() {
+                return Some((read, ReplayPermit { backing: self }));
             }
             queue = self.read_queued.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
@@ -236,13 +242,22 @@ impl LogBacking {
 
     fn submit_read(
         &self,
+        client: ReplayClient,
+        earlier_reads: u32,
         request: ReadRequest,
-        permit_in_use: PermitInUse,
-    ) -> oneshot::Receiver<Result<StoredChunk, StoreUnreadable>> {
+    ) -> PendingChunk {
+        let through = request.through;
         let (answer, chunk) = oneshot::channel();
-        lock(&self.read_queue).push_back(QueuedRead { request, answer, permit_in_use });
+        let read = QueuedRead { request, answer };
+        let ticket = lock(&self.read_queue).push(client, earlier_reads, read);
         self.read_queued.notify_one();
-        chunk
+        PendingChunk { through, ticket, chunk }
+    }
+
+    fn withdraw_read(&self, ticket: ReplayTicket) {
+        // Dropped after the lock: a request holds a filter of up to a thousand sessions.
+        let read = lock(&self.read_queue).remove(ticket);
+        drop(read);
     }
 }
 
@@ -251,23 +266,30 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One reader's way through the store: one request at a time, each under the reader's permit.
+/// One reader's way through the store: one request at a time, each with a permit of its own.
+/// Dropping it withdraws the request.
 pub(crate) struct CatchUp {
     backing: Arc<LogBacking>,
-    permit: ReplayPermit,
-    state: CatchUpState,
+    client: ReplayClient,
+    /// Requests so far.
+    reads: u32,
+    pending: Option<PendingChunk>,
 }
 
-enum CatchUpState {
-    Idle,
-    AwaitingPermit(ReadRequest),
-    AwaitingChunk { through: u64, chunk: oneshot::Receiver<Result<StoredChunk, StoreUnreadable>> },
+/// Answer that a reader waits for.
+struct PendingChunk {
+    /// Last position of the requested range.
+    through: u64,
+    ticket: ReplayTicket,
+    chunk: oneshot::Receiver<Result<StoredChunk, StoreUnreadable>>,
 }
 
 impl CatchUp {
     /// Replaces the current request. The answer to an earlier one is dropped.
     pub(crate) fn request(&mut self, request: ReadRequest) {
-        self.state = CatchUpState::AwaitingPermit(request);
+        self.withdraw();
+        self.pending = Some(self.backing.submit_read(self.client, self.reads, request));
+        self.reads = self.reads.saturating_add(1);
     }
 
     /// Polls the current request. Ready with `None` if there is none, with a chunk, or with the
@@ -275,32 +297,30 @@ impl CatchUp {
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost between calls. While [`CatchUp::is_waiting_for_permit`], the caller must
-    /// poll every now and then: a permit that merely falls idle wakes no waiter.
+    /// Nothing is lost between calls. The waker is called when the answer is there.
     pub(crate) fn poll_chunk(
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<StoredChunk, u64>>> {
-        if let CatchUpState::AwaitingPermit(request) = &self.state {
-            ready!(self.permit.poll_acquire(context));
-            let (through, chunk) = (
-                request.through,
-                self.backing.submit_read(request.clone(), self.permit.begin_use()),
-            );
-            self.state = CatchUpState::AwaitingChunk { through, chunk };
-        }
-        let CatchUpState::AwaitingChunk { through, chunk } = &mut self.state else {
+        let Some(PendingChunk { through, chunk, .. }) = &mut self.pending else {
             return Poll::Ready(None);
         };
         let chunk = ready!(Pin::new(chunk).poll(context));
         let result = chunk.unwrap_or(Err(StoreUnreadable)).map_err(|StoreUnreadable| *through);
-        self.state = CatchUpState::Idle;
+        self.pending = None;
         Poll::Ready(Some(result))
     }
 
-    /// Returns whether the reader waits for a permit, whose reclaim does not wake it.
-    pub(crate) fn is_waiting_for_permit(&self) -> bool {
-        matches!(self.state, CatchUpState::AwaitingPermit(_))
+    fn withdraw(&mut self) {
+        if let Some(PendingChunk { ticket, .. }) = self.pending.take() {
+            self.backing.withdraw_read(ticket);
+        }
+    }
+}
+
+impl Drop for CatchUp {
+    fn drop(&mut self) {
+        self.withdraw();
     }
 }
 

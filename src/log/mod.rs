@@ -54,6 +54,7 @@ pub(crate) use self::id_spans::IdLookup;
 pub(crate) use self::id_spans::{IdSpan, IdSpans};
 pub(crate) use self::limits::{MemoryBounds, ReadLimits};
 pub(crate) use self::read::{ReadOutcome, ResolvedStart};
+pub(crate) use self::replay_permits::ReplayClient;
 pub(crate) use self::upstream_link::Numbering;
 
 /// Entries of one product. Nothing else assigns their positions.

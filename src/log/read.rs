@@ -25,8 +25,8 @@ impl Log {
     ) -> ReadOutcome {
         let state = self.state();
         let evicted_through = match state.ring.read_after(position, scope, limits, read_buffer) {
-            ring::RingRead::Entries { read_through, reached_end } => {
-                return ReadOutcome::Entries { read_through, reached_end };
+            ring::RingRead::Entries { read_through, reached_end, examined } => {
+                return ReadOutcome::Entries { read_through, reached_end, examined };
             }
             ring::RingRead::Evicted => state.ring.evicted_through(),
         };
@@ -40,17 +40,22 @@ impl Log {
             DurableSegment::Hole(through) => {
                 ReadOutcome::Lost { reason: GapReason::NotKept, lost_through: through }
             }
-            DurableSegment::Persisted(through) => ReadOutcome::InStore {
-                store: Arc::clone(store),
-                request: ReadRequest {
-                    product: self.product.clone(),
-                    product_number: durable.product_number,
-                    after: position,
-                    through: through.min(evicted_through),
-                    scope: scope.clone(),
-                    limits,
-                },
-            },
+            DurableSegment::Persisted(through) => {
+                let product_number = durable.product_number;
+                // A scope may have a thousand sessions: it is copied without the lock.
+                drop(state);
+                ReadOutcome::InStore {
+                    store: Arc::clone(store),
+                    request: ReadRequest {
+                        product: self.product.clone(),
+                        product_number,
+                        after: position,
+                        through: through.min(evicted_through),
+                        scope: scope.clone(),
+                        limits,
+                    },
+                }
+            }
         }
     }
 
@@ -173,6 +178,8 @@ pub(crate) enum ReadOutcome {
         read_through: u64,
         /// Whether the log had nothing behind `read_through`.
         reached_end: bool,
+        /// Entries and chains that the read has looked at.
+        examined: usize,
     },
     /// The next entries are in the store alone.
     InStore {

@@ -1,316 +1,302 @@
-//! Permits for reading from the store: a bounded number of readers at a time, the others in FIFO
-//! order.
+//! Permits for reading from the store, each for one read, and the queue for them.
 //!
-//! A reader keeps its permit until it has caught up, or has had its answer for
-//! [`REPLAY_PERMIT_IDLE_TIMEOUT`] without asking again, because a reader whose socket has stalled
-//! must not hold up the queue. While a read is under way the permit is in use, however slow the
-//! disk is. A permit that is returned goes to the head of the queue at once: while a reader waits,
-//! all permits are taken.
+//! A permit is a quantum: one read of the store, a few milliseconds at most. The reader of a long
+//! replay then queues again, so a client that takes its entries slowly holds no permit meanwhile.
+//!
+//! ```text
+//! read ─┬─ a reader's first reads ─► short ─┐   3 of 4 while both wait
+//!       └─ its later reads ────────► long ──┴─► key, then address, in turns ─► oldest read ─► permit
+//! ```
+//!
+//! No clock and no lock: [`LogBacking`](super::backing::LogBacking) calls it under a lock of its
+//! own.
 //!
 //! May use: no other module.
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, Waker},
-    time::Duration,
+    hash::{BuildHasher, Hash, RandomState},
+    ops::Bound,
+    sync::LazyLock,
 };
 
-use tokio::time::Instant;
+/// Client that a read is charged to: turns are by key, and by address for each key.
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct ReplayClient {
+    key: u32,
+    address: u32,
+}
 
-/// Pool of permits, and the queue for them.
+impl ReplayClient {
+    /// Returns the client of a key and an address. Two clients are taken for one with a probability
+    /// of 1 in 2³², and then share their turns.
+    pub(crate) fn new(key: &impl Hash, address: &impl Hash) -> Self {
+        // Hashed with a secret: no client can choose its place among the others.
+        static SECRET: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        let short = |hash: u64| (hash >> 32) as u32;
+        Self { key: short(SECRET.hash_one(key)), address: short(SECRET.hash_one(address)) }
+    }
+}
+
+/// Permits for a bounded number of reads at a time, and the reads that wait for one.
 #[derive(Debug)]
-pub(crate) struct ReplayPermits {
+pub(crate) struct ReplayPermits<T> {
     capacity: usize,
-    queue: Mutex<PermitQueue>,
-}
-
-#[derive(Debug, Default)]
-struct PermitQueue {
+    in_use: usize,
     last_number: u64,
-    /// Number of each reader with a permit, and since when the permit is idle; `None` while a read
-    /// is under way.
-    held: BTreeMap<u64, Option<Instant>>,
-    /// Wakers of waiting readers, by number: numbers only grow, so this is the order of arrival.
-    waiting: BTreeMap<u64, Waker>,
-    /// Time of the last scan for idle permits.
-    last_reclaim: Option<Instant>,
-    /// Permits examined by scans.
-    #[cfg(test)]
-    visited: usize,
+    short: ReplayTurns<T>,
+    long: ReplayTurns<T>,
+    /// Permits given to short reads since the last one for a long read.
+    short_in_row: u32,
 }
 
-impl ReplayPermits {
-    /// Returns a pool for `capacity` readers at a time, and at least one.
-    pub(crate) fn new(capacity: usize) -> Arc<Self> {
-        Arc::new(Self { capacity: capacity.max(1), queue: Mutex::default() })
-    }
-
-    /// Returns a handle for one reader, which is not queued yet.
-    pub(crate) fn permit(self: &Arc<Self>) -> ReplayPermit {
-        ReplayPermit { number: NOT_QUEUED, pool: Arc::clone(self) }
-    }
-
-    /// Sets since when the permit of this number is idle, unless it has been reclaimed.
-    fn set_idle_since(&self, number: u64, idle: Option<Instant>) {
-        if let Some(idle_since) = self.queue().held.get_mut(&number) {
-            *idle_since = idle;
-        }
-    }
-
-    fn queue(&self) -> MutexGuard<'_, PermitQueue> {
-        // A poisoned lock is used on: the queue is consistent after every statement.
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// Place of a read in the queue.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ReplayTicket {
+    client: ReplayClient,
+    is_short: bool,
+    number: u64,
 }
 
-impl PermitQueue {
-    /// Reclaims permits that have been idle for [`REPLAY_PERMIT_IDLE_TIMEOUT`]. Every waiting
-    /// reader calls this at each poll, so the scan is skipped if the last one is less than a
-    /// quarter of the time-out old: the work does not grow with the number of waiting readers.
-    fn reclaim_idle(&mut self, now: Instant) {
-        if self
-            .last_reclaim
-            .is_some_and(|last| now.duration_since(last) < REPLAY_PERMIT_IDLE_TIMEOUT / 4)
-        {
-            return;
+impl<T> ReplayPermits<T> {
+    /// Returns permits for `capacity` reads at a time, and at least one.
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self {
+            capacity: capacity.max(1),
+            in_use: 0,
+            last_number: 0,
+            short: ReplayTurns::default(),
+            long: ReplayTurns::default(),
+            short_in_row: 0,
         }
-        self.last_reclaim = Some(now);
-        #[cfg(test)]
-        {
-            self.visited += self.held.len();
-        }
-        self.held.retain(|_, idle| {
-            idle.is_none_or(|since| now.duration_since(since) < REPLAY_PERMIT_IDLE_TIMEOUT)
-        });
     }
 
-    /// Hands free permits to the readers that have waited longest, and returns their wakers. The
-    /// caller wakes them after it has released the lock.
-    fn grant(&mut self, capacity: usize, now: Instant) -> Vec<Waker> {
-        let mut granted = Vec::new();
-        while self.held.len() < capacity
-            && let Some((number, waker)) = self.waiting.pop_first()
-        {
-            self.held.insert(number, Some(now));
-            granted.push(waker);
-        }
-        granted
-    }
-
-    /// Returns whether the reader of this number has a permit. Gives it a new number, at the end of
-    /// the queue, if it neither has one nor waits.
-    fn try_acquire(
+    /// Adds a read of a reader that has had `earlier_reads`.
+    pub(crate) fn push(
         &mut self,
-        number: &mut u64,
-        capacity: usize,
-        now: Instant,
-        waker: &Waker,
-    ) -> bool {
-        if self.held.contains_key(number) {
-            return true;
-        }
-        if let Some(queued_waker) = self.waiting.get_mut(number) {
-            queued_waker.clone_from(waker);
-            return false;
-        }
+        client: ReplayClient,
+        earlier_reads: u32,
+        read: T,
+    ) -> ReplayTicket {
         self.last_number += 1;
-        *number = self.last_number;
-        if self.held.len() < capacity {
-            self.held.insert(*number, Some(now));
-            return true;
+        let is_short = earlier_reads < MAX_SHORT_READS;
+        let ticket = ReplayTicket { client, is_short, number: self.last_number };
+        self.turns(is_short).push(ticket, read);
+        ticket
+    }
+
+    /// Removes a read that waits, and returns it.
+    pub(crate) fn remove(&mut self, ticket: ReplayTicket) -> Option<T> {
+        self.turns(ticket.is_short).remove(ticket)
+    }
+
+    /// Returns the read whose turn it is, with a permit that the caller gives back by
+    /// [`ReplayPermits::release`]; `None` if no read waits or no permit is free.
+    pub(crate) fn pop(&mut self) -> Option<T> {
+        if self.in_use >= self.capacity {
+            return None;
         }
-        self.waiting.insert(*number, waker.clone());
-        false
+        let is_turn_of_long = self.short_in_row >= MAX_SHORT_IN_ROW;
+        let read = match is_turn_of_long {
+            true => self.pop_long().or_else(|| self.pop_short()),
+            false => self.pop_short().or_else(|| self.pop_long()),
+        }?;
+        self.in_use += 1;
+        Some(read)
+    }
+
+    fn pop_short(&mut self) -> Option<T> {
+        let read = self.short.pop()?;
+        self.short_in_row = self.short_in_row.saturating_add(1);
+        Some(read)
+    }
+
+    fn pop_long(&mut self) -> Option<T> {
+        let read = self.long.pop()?;
+        self.short_in_row = 0;
+        Some(read)
+    }
+
+    /// Returns a permit.
+    pub(crate) fn release(&mut self) {
+        self.in_use = self.in_use.saturating_sub(1);
+    }
+
+    fn turns(&mut self, is_short: bool) -> &mut ReplayTurns<T> {
+        if is_short { &mut self.short } else { &mut self.long }
     }
 }
 
-/// One reader's handle to the pool. Dropping it returns the permit, or leaves the queue.
+/// Waiting reads, taken in turns by key, and for each key by address.
 #[derive(Debug)]
-pub(crate) struct ReplayPermit {
-    /// Assigned when the reader joins the queue, and again after its permit was reclaimed.
-    number: u64,
-    pool: Arc<ReplayPermits>,
+struct ReplayTurns<T> {
+    keys: BTreeMap<u32, AddressTurns<T>>,
+    last_key: u32,
 }
 
-impl ReplayPermit {
-    /// Acquires a permit, or marks the one that the reader has as used just now.
-    ///
-    /// The waker is called when a permit is handed to this reader. A permit that another reader
-    /// leaves idle is noticed only at a later poll of a waiting reader.
-    pub(crate) fn poll_acquire(&mut self, context: &Context<'_>) -> Poll<()> {
-        let (now, capacity) = (Instant::now(), self.pool.capacity);
-        let mut queue = self.pool.queue();
-        if let Some(idle) = queue.held.get_mut(&self.number) {
-            *idle = Some(now);
-            return Poll::Ready(());
-        }
-        let mut granted = Vec::new();
-        if queue.held.len() >= capacity {
-            queue.reclaim_idle(now);
-            // Permits just reclaimed go to waiting readers before this one may take any.
-            granted = queue.grant(capacity, now);
-        }
-        let is_acquired = queue.try_acquire(&mut self.number, capacity, now, context.waker());
-        drop(queue);
-        granted.into_iter().for_each(Waker::wake);
-        if is_acquired { Poll::Ready(()) } else { Poll::Pending }
-    }
-
-    /// Marks the permit as in use until the returned guard is dropped. A reader has one read under
-    /// way at most.
-    pub(crate) fn begin_use(&self) -> PermitInUse {
-        self.pool.set_idle_since(self.number, None);
-        PermitInUse { number: self.number, pool: Arc::clone(&self.pool) }
-    }
-}
-
-impl Drop for ReplayPermit {
-    fn drop(&mut self) {
-        let mut queue = self.pool.queue();
-        queue.held.remove(&self.number);
-        queue.waiting.remove(&self.number);
-        let granted = queue.grant(self.pool.capacity, Instant::now());
-        drop(queue);
-        granted.into_iter().for_each(Waker::wake);
-    }
-}
-
-/// Guard of a read under way. It travels with the request, not with the reader, which may not look
-/// at the answer for a long time.
+/// Waiting reads of one key.
 #[derive(Debug)]
-pub(crate) struct PermitInUse {
-    number: u64,
-    pool: Arc<ReplayPermits>,
+struct AddressTurns<T> {
+    /// By number for each address: numbers only grow, so this is the order of arrival.
+    addresses: BTreeMap<u32, BTreeMap<u64, T>>,
+    last_address: u32,
 }
 
-impl Drop for PermitInUse {
-    fn drop(&mut self) {
-        self.pool.set_idle_since(self.number, Some(Instant::now()));
+impl<T> Default for ReplayTurns<T> {
+    fn default() -> Self {
+        Self { keys: BTreeMap::new(), last_key: 0 }
     }
 }
 
-/// Number of a reader that has not joined the queue yet; numbers begin at 1.
-const NOT_QUEUED: u64 = 0;
+impl<T> Default for AddressTurns<T> {
+    fn default() -> Self {
+        Self { addresses: BTreeMap::new(), last_address: 0 }
+    }
+}
 
-/// Time for which a permit may be idle. A reader whose socket has stalled delays the queue by this
-/// at most.
-const REPLAY_PERMIT_IDLE_TIMEOUT: Duration = Duration::from_millis(250);
+impl<T> ReplayTurns<T> {
+    fn push(&mut self, ticket: ReplayTicket, read: T) {
+        let key = self.keys.entry(ticket.client.key).or_default();
+        key.addresses.entry(ticket.client.address).or_default().insert(ticket.number, read);
+    }
+
+    fn pop(&mut self) -> Option<T> {
+        let key = next_after(&self.keys, self.last_key)?;
+        let turns = self.keys.get_mut(&key)?;
+        let address = next_after(&turns.addresses, turns.last_address)?;
+        let number = *turns.addresses.get(&address)?.first_key_value()?.0;
+        (self.last_key, turns.last_address) = (key, address);
+        self.take(ReplayClient { key, address }, number)
+    }
+
+    fn remove(&mut self, ticket: ReplayTicket) -> Option<T> {
+        self.take(ticket.client, ticket.number)
+    }
+
+    /// Takes a read, and forgets its address and key if it was their last.
+    fn take(&mut self, client: ReplayClient, number: u64) -> Option<T> {
+        let turns = self.keys.get_mut(&client.key)?;
+        let reads = turns.addresses.get_mut(&client.address)?;
+        let read = reads.remove(&number);
+        if reads.is_empty() {
+            turns.addresses.remove(&client.address);
+        }
+        if turns.addresses.is_empty() {
+            self.keys.remove(&client.key);
+        }
+        read
+    }
+}
+
+/// Returns the key after `last`, or the first one behind the end.
+fn next_after<V>(map: &BTreeMap<u32, V>, last: u32) -> Option<u32> {
+    let mut later = map.range((Bound::Excluded(last), Bound::Unbounded));
+    later.next().or_else(|| map.first_key_value()).map(|(key, _)| *key)
+}
+
+/// Reads of one reader that go first: a page of a hundred events, or the resume of a client that
+/// was away for a moment.
+const MAX_SHORT_READS: u32 = 8;
+
+/// Short reads in a row while a long one waits: replays go on however many pages are asked for.
+const MAX_SHORT_IN_ROW: u32 = 3;
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        sync::atomic::{AtomicUsize, Ordering::SeqCst},
-        task::Wake,
-    };
-
     use super::*;
 
-    #[derive(Default)]
-    struct WakeCounter(AtomicUsize);
+    const LONG: u32 = MAX_SHORT_READS;
 
-    impl Wake for WakeCounter {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, SeqCst);
-        }
+    fn client(key: u32, address: u32) -> ReplayClient {
+        ReplayClient { key, address }
     }
 
-    fn acquires(permit: &mut ReplayPermit, wakes: &Arc<WakeCounter>) -> bool {
-        let waker = Waker::from(Arc::clone(wakes));
-        permit.poll_acquire(&Context::from_waker(&waker)).is_ready()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn readers_beyond_the_limit_wait_in_order_of_arrival() {
-        let (pool, wakes) = (ReplayPermits::new(2), Arc::new(WakeCounter::default()));
-        let mut permits: Vec<_> = (0..5).map(|_| pool.permit()).collect();
-        let acquired_now = |permits: &mut [ReplayPermit]| {
-            permits.iter_mut().map(|permit| acquires(permit, &wakes)).collect::<Vec<_>>()
+    /// Takes `count` reads one after the other.
+    fn popped<T>(permits: &mut ReplayPermits<T>, count: usize) -> Vec<T> {
+        let pop = |_| {
+            let read = permits.pop()?;
+            permits.release();
+            Some(read)
         };
-        assert_eq!(acquired_now(&mut permits), [true, true, false, false, false]);
-        assert_eq!(acquired_now(&mut permits), [true, true, false, false, false]);
-        drop(permits.remove(0));
-        assert_eq!(wakes.0.load(SeqCst), 1, "the next reader is woken");
-        assert!(!acquires(&mut permits[3], &wakes), "and no other reader gets ahead");
-        assert_eq!(acquired_now(&mut permits), [true, true, false, false]);
-        drop(permits.remove(2)); // a reader that leaves the queue delays no other
-        drop(permits.remove(0));
-        assert_eq!(acquired_now(&mut permits), [true, true]);
+        (0..count).map_while(pop).collect()
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn an_idle_permit_is_reclaimed() {
-        let (pool, wakes) = (ReplayPermits::new(1), Arc::new(WakeCounter::default()));
-        let (mut stalled, mut other) = (pool.permit(), pool.permit());
-        assert!(acquires(&mut stalled, &wakes) && !acquires(&mut other, &wakes));
-        tokio::time::advance(REPLAY_PERMIT_IDLE_TIMEOUT / 2).await;
-        assert!(acquires(&mut stalled, &wakes) && !acquires(&mut other, &wakes));
-        tokio::time::advance(REPLAY_PERMIT_IDLE_TIMEOUT).await;
-        assert!(acquires(&mut other, &wakes) && !acquires(&mut stalled, &wakes));
-        drop(other);
-        assert!(acquires(&mut stalled, &wakes));
-    }
-    #[tokio::test(start_paused = true)]
-    async fn a_permit_is_not_lost_while_a_read_is_under_way() {
-        let (pool, wakes) = (ReplayPermits::new(1), Arc::new(WakeCounter::default()));
-        let (mut patient, mut other) = (pool.permit(), pool.permit());
-        assert!(acquires(&mut patient, &wakes));
-        let in_use = patient.begin_use();
-        tokio::time::advance(REPLAY_PERMIT_IDLE_TIMEOUT * 40).await; // a slow disk
-        assert!(!acquires(&mut other, &wakes));
-        drop(in_use);
-        tokio::time::advance(REPLAY_PERMIT_IDLE_TIMEOUT / 2).await;
-        assert!(!acquires(&mut other, &wakes), "the idle time begins with the answer");
-        assert!(acquires(&mut patient, &wakes), "and the reader may ask again");
-        drop(patient.begin_use());
-        // the reader does not look at the answer
-        tokio::time::advance(REPLAY_PERMIT_IDLE_TIMEOUT).await;
-        assert!(acquires(&mut other, &wakes));
-        let in_use = other.begin_use();
-        drop(other);
-        drop(in_use);
-        assert!(acquires(&mut patient, &wakes), "an answer without a reader takes no permit");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_permit_is_not_kept_for_a_waiting_reader_that_does_not_poll() {
-        let (pool, wakes) = (ReplayPermits::new(1), Arc::new(WakeCounter::default()));
-        let (mut first, mut stalled, mut last) = (pool.permit(), pool.permit(), pool.permit());
-        assert!(
-            acquires(&mut first, &wakes)
-                && !acquires(&mut stalled, &wakes)
-                && !acquires(&mut last, &wakes)
-        );
-        drop(first);
-        assert_eq!(wakes.0.load(SeqCst), 1);
-        assert!(!acquires(&mut last, &wakes), "the permit is the other reader's");
-        tokio::time::advance(REPLAY_PERMIT_IDLE_TIMEOUT).await;
-        assert!(acquires(&mut last, &wakes) && !acquires(&mut stalled, &wakes));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn twenty_thousand_waiting_readers_scan_little_more_than_one_does() {
-        const CAPACITY: usize = 64;
-        let (pool, wakes) = (ReplayPermits::new(CAPACITY), Arc::new(WakeCounter::default()));
-        let mut permits: Vec<_> = (0..20_000).map(|_| pool.permit()).collect();
-        for round in 0..10 {
-            let acquired = permits
-                .iter_mut()
-                .filter_map(|permit| acquires(permit, &wakes).then_some(()))
-                .count();
-            assert_eq!(
-                (acquired, pool.queue().visited),
-                (CAPACITY, CAPACITY * (round + 1)),
-                "one scan for all"
-            );
-            tokio::time::advance(REPLAY_PERMIT_IDLE_TIMEOUT / 4).await;
+    #[test]
+    fn a_permit_is_for_one_read_and_the_others_wait() {
+        let mut permits = ReplayPermits::new(2);
+        for read in 0..3 {
+            permits.push(client(1, 1), 0, read);
         }
-        permits.drain(..CAPACITY);
-        assert_eq!(wakes.0.load(SeqCst), CAPACITY, "no reader is woken in vain");
-        assert!(permits[..CAPACITY].iter_mut().all(|permit| acquires(permit, &wakes)));
-        permits.reverse(); // readers that leave the queue cost no more scans
-        permits.truncate(CAPACITY);
-        assert_eq!(pool.queue().waiting.len(), 0);
-        assert_eq!(pool.queue().visited, CAPACITY * 10);
+        assert_eq!((permits.pop(), permits.pop(), permits.pop()), (Some(0), Some(1), None));
+        permits.release();
+        assert_eq!((permits.pop(), permits.pop()), (Some(2), None));
+        permits.release();
+        assert_eq!(permits.pop(), None, "a free permit without a read");
+        assert_eq!(ReplayPermits::<u8>::new(0).capacity, 1);
+    }
+
+    #[test]
+    fn keys_take_turns_however_many_reads_one_of_them_has() {
+        let mut permits = ReplayPermits::new(1);
+        for _ in 0..64 {
+            permits.push(client(1, 1), LONG, "many");
+        }
+        assert_eq!(popped(&mut permits, 5), ["many"; 5]);
+        permits.push(client(2, 1), LONG, "few");
+        permits.push(client(2, 1), LONG, "few");
+        assert_eq!(popped(&mut permits, 5), ["few", "many", "few", "many", "many"]);
+    }
+
+    #[test]
+    fn addresses_of_a_key_share_its_turns() {
+        let mut permits = ReplayPermits::new(1);
+        for address in 1..=3 {
+            for read in 0..2 {
+                permits.push(client(1, address), LONG, (address, read));
+            }
+        }
+        permits.push(client(7, 1), LONG, (70, 0));
+        permits.push(client(7, 1), LONG, (70, 1));
+        let in_turns = [(1, 0), (70, 0), (2, 0), (70, 1), (3, 0), (1, 1), (2, 1), (3, 1)];
+        assert_eq!(popped(&mut permits, 9), in_turns);
+    }
+
+    #[test]
+    fn first_reads_go_first_and_long_replays_go_on() {
+        let mut permits = ReplayPermits::new(1);
+        for _ in 0..4 {
+            permits.push(client(1, 1), LONG, "long");
+        }
+        for _ in 0..6 {
+            permits.push(client(2, 1), LONG - 1, "short");
+        }
+        let (s, l) = ("short", "long");
+        assert_eq!(popped(&mut permits, 20), [s, s, s, l, s, s, s, l, l, l]);
+    }
+
+    #[test]
+    fn every_read_is_served_while_others_come_without_end() {
+        let mut permits = ReplayPermits::new(1);
+        permits.push(client(5, 5), LONG, 0);
+        let mut served = 0;
+        for round in 1..100 {
+            permits.push(client(round, 1), 0, round);
+            permits.push(client(5, round), LONG, round);
+            served += popped(&mut permits, 1).into_iter().filter(|read| *read == 0).count();
+        }
+        assert_eq!(served, 1);
+    }
+
+    #[test]
+    fn a_reader_that_leaves_takes_no_permit_and_leaves_nothing_behind() {
+        let mut permits = ReplayPermits::new(1);
+        let tickets: Vec<_> = (0..10).map(|n| permits.push(client(n % 3, n % 2), n, n)).collect();
+        for (n, ticket) in (0..).zip(&tickets).skip(1) {
+            assert_eq!(permits.remove(*ticket), Some(n));
+            assert_eq!(permits.remove(*ticket), None, "it has left");
+        }
+        assert_eq!(popped(&mut permits, 2), [0]);
+        assert_eq!(permits.remove(tickets[0]), None, "its read is under way or over");
+        assert!(permits.short.keys.is_empty() && permits.long.keys.is_empty());
     }
 }

@@ -22,7 +22,7 @@ impl StoreHandle {
         // than the one read.
         let generation = self.generation();
         let mut reader = StoreReader::open(self.path()).ok().map(|reader| (generation, reader));
-        while let Some(QueuedRead { request, answer, permit_in_use }) = self.backing().next_read() {
+        while let Some((QueuedRead { request, answer }, permit)) = self.backing().next_read() {
             // The reader has gone: dropping the request frees its permit.
             if answer.is_closed() {
                 continue;
@@ -53,7 +53,7 @@ impl StoreHandle {
                 self.report_read_failure(&error, generation);
                 StoreUnreadable
             });
-            drop(permit_in_use); // before the answer: the reader's next request may follow at once
+            drop(permit); // before the answer: the reader's next request may follow at once
             let _ = answer.send(chunk); // the reader may be gone
         }
     }

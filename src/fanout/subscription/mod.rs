@@ -29,7 +29,7 @@ use tokio::time::Instant;
 use super::{Fanout, SubscriberSignal};
 use crate::{
     event::{Entry, Event, EventId, Gap, Scope, StartPosition},
-    log::backing::CatchUp,
+    log::{ReplayClient, backing::CatchUp},
 };
 
 /// A subscriber's view of one product: entries within its scope, in order, none twice, and a notice
@@ -58,6 +58,8 @@ pub(crate) struct Subscription {
     wants_oldest: bool,
     /// Set while the next entries are in the store.
     catch_up: Option<Box<CatchUp>>,
+    /// Client that reads of the store are charged to.
+    replay_client: ReplayClient,
     read_failure_policy: ReadFailurePolicy,
     read_buffer: VecDeque<Entry>,
     /// Boxed, like `catch_up`: rare, and there is one subscription per subscriber.
@@ -66,6 +68,11 @@ pub(crate) struct Subscription {
     live_after: u64,
     /// Last id that the subscriber has received, and its position.
     last_delivered: Option<(u64, EventId)>,
+    /// Entries and chains that reads have looked at and that were not for the subscriber; wraps
+    /// around.
+    skipped: u32,
+    /// Value of `skipped` when the subscription last let others go first.
+    skipped_at_yield: u32,
 }
 
 /// Treatment of entries that are in the store and cannot be read from it now.
@@ -109,14 +116,23 @@ impl Subscription {
             is_held_back: false,
             wants_oldest: false,
             catch_up: None,
+            replay_client: ReplayClient::default(),
             read_failure_policy: ReadFailurePolicy::AnnounceGap,
             read_buffer: VecDeque::new(),
             pending_gap: None,
             live_after: position,
             last_delivered: None,
+            skipped: 0,
+            skipped_at_yield: 0,
         };
         subscription.resolve_start(start, true);
         subscription
+    }
+
+    /// Charges reads of the store to a client, and not to the relay itself.
+    pub(crate) fn for_client(mut self, replay_client: ReplayClient) -> Self {
+        self.replay_client = replay_client;
+        self
     }
 
     /// Replaces the scope, from the current position on. Items that were returned are not returned
@@ -160,6 +176,14 @@ impl Subscription {
     ///
     /// An item that has not been returned stays for the next call.
     pub(crate) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<SubscriptionItem> {
+        let item = self.poll_item(context);
+        if item.is_pending() {
+            self.skipped_at_yield = self.skipped;
+        }
+        item
+    }
+
+    fn poll_item(&mut self, context: &mut Context<'_>) -> Poll<SubscriptionItem> {
         for _ in 0..MAX_LOG_READS_PER_POLL {
             if let Some(gap) = self.pending_gap.take() {
                 return Poll::Ready(self.deliver_gap(*gap));
@@ -177,6 +201,14 @@ impl Subscription {
             if !self.poll_located() || self.read_failure_policy.is_backing_off() {
                 return Poll::Pending;
             }
+            // Across calls: the caller of a poll takes many items, and each may stand behind many
+            // entries that the scope hides. Asked before a pending position is taken, which would
+            // be lost here, so a caught-up subscription passes.
+            if self.is_lagging
+                && self.skipped.wrapping_sub(self.skipped_at_yield) >= MAX_SKIPPED_PER_POLL
+            {
+                break;
+            }
             if ready!(self.poll_store(context)) {
                 continue;
             }
@@ -185,9 +217,16 @@ impl Subscription {
             }
             self.read_log();
         }
-        // Many entries that the scope hides: other tasks get their turn before the rest is read.
+        // Many entries, most of which the scope hides: other tasks get their turn before the rest
+        // is read.
         context.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Returns how many entries this subscription has looked at in vain, as a number that wraps
+    /// around. A shard charges the difference to its turn.
+    pub(crate) fn skipped(&self) -> u32 {
+        self.skipped
     }
 
     /// Registers the task's waker for the next notification or disconnect, without polling.
@@ -198,9 +237,7 @@ impl Subscription {
     /// Returns whether the subscription waits for something that wakes no task: it must be polled
     /// again soon.
     pub(crate) fn must_poll_again(&self) -> bool {
-        self.is_waiting_for_log()
-            || self.read_failure_policy.is_backing_off()
-            || self.catch_up.as_ref().is_some_and(|it| it.is_waiting_for_permit())
+        self.is_waiting_for_log() || self.read_failure_policy.is_backing_off()
     }
 
     /// Returns whether the last poll found the start id missing, or history still arriving.
@@ -333,6 +370,9 @@ pub(crate) enum SubscriptionItem {
     Gap(Gap),
 }
 
-/// Reads in one poll that find nothing within the scope. Each looks at a few thousand entries at
-/// most, so the bound keeps a narrow scope from holding its thread.
+/// Reads in one call that find nothing to return: erased entries, or entries outside the scope.
 const MAX_LOG_READS_PER_POLL: usize = 16;
+
+/// Entries that a subscription looks at in vain before it lets others go first, however many items
+/// it returns in between: some hundred microseconds. What it returns is bounded by its caller.
+const MAX_SKIPPED_PER_POLL: u32 = 1024;

@@ -26,21 +26,32 @@ impl Subscription {
             READ_BUFFER_LIMITS,
             &mut self.read_buffer,
         ) {
-            ReadOutcome::Entries { read_through, reached_end } => {
+            ReadOutcome::Entries { read_through, reached_end, examined } => {
+                self.charge(examined.saturating_sub(self.read_buffer.len()));
                 self.catch_up = None;
                 self.wants_oldest = false;
                 self.cursor = read_through;
                 self.is_lagging = !reached_end;
             }
             ReadOutcome::InStore { store, request } => {
-                self.catch_up.get_or_insert_with(|| Box::new(store.catch_up())).request(request);
+                self.charge(self.scope.session_count());
+                let client = self.replay_client;
+                self.catch_up
+                    .get_or_insert_with(|| Box::new(store.catch_up(client)))
+                    .request(request);
                 self.is_lagging = true;
             }
             ReadOutcome::Lost { reason, lost_through } => {
+                self.charge(self.scope.session_count());
                 self.skip_or_announce(reason, lost_through);
                 self.is_lagging = true;
             }
         }
+    }
+
+    /// Counts work that a read has done in vain.
+    fn charge(&mut self, skipped: usize) {
+        self.skipped = self.skipped.wrapping_add(u32::try_from(skipped).unwrap_or(u32::MAX));
     }
 
     /// Moves the cursor past lost entries, and announces the loss unless the subscriber asked for
@@ -94,7 +105,7 @@ impl Subscription {
                     &mut self.read_failure_policy =>
             {
                 *until = Some(Instant::now() + STORE_RETRY_INTERVAL);
-                self.catch_up = None; // Releases the replay permit to other readers meanwhile.
+                self.catch_up = None;
             }
             Err(unread_through) => {
                 self.fanout.log().count_unreadable();

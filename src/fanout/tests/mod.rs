@@ -202,6 +202,33 @@ fn a_stalled_subscriber_holds_one_read_buffer_and_delays_no_other() {
 }
 
 #[test]
+fn a_poll_looks_at_a_bounded_number_of_entries_however_many_items_are_taken() {
+    let mut harness = FanoutHarness::new(10_000);
+    let names: Vec<_> = (0..300).map(|n| format!("s{n}")).collect();
+    for n in 0..6000 {
+        harness.append(&names[n % 300], if n % 200 == 0 { "rare" } else { "x" });
+    }
+    harness.dispatch_all();
+    let sessions: Vec<_> = names.iter().map(String::as_str).collect();
+    for sessions in [&sessions[..], &sessions[..10], &[]] {
+        let mut reader = harness.subscribe(scope(sessions, &["rare"]), &StartPosition::Oldest);
+        let mut polls = 0;
+        while !reader.subscription.is_caught_up() {
+            let before = reader.subscription.skipped();
+            reader.read(usize::MAX); // until `Pending`
+            let skipped = reader.subscription.skipped() - before;
+            assert!(skipped < 1024 + 256 + 64, "{skipped}");
+            polls += 1;
+        }
+        assert_eq!(reader.wakes() + 1, polls, "the reader is woken to go on");
+        let in_scope = (0..6000).filter(|n| n % 200 == 0);
+        let in_scope = in_scope.filter(|n| sessions.is_empty() || n % 300 < sessions.len());
+        assert_eq!(reader.events(), in_scope.map(|n| n as u64 + 1).collect::<Vec<_>>());
+        assert!(reader.subscription.skipped() <= 6000 + 64 * 64);
+    }
+}
+
+#[test]
 fn the_position_moves_with_what_the_scope_hides() {
     let mut harness = FanoutHarness::new(16);
     let mut reader = harness.subscribe(scope(&["a"], &[]), &StartPosition::Now);

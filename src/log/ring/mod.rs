@@ -6,8 +6,9 @@
 //! gaps                          44
 //! ```
 //!
-//! A reader of a few sessions walks their chains instead of the ring, so its work follows what it
-//! receives.
+//! A reader of a few sessions merges their chains instead of walking the ring, so its work follows
+//! what it receives. A reader of many sessions walks the ring. Either way a read looks at a bounded
+//! number of entries, says how many, and the next read goes on behind them.
 //!
 //! May use: `event`.
 
@@ -15,8 +16,9 @@
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
-    mem,
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, VecDeque, binary_heap::PeekMut},
+    iter, mem,
 };
 
 use super::limits::{MemoryBounds, ReadLimits};
@@ -57,6 +59,8 @@ pub(crate) enum RingRead {
         read_through: u64,
         /// Whether the ring had nothing behind `read_through`.
         reached_end: bool,
+        /// Entries and chains that the read has looked at.
+        examined: usize,
     },
     /// Entries that the scope admits may have been evicted before the reader saw them.
     Evicted,
@@ -217,34 +221,41 @@ impl Ring {
         if self.misses_entries(position, scope) {
             return RingRead::Evicted;
         }
+        let mut examined = match &scope.sessions {
+            Only::These(sessions) if position < self.evicted_through => sessions.len(),
+            _ => 0,
+        };
         let position = position.max(self.evicted_through);
-        let mut collector =
-            RingCollector { scope, limits, read_buffer, bytes: 0, read_through: position };
+        let mut collector = RingCollector {
+            scope,
+            limits,
+            read_buffer,
+            bytes: 0,
+            read_through: position,
+            examined: 0,
+        };
         let pending = self.newest_position().saturating_sub(position);
-        // Chains pay off only if more entries wait than sessions are asked for; otherwise the ring
-        // is scanned.
+        // A look at a chain costs as much as looks at several entries of the ring. Beyond
+        // `MAX_CHAINS` the look at the chains alone would hold the lock for too long, and the many
+        // sessions are likely to have much of what the ring holds.
         let reached_end = match &scope.sessions {
-            Only::These(sessions) if pending > sessions.len() as u64 => {
-                let positions = self.chain_positions(position, sessions, limits.entries);
-                let all = positions.len() < limits.entries;
+            Only::These(sessions)
+                if sessions.len() <= MAX_CHAINS && pending > sessions.len() as u64 =>
+            {
+                examined += sessions.len();
                 collector.collect(
-                    positions
-                        .into_iter()
+                    self.merged_chains(position, sessions)
                         .filter_map(|position| Some((position, self.entry_at(position)?))),
-                ) && all
+                )
             }
             _ => {
-                let all = pending <= MAX_SCAN_ENTRIES as u64;
-                collector.collect(
-                    (position + 1..)
-                        .zip(self.entries.range(self.offset(position)..))
-                        .take(MAX_SCAN_ENTRIES),
-                ) && all
+                collector.collect((position + 1..).zip(self.entries.range(self.offset(position)..)))
             }
         };
+        examined += collector.examined;
         let read_through =
             if reached_end { self.newest_position() } else { collector.read_through };
-        RingRead::Entries { read_through, reached_end }
+        RingRead::Entries { read_through, reached_end, examined }
     }
 
     /// Returns whether entries that `scope` admits may have been evicted behind `position`.
@@ -264,21 +275,30 @@ impl Ring {
         }
     }
 
-    /// Returns the first `max_entries` positions behind `position` that hold an entry of these
-    /// sessions, or a gap.
-    fn chain_positions(
+    /// Returns the positions behind `position` that hold an entry of these sessions, or a gap, in
+    /// order. The merge is lazy: each step costs a look at one chain.
+    fn merged_chains(
         &self,
         position: u64,
         sessions: &BTreeSet<SessionId>,
-        max_entries: usize,
-    ) -> Vec<u64> {
+    ) -> impl Iterator<Item = u64> {
         let chains =
             sessions.iter().filter_map(|session| self.sessions.get(session)).chain([&self.gaps]);
-        let mut positions: Vec<u64> =
-            chains.flat_map(|chain| chain.positions_after(position).take(max_entries)).collect();
-        positions.sort_unstable();
-        positions.truncate(max_entries);
-        positions
+        let mut rests: Vec<_> = chains.map(|chain| chain.positions_after(position)).collect();
+        let mut heads: BinaryHeap<_> = rests
+            .iter_mut()
+            .enumerate()
+            .filter_map(|(chain, rest)| Some(Reverse((rest.next()?, chain))))
+            .collect();
+        iter::from_fn(move || {
+            let mut head = heads.peek_mut()?;
+            let Reverse((position, chain)) = *head;
+            match rests.get_mut(chain).and_then(Iterator::next) {
+                Some(next) => *head = Reverse((next, chain)),
+                None => drop(PeekMut::pop(head)),
+            }
+            Some(position)
+        })
     }
 
     fn entry_at(&self, position: u64) -> Option<&Entry> {
@@ -311,12 +331,18 @@ struct RingCollector<'a> {
     read_buffer: &'a mut VecDeque<Entry>,
     bytes: usize,
     read_through: u64,
+    examined: usize,
 }
 
 impl RingCollector<'_> {
-    /// Takes admitted entries in order, and returns whether the scan ended before a limit was met.
+    /// Takes admitted entries in order, and returns whether the scan ended before a limit was met,
+    /// the limit on examined entries included.
     fn collect<'e>(&mut self, scan: impl Iterator<Item = (u64, &'e Entry)>) -> bool {
         for (position, entry) in scan {
+            if self.examined == MAX_ENTRIES_EXAMINED {
+                return false;
+            }
+            self.examined += 1;
             if self.scope.admits(entry) {
                 let bytes = self.bytes + entry.wire_bytes();
                 let is_full =
@@ -361,5 +387,10 @@ const UNPERSISTED_EXCESS_ENTRIES: usize = if cfg!(test) { 64 } else { 65_536 };
 /// Bytes by which the ring may exceed its bounds for the store.
 const UNPERSISTED_EXCESS_BYTES: u64 = 32 << 20;
 
-/// Entries that one read examines while it holds the log's lock: some ten microseconds.
-const MAX_SCAN_ENTRIES: usize = 1024;
+/// Entries that one read examines while it holds the log's lock: some ten microseconds, and some
+/// tens with a filter of a thousand sessions.
+const MAX_ENTRIES_EXAMINED: usize = 256;
+
+/// Sessions up to which a read looks at their chains: some ten microseconds under the log's lock.
+/// A reader of more sessions walks the ring, and so looks at each entry once at most.
+const MAX_CHAINS: usize = 64;

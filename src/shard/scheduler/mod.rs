@@ -5,7 +5,8 @@
 //! woken ────► slots ──────────────────────► run queue ──────► poll 7, 40
 //! ```
 //!
-//! A turn is bounded: 32 subscribers or 512 KiB from each of the two queues. The scheduler then
+//! A turn is bounded: 32 subscribers or 512 KiB from each of the two queues, and 4096 entries that
+//! polled subscribers look at in the log and may not see. The scheduler then
 //! yields, so that the product's ingest and fan-out on the same thread get their turn.
 //!
 //! May use: `timer_wheel`.
@@ -150,8 +151,9 @@ impl ShardScheduler {
 
     /// Polls slots of the run queue, within the bounds of a turn.
     fn poll_ready(&mut self) {
+        let mut skipped: u32 = 0;
         for _ in 0..MAX_SUBSCRIBERS_PER_TURN {
-            if self.scratch.written_bytes > MAX_BYTES_PER_TURN {
+            if self.scratch.written_bytes > MAX_BYTES_PER_TURN || skipped > MAX_SKIPPED_PER_TURN {
                 return;
             }
             let Some(key) = self.run_queue.pop_front() else { return };
@@ -161,6 +163,7 @@ impl ShardScheduler {
             if let Some(group) = self.groups.get_mut(slot.group) {
                 slot.subscriber.subscription().advance_to(group.advance_delivered_through());
             }
+            let skipped_before = slot.subscriber.subscription().skipped();
             let waker = Waker::from(Arc::clone(&slot.waker));
             let mut context = Context::from_waker(&waker);
             let group = self.groups.get_mut(slot.group);
@@ -173,7 +176,10 @@ impl ShardScheduler {
                 }
                 (polled.is_ready(), has_rescoped)
             };
-            match catch_panic(poll) {
+            let polled = catch_panic(poll);
+            let skipped_now = slot.subscriber.subscription().skipped();
+            skipped = skipped.saturating_add(skipped_now.wrapping_sub(skipped_before));
+            match polled {
                 Some((false, false)) => {}
                 Some((false, true)) => slot.schedule(key, &mut self.run_queue),
                 Some((true, _)) => self.remove(key),
@@ -283,6 +289,10 @@ const MAX_SUBSCRIBERS_PER_TURN: usize = 32;
 
 /// Bytes written after which a half of a turn is over: 16 full write batches.
 const MAX_BYTES_PER_TURN: usize = 512 * 1024;
+
+/// Entries that the subscribers of one turn look at in vain: some hundred microseconds. A poll that
+/// began before may pass it.
+const MAX_SKIPPED_PER_TURN: u32 = 4096;
 
 /// Interval between two signs of life; `/healthz` reports a shard that is silent for 30 s.
 const LIVENESS_INTERVAL: Duration = Duration::from_secs(1);

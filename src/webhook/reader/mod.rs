@@ -26,7 +26,7 @@ use tokio::{sync::watch, time};
 use crate::{
     event::{Entry, Event, GapReason, Only, Scope},
     fanout::{Fanout, SubscriberSignal, Subscription, SubscriptionItem},
-    log::{ReadLimits, ReadOutcome, backing::CatchUp},
+    log::{ReadLimits, ReadOutcome, ReplayClient, backing::CatchUp},
     store::StoreHandle,
 };
 
@@ -132,7 +132,7 @@ impl WebhookReader {
     async fn next_item(&mut self) -> SubscriptionItem {
         loop {
             let next = poll_fn(|context| self.subscription.poll_next(context));
-            // The subscription may wait for a replay permit, which becomes free without a wake-up.
+            // The subscription may wait for the store to recover, which wakes no reader.
             if let Ok(item) = time::timeout(READER_RECHECK_INTERVAL, next).await {
                 return item;
             }
@@ -190,7 +190,7 @@ impl EventReloader {
     pub(super) async fn reload(&mut self, position: u64) -> Reloaded {
         loop {
             let polled = poll_fn(|context| self.poll_reload(context, position));
-            // A replay permit may become free without a wake-up.
+            // The store may be stopped without an answer.
             if let Ok(reloaded) = time::timeout(READER_RECHECK_INTERVAL, polled).await {
                 self.pending_read = None;
                 let has_failed = matches!(reloaded, Reloaded::Unreadable);
@@ -234,7 +234,7 @@ impl EventReloader {
             }
             ReadOutcome::Lost { .. } => Poll::Ready(Reloaded::Lost),
             ReadOutcome::InStore { store, request: wanted } => {
-                let mut catch_up = store.catch_up();
+                let mut catch_up = store.catch_up(ReplayClient::default());
                 catch_up.request(wanted);
                 self.pending_read = Some((position, catch_up));
                 // Polled again at once: only the next poll registers the waker with the request.

@@ -1,6 +1,7 @@
 //! Delivery of events to the subscribers that requested them.
 
 mod detach;
+mod filters;
 mod limits;
 mod publish;
 mod shards;

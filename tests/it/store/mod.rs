@@ -6,3 +6,4 @@ mod disk;
 mod durable;
 mod erasure;
 mod outside_reader;
+mod turns;

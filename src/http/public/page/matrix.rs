@@ -417,8 +417,15 @@ impl Schedule {
         };
         let (mut seen, mut notices) = (Vec::new(), 0);
         loop {
-            let page =
-                EventPage::read(&harness.fanout, request.scope.clone(), &start, max).await.unwrap();
+            let page = EventPage::read(
+                &harness.fanout,
+                request.scope.clone(),
+                &start,
+                max,
+                Default::default(),
+            )
+            .await
+            .unwrap();
             if page.is_empty() {
                 break;
             }

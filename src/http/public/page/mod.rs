@@ -12,7 +12,7 @@
 //! A page is in memory as a whole until it is sent. The number of pages at one time is therefore
 //! bounded, with a quarter for one address; further clients wait a moment.
 //!
-//! May use: `config`, `event`, `fanout`, `net`.
+//! May use: `config`, `event`, `fanout`, `log`, `net`.
 
 mod body;
 #[cfg(test)]
@@ -49,6 +49,7 @@ use crate::{
         problem::Problem,
         query::{self, LAST_EVENT_ID},
     },
+    log::ReplayClient,
     net::{Connection, Http2StreamState},
 };
 
@@ -80,15 +81,17 @@ pub(crate) async fn page(
         // A page would be taken out of the quota and thrown away.
         return Ok((head, body_for_head()).into_response());
     }
-    let mut permit =
-        relay.page_quota.permit_for(relay.client_address(connection.peer.ip(), &headers));
+    let address = relay.client_address(connection.peer.ip(), &headers);
+    let replay_client = ReplayClient::new(&grant.holder, &address);
+    let mut permit = relay.page_quota.permit_for(address);
     permit.grow_to(1).await?;
     let start = match requested.start {
         // A page of live events only would always be empty.
         StartPosition::Now => StartPosition::Oldest,
         start => start,
     };
-    let page = EventPage::read(&product.feed.fanout, scope, &start, max_events).await?;
+    let page =
+        EventPage::read(&product.feed.fanout, scope, &start, max_events, replay_client).await?;
     // The request may have waited for quota and for the log, and its token may have expired
     // meanwhile.
     relay.ensure_still_granted(&grant, &product.feed.id, Permission::Subscribe)?;
@@ -148,17 +151,19 @@ impl EventPage {
         scope: Scope,
         start: &StartPosition,
         max_events: usize,
+        replay_client: ReplayClient,
     ) -> Result<Self, Problem> {
         // Taken before the subscription: an entry that arrives later may be in the page, but the
         // page does not wait for it.
         let newest = fanout.log().newest_position();
         let mut subscription =
             fanout.subscribe(Arc::new(SubscriberSignal::default()), scope, start);
+        subscription = subscription.for_client(replay_client);
         let mut page = Self { gap: None, events: Vec::new(), bytes: 0, next: None, max_events };
         let give_up_at = Instant::now() + PAGE_WAIT_TIMEOUT;
-        // Polled at intervals, because three changes wake no subscription of this kind: a replay
-        // permit that comes free, an id that arrives while the upstream relay repeats its log, and
-        // entries outside the scope that the fan-out has passed.
+        // Polled at intervals, because two changes wake no subscription of this kind: an id that
+        // arrives while the upstream relay repeats its log, and entries outside the scope that the
+        // fan-out has passed.
         while timeout(
             PAGE_POLL_INTERVAL,
             poll_fn(|context| page.poll_fill(&mut subscription, newest, context)),
@@ -172,7 +177,7 @@ impl EventPage {
             if subscription.is_caught_up() {
                 break; // only a fan-out that has ended is this late: the relay shuts down
             }
-            if subscription.must_poll_again() {
+            if subscription.must_poll_again() || subscription.reads_from_store() {
                 page.ensure_not_empty()?;
                 break;
             }
@@ -338,7 +343,10 @@ mod tests {
         fanout.log().begin_recovery();
         let began = Instant::now();
         let start = StartPosition::After(EventId::new(1, 1));
-        let problem = EventPage::read(&fanout, ALL, &start, 10).await.unwrap_err().into_response();
+        let problem = EventPage::read(&fanout, ALL, &start, 10, ReplayClient::default())
+            .await
+            .unwrap_err()
+            .into_response();
         assert_eq!(problem.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert!(
             (PAGE_WAIT_TIMEOUT..PAGE_WAIT_TIMEOUT * 2).contains(&began.elapsed()),
@@ -348,7 +356,8 @@ mod tests {
         let body = to_bytes(problem.into_body(), usize::MAX).await.unwrap();
         assert!(String::from_utf8_lossy(&body).contains("catching up"), "{body:?}");
         fanout.log().finish_replay();
-        let page = EventPage::read(&fanout, ALL, &start, 10).await.unwrap();
+        let page =
+            EventPage::read(&fanout, ALL, &start, 10, ReplayClient::default()).await.unwrap();
         assert_eq!(
             page.gap.map(|gap| gap.reason),
             Some(GapReason::UnknownId),
@@ -364,8 +373,10 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(1)).await;
             let _ = timeout(Duration::from_secs(1), fanout.run(CancellationToken::new())).await;
         };
-        let (page, ()) =
-            tokio::join!(EventPage::read(&fanout, ALL, &StartPosition::Oldest, 10), late);
+        let (page, ()) = tokio::join!(
+            EventPage::read(&fanout, ALL, &StartPosition::Oldest, 10, ReplayClient::default()),
+            late
+        );
         assert_eq!(
             page.unwrap().gap.map(|gap| gap.position),
             Some(1),
@@ -374,7 +385,9 @@ mod tests {
         fanout.log().append_gap(GapReason::UpstreamReconnect);
         let began = Instant::now();
         let newest_shown = StartPosition::After(fanout.log().id_at(1).unwrap());
-        let page = EventPage::read(&fanout, ALL, &newest_shown, 10).await.unwrap();
+        let page = EventPage::read(&fanout, ALL, &newest_shown, 10, ReplayClient::default())
+            .await
+            .unwrap();
         assert_eq!(
             (page.gap, page.next),
             (None, fanout.log().id_at(1)),

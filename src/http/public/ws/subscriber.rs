@@ -3,7 +3,7 @@
 //! In: items of a [`Subscription`], filters of the client, ticks, disconnect reasons. Out: framed
 //! messages.
 //!
-//! May use: `auth`, `event`, `fanout`, `feed`, `metrics`, `net`, `timer_wheel`.
+//! May use: `auth`, `event`, `fanout`, `feed`, `log`, `metrics`, `net`, `timer_wheel`.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -25,6 +25,7 @@ use crate::{
         admission::{AdmissionPermit, AdmissionRequest, DisconnectReason},
         state::{Product, Relay},
     },
+    log::ReplayClient,
     metrics::{ShedReason, Transport},
     net::Connection,
     timer_wheel::{Alarm, TimerWheel},
@@ -79,13 +80,15 @@ impl WsSubscriber {
         let feed = &product.feed;
         relay.ensure_not_draining()?;
         let signal = Arc::new(SubscriberSignal::default());
+        let address = relay.client_address(connection.peer.ip(), headers);
+        let replay_client = ReplayClient::new(&grant.holder, &address);
         let permit = relay.subscribers.admit(AdmissionRequest {
             product: feed.id.clone(),
             transport: Transport::WebSocket,
             key: Arc::clone(&grant.key),
             holder: grant.holder.clone(),
             proof: Arc::clone(&grant.proof),
-            address: relay.client_address(connection.peer.ip(), headers),
+            address,
             listener: Arc::clone(&signal),
             forced_close: None,
         })?;
@@ -98,7 +101,7 @@ impl WsSubscriber {
         if relay.ensure_still_served(feed).is_err() {
             permit.disconnect(DisconnectReason::Removed);
         }
-        let subscription = feed.fanout.subscribe(signal, scope, start);
+        let subscription = feed.fanout.subscribe(signal, scope, start).for_client(replay_client);
         feed.ws.subscribers.inc();
         let wheel = &relay.wheel;
         // Spread as over SSE: heartbeats must not share a tick, nor rotations come in waves.

@@ -17,7 +17,7 @@ use self::harness::{
 use super::*;
 use crate::{
     event::{EventId, SessionId, StartPosition},
-    log::{Hole, ResolvedStart, backing::ReadRequest},
+    log::{Hole, ReplayClient, ResolvedStart, backing::ReadRequest},
     store::reader::StoreReader,
 };
 
@@ -308,7 +308,7 @@ fn a_reader_of_the_file_that_was_set_aside_does_not_answer_for_the_new_one() {
         move || handle.serve_reads()
     });
     let ask = |request: ReadRequest| {
-        let mut catch_up = handle.backing().catch_up();
+        let mut catch_up = handle.backing().catch_up(ReplayClient::default());
         catch_up.request(request);
         let mut answer = None;
         wait_until("it is answered", || {

@@ -1,6 +1,6 @@
 //! Admission of one SSE subscriber: its permit, its subscription and its deadlines.
 //!
-//! May use: `fanout`, `feed`, `metrics`, `net`, `timer_wheel`.
+//! May use: `fanout`, `feed`, `log`, `metrics`, `net`, `timer_wheel`.
 
 use std::{
     net::IpAddr,
@@ -19,6 +19,7 @@ use crate::{
         public::{request::SubscriptionRequest, sse::SubscriptionSource},
         state::Relay,
     },
+    log::ReplayClient,
     metrics::{ShedReason, Transport},
     net::ForcedClose,
     timer_wheel::Alarm,
@@ -41,13 +42,15 @@ impl SseSubscriber {
     ) -> Result<Self, ShedReason> {
         relay.ensure_not_draining()?;
         let signal = Arc::new(SubscriberSignal::default());
+        let address = relay.client_address(peer, headers);
+        let replay_client = ReplayClient::new(&source.holder, &address);
         let permit = source.subscribers.admit(AdmissionRequest {
             product: feed.id.clone(),
             transport: Transport::Sse,
             key: Arc::clone(&source.key),
             holder: source.holder.clone(),
             proof: Arc::clone(&source.proof),
-            address: relay.client_address(peer, headers),
+            address,
             listener: Arc::clone(&signal),
             forced_close: forced_close.clone(),
         })?;
@@ -61,6 +64,7 @@ impl SseSubscriber {
             permit.disconnect(DisconnectReason::Removed);
         }
         let subscription = feed.fanout.subscribe(signal, requested.scope, &requested.start);
+        let subscription = subscription.for_client(replay_client);
         if !source.is_operator_tail {
             feed.sse.subscribers.inc();
         }
