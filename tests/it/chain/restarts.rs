@@ -9,6 +9,7 @@ use crate::common::{
     connector::Connector,
     events::event,
     relay::{Relay, Setup},
+    wait,
 };
 
 /// Signal that ends a relay, and the storage of its log.
@@ -43,6 +44,12 @@ fn a_restarted_leaf_loses_nothing_even_for_subscribers_before_its_replay_ends() 
         let (mut at_edge, mut at_leaf) = (edge.subscribe(), leaf.subscribe());
         let frames = publish(&mut link, &mut at_edge, 0..50);
         assert!(at_leaf.numbers(50).into_iter().eq(0..50));
+        if log_place == Log::OnDisk {
+            // A leaf that is killed before its first commit has no history, as one without a store.
+            let on_disk = [("product_id", PRODUCT), ("tier", "disk")];
+            let stored = || leaf.metrics().value("autoplay_relay_log_events", &on_disk);
+            wait::until("the store holds entries", || stored().is_some_and(|count| count > 0.0));
+        }
         leaf.process.signal(signal);
         leaf.process.exit_code();
         publish(&mut link, &mut at_edge, 50..60);
