@@ -48,22 +48,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_wait_lies_below_a_ceiling_that_doubles_up_to_the_cap() {
+    fn waits_lie_anywhere_below_a_ceiling_that_doubles_up_to_the_cap() {
         let mut random = fastrand::Rng::with_seed(1);
-        let mut longest = [Duration::ZERO; 9];
+        let mut range = [(Duration::MAX, Duration::ZERO); 9];
         for _ in 0..1000 {
             let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
-            for longest in &mut longest {
-                *longest = backoff.next_delay(&mut random).max(*longest);
+            for (shortest, longest) in &mut range {
+                let delay = backoff.next_delay(&mut random);
+                (*shortest, *longest) = (delay.min(*shortest), delay.max(*longest));
             }
         }
         let ceilings =
             [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0].map(Duration::from_secs_f64);
-        for (longest, ceiling) in longest.into_iter().zip(ceilings) {
+        for ((shortest, longest), ceiling) in range.into_iter().zip(ceilings) {
             assert!(
                 longest <= ceiling && longest > ceiling.mul_f64(0.9),
                 "{longest:?} of {ceiling:?}"
             );
+            assert!(shortest < ceiling.mul_f64(0.1), "{shortest:?} of {ceiling:?}: full jitter");
         }
     }
 
