@@ -45,7 +45,7 @@ pub(crate) struct ServerConfig {
     pub(crate) max_connects_per_second: Option<u32>,
     /// Maximum concurrent subscribers with one key; [`None`] = no limit.
     pub(crate) max_subscribers_per_key: Option<usize>,
-    /// Maximum subscribers that catch up from the store concurrently.
+    /// Maximum reads of the store at one time. The store has two reader threads.
     pub(crate) max_concurrent_replays: usize,
     /// Maximum concurrent subscribers.
     pub(crate) max_subscribers: usize,

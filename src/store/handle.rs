@@ -41,7 +41,7 @@ pub(crate) struct StoreHandle {
 }
 
 impl StoreHandle {
-    /// Returns a handle to the store at `path` that serves `max_concurrent_replays` readers at a
+    /// Returns a handle to the store at `path` that serves `max_concurrent_replays` reads at a
     /// time.
     pub(crate) fn new(path: PathBuf, max_concurrent_replays: usize) -> Arc<Self> {
         Arc::new(Self {

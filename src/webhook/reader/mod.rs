@@ -261,6 +261,6 @@ fn reloaded_from(position: u64, entries: impl IntoIterator<Item = Entry>) -> Rel
 /// Bounds of one read: a page of events that are likely needed soon.
 const RELOAD_LIMITS: ReadLimits = ReadLimits { entries: 64, bytes: 256 * 1024 };
 
-/// Interval of looks at states that change without a wake-up: a replay permit becomes free, or the
-/// store becomes degraded.
+/// Interval of looks at states that change without a wake-up: the store is stopped, or becomes
+/// degraded.
 const READER_RECHECK_INTERVAL: Duration = Duration::from_millis(50);
