@@ -6,4 +6,5 @@ mod disk;
 mod durable;
 mod erasure;
 mod outside_reader;
+mod rows;
 mod turns;
