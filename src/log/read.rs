@@ -68,7 +68,7 @@ impl Log {
             StartPosition::Now => return ResolvedStart::Now,
             StartPosition::Oldest => return ResolvedStart::BeforeOldest(oldest),
             StartPosition::Malformed => {
-                return ResolvedStart::Lost(self.unknown_id_gap(&state, None));
+                return ResolvedStart::Lost(self.unknown_id_gap(&state, None, oldest));
             }
             StartPosition::After(id) => *id,
         };
@@ -95,14 +95,24 @@ impl Log {
             {
                 ResolvedStart::NotYetKnown
             }
-            _ => ResolvedStart::Lost(self.unknown_id_gap(&state, Some(id))),
+            // Shown by this log and then lost, as in a crash before the commit: everything before
+            // the end of its epoch has been shown to the client, too.
+            (IdLookup::After(position) | IdLookup::EmptyEpoch(position), _) => {
+                ResolvedStart::Lost(self.unknown_id_gap(&state, Some(id), position))
+            }
+            (IdLookup::Ahead, _) => {
+                ResolvedStart::Lost(self.unknown_id_gap(&state, Some(id), newest))
+            }
+            _ => ResolvedStart::Lost(self.unknown_id_gap(&state, Some(id), oldest)),
         }
     }
 
-    /// Returns the gap for an id that is not of this log. It precedes the oldest entry kept.
-    fn unknown_id_gap(&self, state: &LogState, after: Option<EventId>) -> Gap {
+    /// Returns the gap for an id that the log does not have. It reaches up to `position`, or to the
+    /// oldest entry kept if that is further.
+    fn unknown_id_gap(&self, state: &LogState, after: Option<EventId>, position: u64) -> Gap {
         self.metrics.record_gap(GapReason::UnknownId);
-        self.gap_through(state, GapReason::UnknownId, after, state.evicted_through())
+        let position = position.max(state.evicted_through());
+        self.gap_through(state, GapReason::UnknownId, after, position)
     }
 
     /// Returns the gap for a reader whose next entries up to `lost_through` are gone; `after` is
