@@ -1,14 +1,13 @@
 //! Rows of the store that do not fit their checksum, as their readers report them.
 //!
-//! A reader of such a row gets a gap, `not_kept`, as where the store has a hole. The first report of
-//! a row is counted and logged, however many readers come to it.
+//! A reader of such a row gets a gap, `not_kept`, as where the store has a hole. The first report
+//! of a row is counted and logged, however many readers come to it.
 //!
 //! May use: `event`.
 
 use std::collections::BTreeMap;
 
-use super::Log;
-use crate::event::{EventId, GapReason, Kind, SessionId};
+use crate::event::{EventId, Kind, SessionId};
 
 /// Row of the store that does not fit its checksum.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,32 +37,17 @@ pub(super) struct DamagedRows {
 
 impl DamagedRows {
     /// Adds a row, and returns whether it was not known.
-    fn add(&mut self, row: DamagedRow) -> bool {
+    pub(super) fn add(&mut self, row: DamagedRow) -> bool {
         let is_new = self.events.insert(row.position, row.event).is_none();
         if self.events.len() > MAX_DAMAGED_ROWS {
             self.events.pop_first();
         }
         is_new
     }
-}
 
-impl Log {
-    /// Records that a reader has found this row damaged.
-    pub(crate) fn record_damaged_row(&self, row: DamagedRow) {
-        let position = row.position;
-        if self.state().damaged_rows.add(row) {
-            tracing::error!(
-                product = %self.product,
-                position,
-                "a row of the store does not fit its checksum: its event is not kept"
-            );
-            self.metrics.record_gap(GapReason::NotKept);
-        }
-    }
-
-    /// Returns the event at a position whose row was found damaged, if its other columns are whole.
-    pub(crate) fn damaged_event(&self, position: u64) -> Option<DamagedEvent> {
-        self.state().damaged_rows.events.get(&position).cloned().flatten()
+    /// Returns the event at a position, if its row was found damaged and its other columns whole.
+    pub(super) fn event_at(&self, position: u64) -> Option<DamagedEvent> {
+        self.events.get(&position).cloned().flatten()
     }
 }
 

@@ -5,7 +5,7 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use super::{
-    Log, LogState, Numbering, ReadLimits,
+    DamagedEvent, DamagedRow, Log, LogState, Numbering, ReadLimits,
     backing::{LogBacking, ReadRequest},
     durable_range::DurableSegment,
     id_spans::IdLookup,
@@ -128,6 +128,25 @@ impl Log {
             self.metrics.record_gap(reason);
         }
         self.gap_through(&self.state(), reason, after, lost_through)
+    }
+
+    /// Records that a reader has found this row of the store damaged. The first report of a row is
+    /// logged and counted.
+    pub(crate) fn record_damaged_row(&self, row: DamagedRow) {
+        let position = row.position;
+        if self.state().damaged_rows.add(row) {
+            tracing::error!(
+                product = %self.product,
+                position,
+                "a row of the store does not fit its checksum: its event is not kept"
+            );
+            self.metrics.record_gap(GapReason::NotKept);
+        }
+    }
+
+    /// Returns the event at a position whose row was found damaged, if its other columns are whole.
+    pub(crate) fn damaged_event(&self, position: u64) -> Option<DamagedEvent> {
+        self.state().damaged_rows.event_at(position)
     }
 
     /// Counts a gap that a reader got because the store could not be read.

@@ -87,7 +87,7 @@ impl<'a> ChunkBuilder<'a> {
 
     /// Returns the entry of a row if the scope admits it and one more may be added.
     fn read_admitted(&mut self, row: &Row<'_>, position: u64) -> Result<Option<Entry>, FileFault> {
-        if !row.get::<_, bool>(8)? {
+        if RowFit::read(row)? != RowFit::Head {
             self.end_before(position, None);
             return Ok(None);
         }
@@ -137,6 +137,32 @@ impl<'a> ChunkBuilder<'a> {
         let end = self.request.through.max(self.request.after);
         let through = if self.is_full || may_have_more { self.through } else { end };
         StoredChunk { entries: self.entries, through, evicted_through: 0, damaged: self.damaged }
+    }
+}
+
+/// Part of a row that fits its checksum. Both sums hold the row's key.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum RowFit {
+    /// Every column but the payload, of which nothing is known.
+    Head,
+    /// The payload and the key.
+    Payload,
+    /// Neither: the key may be another than the row was written under.
+    Nothing,
+}
+
+impl RowFit {
+    /// Reads a row of `SELECT_HEADER` or `SELECT_HEADERS`.
+    ///
+    /// # Errors
+    ///
+    /// When the column is no integer.
+    pub(super) fn read(row: &Row<'_>) -> Result<Self, FileFault> {
+        Ok(match row.get(8)? {
+            2 => Self::Head,
+            1 => Self::Payload,
+            _ => Self::Nothing,
+        })
     }
 }
 

@@ -24,12 +24,12 @@ use rusqlite::{
     CachedStatement, Connection, InterruptHandle, OpenFlags, OptionalExtension, Row, params,
 };
 
-use self::chunk::ChunkBuilder;
+use self::chunk::{ChunkBuilder, RowFit};
 use super::sqlite::{
     FileError, FileFault,
     checksum::entry_sum,
     rows::{read_unsigned, signed},
-    schema::{self, MAX_POSITION, SchemaIdentity, entry_key},
+    schema::{self, MAX_POSITION, SchemaIdentity, entry_key, position_of},
 };
 use crate::{
     event::{Only, SessionId},
@@ -152,7 +152,7 @@ impl StoreReader {
             && let Some(row) = rows.next()?
         {
             let key: i64 = row.get(0)?;
-            let is_key_certain = self.is_key_certain(row)?;
+            let is_key_certain = RowFit::read(row)? != RowFit::Nothing;
             if key > range.1 {
                 // It may be a row of the range, and hide those behind it.
                 require(is_key_certain, "the key of a row does not fit its checksum")?;
@@ -178,25 +178,15 @@ impl StoreReader {
         let mut rows = before.query([after])?;
         let Some(row) = rows.next()? else { return Ok(()) };
         let key: i64 = row.get(0)?;
-        let mut is_in_order = key <= after && self.is_key_certain(row)?;
-        if key == after && !is_in_order {
+        let mut is_in_order = key <= after && RowFit::read(row)? != RowFit::Nothing;
+        // The first entry has position 1, so no row has the key of position 0.
+        if key == after && position_of(key) > 0 && !is_in_order {
             // Damaged in its place, or another row under the key of the reader's last one.
             let mut before = self.connection.prepare_cached(SELECT_KEY_BEFORE)?;
             let key_before: Option<i64> = before.query_row([after], |row| row.get(0)).optional()?;
             is_in_order = key_before.is_none_or(|before| before < after);
         }
         require(is_in_order, "its rows are not in order")
-    }
-
-    /// Returns whether a row has the key that it was written under: both sums of a row hold its
-    /// key, and one of them fits.
-    fn is_key_certain(&self, row: &Row<'_>) -> Result<bool, FileFault> {
-        if row.get(8)? {
-            return Ok(true);
-        }
-        let mut select = self.connection.prepare_cached(SELECT_KEY)?;
-        let fits = select.query_row([row.get::<_, i64>(0)?], |row| row.get(0)).optional()?;
-        Ok(fits == Some(true))
     }
 
     /// Reads the rows with these keys until the chunk is full.
@@ -318,12 +308,14 @@ const SELECT_PRODUCT: &str =
 
 const SELECT_HOLES: &str = "SELECT 1 FROM missing WHERE product = ?1 AND last > ?2 AND first <= ?3";
 
-/// Columns but for the payload, and whether they fit their checksum.
+/// Columns but for the payload, and a [`RowFit`]. The payload is read only where the other columns
+/// do not fit.
 macro_rules! select_header {
     ($from:literal) => {
         concat!(
-            "SELECT entry, epoch, sequence, suffix, gap, after, kind, session, head_sum IS ",
+            "SELECT entry, epoch, sequence, suffix, gap, after, kind, session, iif(head_sum IS ",
             entry_sum!(),
+            ", 2, payload_sum IS row_sum(entry, payload))",
             $from
         )
     };
@@ -340,10 +332,6 @@ const SELECT_HEADER_BEFORE: &str =
     select_header!(" FROM entries WHERE entry <= ?1 ORDER BY entry DESC LIMIT 1");
 
 const SELECT_HEADER: &str = select_header!(" FROM entries WHERE entry = ?1");
-
-/// Whether the payload fits the key.
-const SELECT_KEY: &str =
-    "SELECT payload_sum IS row_sum(entry, payload) FROM entries WHERE entry = ?1";
 
 /// Apart from the rest of the row, so that the overflow pages of a large payload are read only if
 /// the scope admits it.

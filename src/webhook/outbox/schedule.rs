@@ -1,7 +1,7 @@
 //! Scheduling: the next event to send, the events to load for it, and the consequence of each
 //! outcome.
 //!
-//! May use: `event`, `webhook_delivery`.
+//! May use: `event`, `log`, `webhook_delivery`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -119,8 +119,8 @@ impl Outbox {
         true
     }
 
-    /// Gives up a delivery whose event the store has and cannot give any more: a dead letter without
-    /// a body.
+    /// Gives up a delivery whose event the store has and cannot give any more: a dead letter
+    /// without a body.
     pub(in crate::webhook) fn give_up_damaged(&mut self, position: u64, now: Now) {
         self.clock = now;
         if self.items.get(&position).is_none_or(|item| item.event.is_some()) {

@@ -1,6 +1,6 @@
 //! The file's rows of webhooks: registrations, positions, and owed deliveries.
 //!
-//! May use: `event`.
+//! May use: `event`, `webhook_delivery`.
 
 #[cfg(test)]
 pub(super) mod tests;
