@@ -21,7 +21,7 @@ use std::{
 };
 
 use rusqlite::{
-    CachedStatement, Connection, InterruptHandle, OpenFlags, OptionalExtension, Row, params,
+    CachedStatement, Connection, InterruptHandle, OpenFlags, OptionalExtension, params,
 };
 
 use self::chunk::{ChunkBuilder, RowFit};

@@ -70,7 +70,7 @@ impl NewDeadLetters {
         insert_dead_letter(connection, webhook, position, &dead_letter)
     }
 
-    fn and(self, other: Self) -> Self {
+    fn and(self, other: &Self) -> Self {
         Self {
             expired: self.expired + other.expired,
             damaged: self.damaged + other.damaged,
@@ -132,7 +132,7 @@ pub(super) fn expire_owed(
         let unreached =
             webhook.insert_unreached_dead_letters(connection, product, through, died_at)?;
         let (had_owed, lost) = webhook.delete_owed(connection, through)?;
-        let new = owed.and(unreached);
+        let new = owed.and(&unreached);
         if new.expired + new.damaged + new.lost > 0 || had_owed || webhook.position < through {
             expired.push(ExpiredDeliveries {
                 id: webhook.id,
