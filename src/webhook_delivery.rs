@@ -113,10 +113,13 @@ pub(crate) enum DeadLetterReason {
     EgressRefused,
     /// The delivery was owed for longer than events are kept.
     Expired,
+    /// The store's row of the event does not fit its checksum: there is no body to send.
+    Damaged,
 }
 
 impl DeadLetterReason {
-    const ALL: [Self; 4] = [Self::Refused, Self::Exhausted, Self::EgressRefused, Self::Expired];
+    const ALL: [Self; 5] =
+        [Self::Refused, Self::Exhausted, Self::EgressRefused, Self::Expired, Self::Damaged];
 
     /// Returns the reason as the store and the admin API spell it.
     pub(crate) fn as_str(self) -> &'static str {
@@ -125,6 +128,7 @@ impl DeadLetterReason {
             Self::Exhausted => "exhausted",
             Self::EgressRefused => "egress_refused",
             Self::Expired => "expired",
+            Self::Damaged => "damaged",
         }
     }
 

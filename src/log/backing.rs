@@ -25,6 +25,7 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{
+    damaged_rows::DamagedRow,
     limits::ReadLimits,
     replay_permits::{ReplayClient, ReplayPermits, ReplayTicket},
 };
@@ -97,12 +98,14 @@ pub(crate) struct StoredChunk {
     /// Admitted entries, by position.
     pub(crate) entries: Vec<Entry>,
     /// Last position that was examined: everything that the scope admits up to here is in
-    /// `entries`. Always beyond `after`, so a reader makes progress even if the scope admits
-    /// nothing.
+    /// `entries`. Beyond `after`, or the row that follows is damaged: so a reader makes progress
+    /// even if the scope admits nothing.
     pub(crate) through: u64,
     /// Last position that retention had removed, read in the same state of the file. If it is
     /// beyond `after`, entries may be missing.
     pub(crate) evicted_through: u64,
+    /// Damaged row that follows `through`, if the chunk ends before one. It has no entries then.
+    pub(crate) damaged: Option<DamagedRow>,
 }
 
 impl LogBacking {

@@ -9,7 +9,7 @@
 
 use std::collections::VecDeque;
 
-use super::id_spans::IdSpan;
+use super::id_spans::{EmptyEpoch, IdSpan};
 
 /// Durable range of one product's log: which positions the store has, has evicted, or will never
 /// have.
@@ -50,6 +50,8 @@ pub(crate) struct PersistedLog {
     pub(crate) highest_epoch: u64,
     /// Spans, by position.
     pub(crate) spans: Vec<IdSpan>,
+    /// Epochs of which no entry was committed.
+    pub(crate) empty_epochs: Vec<EmptyEpoch>,
     /// Holes, by their first position.
     pub(crate) holes: Vec<Hole>,
 }

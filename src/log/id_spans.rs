@@ -8,6 +8,9 @@
 //! A relay that numbers its own entries has one span for each of its lives. Behind another relay a
 //! hole in that relay's ids begins another span. Within an epoch ids only grow.
 //!
+//! An epoch of which no entry was kept, as after a crash before the first commit, has no span. The
+//! log remembers behind which position it began, because ids of it may have been shown.
+//!
 //! May use: `event`.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -21,6 +24,17 @@ pub(crate) struct IdSpans {
     spans: VecDeque<IdSpan>,
     /// First position of each span, by the span's first id.
     by_id: BTreeMap<EventId, u64>,
+    /// Epochs without an entry, with the position behind which each began.
+    empty_epochs: BTreeMap<u64, u64>,
+}
+
+/// Epoch of which the log has no entry.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct EmptyEpoch {
+    /// The epoch.
+    pub(crate) epoch: u64,
+    /// Position of the newest entry when the epoch began.
+    pub(crate) after: u64,
 }
 
 /// Run of entries whose ids follow one another: the n-th entry after the first has the first's
@@ -62,6 +76,8 @@ pub(crate) enum IdLookup {
     After(u64),
     /// Later than the newest entry, and of its epoch.
     Ahead,
+    /// Of an epoch that began behind this position, and of which the log has no entry.
+    EmptyEpoch(u64),
     /// Of a known epoch, but before the first id of it that the log remembers.
     TooOld,
     /// Of an epoch that the log does not know.
@@ -74,6 +90,16 @@ impl IdSpans {
         let mut ids = Self::default();
         spans.into_iter().for_each(|span| ids.begin_span(span));
         ids
+    }
+
+    /// Records epochs of earlier lives of the log that have no entry.
+    pub(crate) fn add_empty_epochs(&mut self, epochs: impl IntoIterator<Item = EmptyEpoch>) {
+        for EmptyEpoch { epoch, after } in epochs {
+            self.empty_epochs.insert(epoch, after);
+            while self.empty_epochs.len() > MAX_EMPTY_EPOCHS {
+                self.empty_epochs.pop_first();
+            }
+        }
     }
 
     /// Records that the entry at `position`, behind all others, has this id.
@@ -89,12 +115,17 @@ impl IdSpans {
     }
 
     /// Begins a span. Replaces a prepared span that has no entry yet: a restart prepares one for
-    /// its epoch, and the upstream may turn out to give the ids.
+    /// its epoch, and the upstream may turn out to give the ids. Its epoch is remembered as empty.
     pub(crate) fn begin_span(&mut self, span: IdSpan) {
         while let Some(unused) =
             self.spans.pop_back_if(|last| last.first_position >= span.first_position)
         {
             self.by_id.remove(&unused.first_id);
+            // At position 0 there is nothing behind which a client could continue.
+            if unused.first_id.epoch != span.first_id.epoch && unused.first_position > 0 {
+                let (epoch, after) = (unused.first_id.epoch, unused.first_position - 1);
+                self.add_empty_epochs([EmptyEpoch { epoch, after }]);
+            }
         }
         self.spans.push_back(span);
         self.by_id.insert(span.first_id, span.first_position);
@@ -149,7 +180,10 @@ impl IdSpans {
         let Some((first, position)) =
             self.by_id.range(id..).next().filter(|(first, _)| first.epoch == id.epoch)
         else {
-            return IdLookup::UnknownEpoch;
+            return match self.empty_epochs.get(&id.epoch) {
+                Some(after) => IdLookup::EmptyEpoch(*after),
+                None => IdLookup::UnknownEpoch,
+            };
         };
         let before = position.saturating_sub(1);
         let precedes =
@@ -201,6 +235,10 @@ impl IdSpans {
 /// Maximum number of spans remembered, spans of evicted entries included. The oldest one is
 /// forgotten first; its ids resolve as unknown from then on.
 const MAX_SPANS: usize = 4096;
+
+/// Maximum number of epochs without an entry that are remembered, in memory and in the store. The
+/// oldest one is forgotten first; its ids then get everything kept.
+pub(crate) const MAX_EMPTY_EPOCHS: usize = 4096;
 
 #[cfg(test)]
 mod tests {
@@ -285,8 +323,32 @@ mod tests {
         ids.append(6, id("7-6"));
         assert_eq!(
             (ids.id_at(6), ids.find(id("8-6"), 6)),
-            (Some(id("7-6")), IdLookup::UnknownEpoch)
+            (Some(id("7-6")), IdLookup::EmptyEpoch(5))
         );
+    }
+
+    #[test]
+    fn an_epoch_without_an_entry_is_known_by_the_position_behind_which_it_began() {
+        let mut ids = IdSpans::restored([
+            IdSpan { first_position: 1, first_id: id("7-1") },
+            IdSpan { first_position: 6, first_id: id("9-6") },
+        ]);
+        ids.begin_span(IdSpan { first_position: 6, first_id: id("11-6") });
+        ids.append(6, id("11-6"));
+        ids.add_empty_epochs([EmptyEpoch { epoch: 8, after: 5 }]);
+        for (text, found) in [
+            ("9-6", IdLookup::EmptyEpoch(5)),
+            ("9-900", IdLookup::EmptyEpoch(5)),
+            ("8-6", IdLookup::EmptyEpoch(5)),
+            ("7-9", IdLookup::After(5)),
+            ("11-6", IdLookup::At(6)),
+            ("10-6", IdLookup::UnknownEpoch),
+        ] {
+            assert_eq!(ids.find(id(text), 6), found, "{text}");
+        }
+        ids.add_empty_epochs((100..10_000).map(|epoch| EmptyEpoch { epoch, after: 6 }));
+        assert_eq!(ids.empty_epochs.len(), MAX_EMPTY_EPOCHS);
+        assert_eq!(ids.find(id("9-6"), 6), IdLookup::UnknownEpoch, "forgotten first");
     }
 
     #[test]

@@ -14,6 +14,7 @@
 
 mod append;
 pub(crate) mod backing;
+mod damaged_rows;
 mod durable_range;
 mod id_spans;
 mod limits;
@@ -37,6 +38,7 @@ use tokio::{
 
 use self::{
     backing::LogBacking,
+    damaged_rows::DamagedRows,
     durable_range::DurableRange,
     ring::Ring,
     upstream_link::{UpstreamLink, infer_numbering},
@@ -48,10 +50,11 @@ use crate::{
     wall_clock,
 };
 
+pub(crate) use self::damaged_rows::{DamagedEvent, DamagedRow};
 pub(crate) use self::durable_range::{Hole, PersistedLog};
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::id_spans::IdLookup;
-pub(crate) use self::id_spans::{IdSpan, IdSpans};
+pub(crate) use self::id_spans::{EmptyEpoch, IdSpan, IdSpans, MAX_EMPTY_EPOCHS};
 pub(crate) use self::limits::{MemoryBounds, ReadLimits};
 pub(crate) use self::read::{ReadOutcome, ResolvedStart};
 pub(crate) use self::replay_permits::ReplayClient;
@@ -89,6 +92,8 @@ struct LogState {
     has_prior_entries: bool,
     /// Limit on the error line that says the store does not keep up.
     throttle: LogRateLimit,
+    /// Rows of the store that were found damaged.
+    damaged_rows: DamagedRows,
 }
 
 impl Log {
@@ -107,6 +112,7 @@ impl Log {
             link,
             has_prior_entries: false,
             throttle: LogRateLimit::default(),
+            damaged_rows: DamagedRows::default(),
         };
         Self::with_state(product, epoch, state, None, metrics)
     }
@@ -126,6 +132,7 @@ impl Log {
         metrics: LogMetrics,
     ) -> Self {
         let mut ids = IdSpans::restored(persisted.spans);
+        ids.add_empty_epochs(persisted.empty_epochs);
         let numbering = infer_numbering(persisted.newest, ids.id_at(persisted.newest));
         let link = UpstreamLink::Disconnected { since: Instant::now() };
         ids.begin_span(first_span_of_epoch(persisted.newest, epoch));
@@ -147,6 +154,7 @@ impl Log {
             link,
             has_prior_entries,
             throttle: LogRateLimit::default(),
+            damaged_rows: DamagedRows::default(),
         };
         Self::with_state(product, epoch, state, Some(backing), metrics)
     }

@@ -5,7 +5,7 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use super::{
-    Log, LogState, Numbering, ReadLimits,
+    DamagedEvent, DamagedRow, Log, LogState, Numbering, ReadLimits,
     backing::{LogBacking, ReadRequest},
     durable_range::DurableSegment,
     id_spans::IdLookup,
@@ -68,7 +68,7 @@ impl Log {
             StartPosition::Now => return ResolvedStart::Now,
             StartPosition::Oldest => return ResolvedStart::BeforeOldest(oldest),
             StartPosition::Malformed => {
-                return ResolvedStart::Lost(self.unknown_id_gap(&state, None));
+                return ResolvedStart::Lost(self.unknown_id_gap(&state, None, oldest));
             }
             StartPosition::After(id) => *id,
         };
@@ -95,14 +95,24 @@ impl Log {
             {
                 ResolvedStart::NotYetKnown
             }
-            _ => ResolvedStart::Lost(self.unknown_id_gap(&state, Some(id))),
+            // Shown by this log and then lost, as in a crash before the commit: everything before
+            // the end of its epoch has been shown to the client, too.
+            (IdLookup::After(position) | IdLookup::EmptyEpoch(position), _) => {
+                ResolvedStart::Lost(self.unknown_id_gap(&state, Some(id), position))
+            }
+            (IdLookup::Ahead, _) => {
+                ResolvedStart::Lost(self.unknown_id_gap(&state, Some(id), newest))
+            }
+            _ => ResolvedStart::Lost(self.unknown_id_gap(&state, Some(id), oldest)),
         }
     }
 
-    /// Returns the gap for an id that is not of this log. It precedes the oldest entry kept.
-    fn unknown_id_gap(&self, state: &LogState, after: Option<EventId>) -> Gap {
+    /// Returns the gap for an id that the log does not have. It reaches up to `position`, or to the
+    /// oldest entry kept if that is further.
+    fn unknown_id_gap(&self, state: &LogState, after: Option<EventId>, position: u64) -> Gap {
         self.metrics.record_gap(GapReason::UnknownId);
-        self.gap_through(state, GapReason::UnknownId, after, state.evicted_through())
+        let position = position.max(state.evicted_through());
+        self.gap_through(state, GapReason::UnknownId, after, position)
     }
 
     /// Returns the gap for a reader whose next entries up to `lost_through` are gone; `after` is
@@ -118,6 +128,25 @@ impl Log {
             self.metrics.record_gap(reason);
         }
         self.gap_through(&self.state(), reason, after, lost_through)
+    }
+
+    /// Records that a reader has found this row of the store damaged. The first report of a row is
+    /// logged and counted.
+    pub(crate) fn record_damaged_row(&self, row: DamagedRow) {
+        let position = row.position;
+        if self.state().damaged_rows.add(row) {
+            tracing::error!(
+                product = %self.product,
+                position,
+                "a row of the store does not fit its checksum: its event is not kept"
+            );
+            self.metrics.record_gap(GapReason::NotKept);
+        }
+    }
+
+    /// Returns the event at a position whose row was found damaged, if its other columns are whole.
+    pub(crate) fn damaged_event(&self, position: u64) -> Option<DamagedEvent> {
+        self.state().damaged_rows.event_at(position)
     }
 
     /// Counts a gap that a reader got because the store could not be read.

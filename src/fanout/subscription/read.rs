@@ -99,6 +99,11 @@ impl Subscription {
                 self.wants_oldest = false;
                 self.read_buffer.extend(chunk.entries);
                 self.cursor = chunk.through;
+                if let Some(row) = chunk.damaged {
+                    let position = row.position;
+                    self.fanout.log().record_damaged_row(row);
+                    self.announce_gap(GapReason::NotKept, position);
+                }
             }
             Err(_)
                 if let ReadFailurePolicy::RetryLater { not_before: until } =

@@ -161,9 +161,16 @@ fn ids_that_are_not_of_this_log_are_answered_by_a_notice_and_everything_kept() {
     let epoch = log.id_at(0).unwrap().epoch;
     let foreign = EventId::new(epoch - 1, 7);
     let future = EventId::new(epoch, 21);
+    let mut ahead = harness.subscribe(scope(&[], &[]), &StartPosition::After(future));
+    ahead.read(99);
+    let gap = ahead.gaps()[0];
+    assert_eq!(
+        (gap.reason, gap.id, gap.before),
+        (GapReason::UnknownId, log.id_at(20).unwrap(), None)
+    );
+    assert!(ahead.events().is_empty(), "everything before is older than its id");
     for (start, after) in [
         (StartPosition::After(foreign), Some(foreign.to_string())),
-        (StartPosition::After(future), Some(future.to_string())),
         (StartPosition::Malformed, None),
     ] {
         let mut reader = harness.subscribe(scope(&[], &[]), &start);

@@ -8,8 +8,15 @@ use rusqlite::{CachedStatement, Row};
 
 use crate::{
     event::{Entry, Event, Gap, GapReason, Kind, Only, Scope, SessionId},
-    log::backing::{ReadRequest, StoredChunk},
-    store::sqlite::{FileFault, rows::read_event_id, schema::position_of},
+    log::{
+        DamagedEvent, DamagedRow,
+        backing::{ReadRequest, StoredChunk},
+    },
+    store::sqlite::{
+        FileFault,
+        rows::read_event_id,
+        schema::{entry_key, position_of},
+    },
 };
 
 /// State of one read.
@@ -21,12 +28,19 @@ pub(super) struct ChunkBuilder<'a> {
     /// Last position that was examined: everything that the scope admits up to here is in
     /// `entries`.
     through: u64,
-    /// Whether an admitted entry did not fit any more.
+    /// Whether an admitted entry did not fit any more, or a row was damaged.
     pub(super) is_full: bool,
+    damaged: Option<DamagedRow>,
+    /// Whether an index has named the rows: each is a gap, or of a session of the scope.
+    is_indexed: bool,
 }
 
 impl<'a> ChunkBuilder<'a> {
-    pub(super) fn new(request: &'a ReadRequest, payload: CachedStatement<'a>) -> Self {
+    pub(super) fn new(
+        request: &'a ReadRequest,
+        payload: CachedStatement<'a>,
+        is_indexed: bool,
+    ) -> Self {
         Self {
             request,
             payload,
@@ -34,12 +48,23 @@ impl<'a> ChunkBuilder<'a> {
             bytes: 0,
             through: request.after,
             is_full: false,
+            damaged: None,
+            is_indexed,
         }
     }
 
     /// Adds the entry of a row if the scope admits it and it fits.
+    ///
+    /// # Errors
+    ///
+    /// `Damage` for a row that is not behind the one before: then its key is damaged, and the row
+    /// that belongs here cannot be told.
     pub(super) fn add_row(&mut self, row: &Row<'_>) -> Result<(), FileFault> {
-        let position = position_of(row.get(0)?);
+        let key = row.get(0)?;
+        if key <= entry_key(self.request.product_number, self.through)? {
+            return Err(FileFault::damage("its rows are not in order"));
+        }
+        let position = position_of(key);
         if let Some(entry) = self.read_admitted(row, position)? {
             let bytes = self.bytes + entry.wire_bytes();
             if !self.entries.is_empty() && bytes > self.request.limits.bytes {
@@ -53,9 +78,23 @@ impl<'a> ChunkBuilder<'a> {
         Ok(())
     }
 
+    /// Ends the chunk before a damaged row. Behind entries it is left to the next chunk, so that a
+    /// reader gets those first.
+    fn end_before(&mut self, position: u64, event: Option<DamagedEvent>) {
+        self.is_full = true;
+        self.damaged = self.entries.is_empty().then_some(DamagedRow { position, event });
+    }
+
     /// Returns the entry of a row if the scope admits it and one more may be added.
     fn read_admitted(&mut self, row: &Row<'_>, position: u64) -> Result<Option<Entry>, FileFault> {
+        if RowFit::read(row)? != RowFit::Head {
+            self.end_before(position, None);
+            return Ok(None);
+        }
         let header = RowHeader::read(row)?;
+        if self.is_indexed && !header.is_of_sessions(&self.request.scope) {
+            return Err(FileFault::damage("an index names a row of another session"));
+        }
         if !header.is_admitted(&self.request.scope) {
             return Ok(None);
         }
@@ -80,14 +119,15 @@ impl<'a> ChunkBuilder<'a> {
                 let payload = rows
                     .next()?
                     .ok_or_else(|| FileFault::damage("a row is gone while it is read"))?;
-                let event = Event::restored(
-                    read_event_id(row, 1)?,
-                    position,
-                    kind,
-                    session,
-                    read_payload(payload)?,
-                );
-                Ok(Some(Entry::Event(Arc::new(event))))
+                let id = read_event_id(row, 1)?;
+                if payload.get(1)? {
+                    let payload = read_payload(payload)?;
+                    let event = Event::restored(id, position, kind, session, payload);
+                    return Ok(Some(Entry::Event(Arc::new(event))));
+                }
+                drop(rows);
+                self.end_before(position, Some(DamagedEvent { id, kind, session }));
+                Ok(None)
             }
         }
     }
@@ -96,7 +136,33 @@ impl<'a> ChunkBuilder<'a> {
     pub(super) fn finish(self, may_have_more: bool) -> StoredChunk {
         let end = self.request.through.max(self.request.after);
         let through = if self.is_full || may_have_more { self.through } else { end };
-        StoredChunk { entries: self.entries, through, evicted_through: 0 }
+        StoredChunk { entries: self.entries, through, evicted_through: 0, damaged: self.damaged }
+    }
+}
+
+/// Part of a row that fits its checksum. Both sums hold the row's key.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum RowFit {
+    /// Every column but the payload, of which nothing is known.
+    Head,
+    /// The payload and the key.
+    Payload,
+    /// Neither: the key may be another than the row was written under.
+    Nothing,
+}
+
+impl RowFit {
+    /// Reads a row of `SELECT_HEADER` or `SELECT_HEADERS`.
+    ///
+    /// # Errors
+    ///
+    /// When the column is no integer.
+    pub(super) fn read(row: &Row<'_>) -> Result<Self, FileFault> {
+        Ok(match row.get(8)? {
+            2 => Self::Head,
+            1 => Self::Payload,
+            _ => Self::Nothing,
+        })
     }
 }
 
@@ -126,14 +192,19 @@ impl RowHeader {
 
     /// Decides as [`Scope::admits`] does, before the payload is read.
     fn is_admitted(&self, scope: &Scope) -> bool {
-        let Self::Event { kind, session } = self else { return true };
-        let of_session = match &scope.sessions {
+        let Self::Event { kind, .. } = self else { return true };
+        self.is_of_sessions(scope) && scope.kinds.admits(kind)
+    }
+
+    /// Returns whether the row is a gap, or of a session of the scope.
+    fn is_of_sessions(&self, scope: &Scope) -> bool {
+        let Self::Event { session, .. } = self else { return true };
+        match &scope.sessions {
             Only::Everything => true,
             Only::These(sessions) => {
                 session.as_ref().is_some_and(|session| sessions.contains(session))
             }
-        };
-        of_session && scope.kinds.admits(kind)
+        }
     }
 }
 

@@ -20,13 +20,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rusqlite::{CachedStatement, Connection, InterruptHandle, OpenFlags, params};
+use rusqlite::{
+    CachedStatement, Connection, InterruptHandle, OpenFlags, OptionalExtension, params,
+};
 
-use self::chunk::ChunkBuilder;
+use self::chunk::{ChunkBuilder, RowFit};
 use super::sqlite::{
     FileError, FileFault,
+    checksum::entry_sum,
     rows::{read_unsigned, signed},
-    schema::{self, MAX_POSITION, SchemaIdentity, entry_key},
+    schema::{self, MAX_POSITION, SchemaIdentity, entry_key, position_of},
 };
 use crate::{
     event::{Only, SessionId},
@@ -58,7 +61,7 @@ impl StoreReader {
         schema::configure(&connection, READER_CACHE_KIBIBYTES)?;
         connection.pragma_update(None, "query_only", true)?;
         match schema::identify(&connection)? {
-            SchemaIdentity::Ours(version) if version == schema::MIGRATIONS.len() => Ok(connection),
+            SchemaIdentity::Ours(version) if version == schema::NEWEST_VERSION => Ok(connection),
             SchemaIdentity::Ours(_) | SchemaIdentity::Fresh => {
                 Err(FileFault::Refused("its writer has not set it up"))
             }
@@ -81,17 +84,22 @@ impl StoreReader {
         let evicted_through = self.evicted_through(request)?;
         self.require_persisted(request)?;
         let range = request.key_range()?;
-        let mut chunk = ChunkBuilder::new(request, self.connection.prepare_cached(SELECT_PAYLOAD)?);
+        let payload = self.connection.prepare_cached(SELECT_PAYLOAD)?;
         let limit = request.max_rows();
         // The session index pays off only if more entries wait than sessions are asked for.
         let pending = request.through.saturating_sub(request.after);
-        let rows_read = match &request.scope.sessions {
-            Only::These(sessions) if pending > sessions.len() as u64 => {
+        let indexed = match &request.scope.sessions {
+            Only::These(sessions) if pending > sessions.len() as u64 => Some(sessions),
+            _ => None,
+        };
+        let mut chunk = ChunkBuilder::new(request, payload, indexed.is_some());
+        let rows_read = match indexed {
+            Some(sessions) => {
                 let keys = self.keys_of_sessions(sessions, range, limit)?;
                 self.read_rows(&keys, &mut chunk)?;
                 keys.len()
             }
-            _ => self.scan_range(range, limit, &mut chunk)?,
+            None => self.scan_range(range, limit, &mut chunk)?,
         };
         Ok(StoredChunk { evicted_through, ..chunk.finish(rows_read == limit) })
     }
@@ -134,16 +142,51 @@ impl StoreReader {
         limit: usize,
         chunk: &mut ChunkBuilder<'_>,
     ) -> Result<usize, FileFault> {
+        self.require_begin(range.0)?;
         let mut headers = self.connection.prepare_cached(SELECT_HEADERS)?;
-        let mut rows = headers.query(params![range.0, range.1, limit as i64])?;
+        // One row more, because the row behind a damaged one shows whether its key is damaged.
+        let mut rows = headers.query(params![range.0, limit as i64 + 1])?;
         let mut rows_read = 0;
         while !chunk.is_full
+            && rows_read < limit
             && let Some(row) = rows.next()?
         {
+            let key: i64 = row.get(0)?;
+            let is_key_certain = RowFit::read(row)? != RowFit::Nothing;
+            if key > range.1 {
+                // It may be a row of the range, and hide those behind it.
+                require(is_key_certain, "the key of a row does not fit its checksum")?;
+                break;
+            }
             chunk.add_row(row)?;
             rows_read += 1;
+            if !is_key_certain && let Some(next) = rows.next()? {
+                require(next.get::<_, i64>(0)? > key, "its rows are not in order")?;
+            }
         }
         Ok(rows_read)
+    }
+
+    /// Checks that SQLite finds the begin of a range: a damaged key misleads its binary search past
+    /// rows of the range, and is then the key before the begin.
+    ///
+    /// # Errors
+    ///
+    /// `Damage` when the row before the range does not belong there, or may not.
+    fn require_begin(&self, after: i64) -> Result<(), FileFault> {
+        let mut before = self.connection.prepare_cached(SELECT_HEADER_BEFORE)?;
+        let mut rows = before.query([after])?;
+        let Some(row) = rows.next()? else { return Ok(()) };
+        let key: i64 = row.get(0)?;
+        let mut is_in_order = key <= after && RowFit::read(row)? != RowFit::Nothing;
+        // The first entry has position 1, so no row has the key of position 0.
+        if key == after && position_of(key) > 0 && !is_in_order {
+            // Damaged in its place, or another row under the key of the reader's last one.
+            let mut before = self.connection.prepare_cached(SELECT_KEY_BEFORE)?;
+            let key_before: Option<i64> = before.query_row([after], |row| row.get(0)).optional()?;
+            is_in_order = key_before.is_none_or(|before| before < after);
+        }
+        require(is_in_order, "its rows are not in order")
     }
 
     /// Reads the rows with these keys until the chunk is full.
@@ -224,6 +267,10 @@ impl ReadRequest {
     }
 }
 
+fn require(is_met: bool, damage: &str) -> Result<(), FileFault> {
+    if is_met { Ok(()) } else { Err(FileFault::damage(damage)) }
+}
+
 /// Lowest keys of several lists.
 struct FirstKeys {
     keys: BTreeSet<i64>,
@@ -261,14 +308,35 @@ const SELECT_PRODUCT: &str =
 
 const SELECT_HOLES: &str = "SELECT 1 FROM missing WHERE product = ?1 AND last > ?2 AND first <= ?3";
 
-const SELECT_HEADERS: &str = "SELECT entry, epoch, sequence, suffix, gap, after, kind, session FROM entries \
-                     WHERE entry > ?1 AND entry <= ?2 ORDER BY entry LIMIT ?3";
+/// Columns but for the payload, and a [`RowFit`]. The payload is read only where the other columns
+/// do not fit.
+macro_rules! select_header {
+    ($from:literal) => {
+        concat!(
+            "SELECT entry, epoch, sequence, suffix, gap, after, kind, session, iif(head_sum IS ",
+            entry_sum!(),
+            ", 2, payload_sum IS row_sum(entry, payload))",
+            $from
+        )
+    };
+}
 
-const SELECT_HEADER: &str = "SELECT entry, epoch, sequence, suffix, gap, after, kind, session FROM entries WHERE entry = ?1";
+/// Without an end: the row behind the range shows whether the range ends there.
+const SELECT_HEADERS: &str =
+    select_header!(" FROM entries WHERE entry > ?1 ORDER BY entry LIMIT ?2");
+
+const SELECT_KEY_BEFORE: &str =
+    "SELECT entry FROM entries WHERE entry < ?1 ORDER BY entry DESC LIMIT 1";
+
+const SELECT_HEADER_BEFORE: &str =
+    select_header!(" FROM entries WHERE entry <= ?1 ORDER BY entry DESC LIMIT 1");
+
+const SELECT_HEADER: &str = select_header!(" FROM entries WHERE entry = ?1");
 
 /// Apart from the rest of the row, so that the overflow pages of a large payload are read only if
 /// the scope admits it.
-const SELECT_PAYLOAD: &str = "SELECT payload FROM entries WHERE entry = ?1";
+const SELECT_PAYLOAD: &str =
+    "SELECT payload, payload_sum IS row_sum(entry, payload) FROM entries WHERE entry = ?1";
 
 /// Takes a session, always null, so that both lists are queried with the same parameters.
 const SELECT_GAP_KEYS: &str = "SELECT entry FROM entries INDEXED BY gaps \

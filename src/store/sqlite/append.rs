@@ -7,7 +7,7 @@ use rusqlite::{CachedStatement, Connection, params};
 use super::{error::FileFault, rows::signed, schema::entry_key};
 use crate::{
     event::{Entry, Event, EventId, Gap},
-    log::{Hole, IdSpan},
+    log::{Hole, IdSpan, MAX_EMPTY_EPOCHS},
 };
 
 /// Entries, spans and holes of one product's log for one transaction.
@@ -43,7 +43,9 @@ impl AppendBatch<'_> {
         self.write_spans(connection)?;
         self.write_holes(connection)?;
         let mut statement = connection.prepare_cached(
-            "UPDATE products SET newest = max(newest, ?2), events = events + ?3, bytes = bytes + ?4 WHERE number = ?1",
+            "UPDATE products SET newest = max(newest, ?2), events = events + ?3, bytes = bytes + ?4, \
+             sum = row_sum(number, id, max(newest, ?2), evicted_through, events + ?3, bytes + ?4, highest_epoch) \
+             WHERE number = ?1",
         )?;
         match statement.execute(params![
             self.product_number,
@@ -68,12 +70,14 @@ impl AppendBatch<'_> {
     /// row.
     fn write_entries(&self, connection: &Connection, now: i64) -> Result<(u64, u64), FileFault> {
         let mut event_row = connection.prepare_cached(
-            "INSERT INTO entries (entry, epoch, sequence, suffix, kept_at, kind, session, payload) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            "INSERT INTO entries (entry, epoch, sequence, suffix, kept_at, kind, session, head_sum, payload_sum, \
+             payload) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, \
+             row_sum(?1, ?2, ?3, ?4, ?5, NULL, NULL, ?6, ?7), row_sum(?1, ?8), ?8)",
         )?;
         let mut gap_row = connection.prepare_cached(
-            "INSERT INTO entries (entry, epoch, sequence, suffix, kept_at, gap, after) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            "INSERT INTO entries (entry, epoch, sequence, suffix, kept_at, gap, after, head_sum, payload_sum) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, \
+             row_sum(?1, ?2, ?3, ?4, ?5, ?6, ?7, NULL, NULL), row_sum(?1, NULL))",
         )?;
         let (mut rows, mut bytes) = (0, 0);
         for (position, entry) in (self.first..).zip(self.entries) {
@@ -92,11 +96,21 @@ impl AppendBatch<'_> {
         let Some(highest) = self.spans.iter().map(|span| span.first_id.epoch).max() else {
             return Ok(());
         };
-        let mut insert = connection
-            .prepare_cached("INSERT OR REPLACE INTO spans VALUES (?1, ?2, ?3, ?4, ?5)")?;
+        // A span that is replaced has no entry. Ids of its epoch may have been shown all the same.
+        let mut remember = connection.prepare_cached(
+            "INSERT OR IGNORE INTO empty_epochs \
+             SELECT product, epoch, place - 1, row_sum(product, epoch, place - 1) FROM spans \
+             WHERE product = ?1 AND place = ?2 AND epoch <> ?3 AND place > 0",
+        )?;
+        let mut insert = connection.prepare_cached(
+            "INSERT OR REPLACE INTO spans VALUES (?1, ?2, ?3, ?4, ?5, row_sum(?1, ?2, ?3, ?4, ?5))",
+        )?;
         for IdSpan { first_position: position, first_id: id } in self.spans {
             entry_key(self.product_number, *position)?;
             let (epoch, sequence) = (id.epoch.cast_signed(), id.sequence.cast_signed());
+            if remember.execute(params![self.product_number, signed(*position), epoch])? > 0 {
+                forget_oldest_epochs(connection, self.product_number)?;
+            }
             insert.execute(params![
                 self.product_number,
                 signed(*position),
@@ -111,16 +125,19 @@ impl AppendBatch<'_> {
         // Not compared by SQL's `max`: epochs are `u64` bit for bit, and SQL would take a high one
         // for a negative number.
         if highest > known_epoch.cast_unsigned() {
-            let mut update = connection
-                .prepare_cached("UPDATE products SET highest_epoch = ?2 WHERE number = ?1")?;
+            let mut update = connection.prepare_cached(
+                "UPDATE products SET highest_epoch = ?2, \
+                 sum = row_sum(number, id, newest, evicted_through, events, bytes, ?2) WHERE number = ?1",
+            )?;
             update.execute(params![self.product_number, highest.cast_signed()])?;
         }
         Ok(())
     }
 
     fn write_holes(&self, connection: &Connection) -> Result<(), FileFault> {
-        let mut insert =
-            connection.prepare_cached("INSERT OR REPLACE INTO missing VALUES (?1, ?2, ?3)")?;
+        let mut insert = connection.prepare_cached(
+            "INSERT OR REPLACE INTO missing VALUES (?1, ?2, ?3, row_sum(?1, ?2, ?3))",
+        )?;
         for Hole { first, last } in self.holes {
             if first > last {
                 return Err(FileFault::Refused("a hole ends before it begins"));
@@ -129,6 +146,16 @@ impl AppendBatch<'_> {
         }
         Ok(())
     }
+}
+
+/// Forgets the oldest epochs without entries: a relay that fails at every start leaves one each.
+fn forget_oldest_epochs(connection: &Connection, product_number: u32) -> Result<(), FileFault> {
+    let mut delete = connection.prepare_cached(
+        "DELETE FROM empty_epochs WHERE product = ?1 AND epoch <= ( \
+             SELECT epoch FROM empty_epochs WHERE product = ?1 ORDER BY epoch DESC LIMIT 1 OFFSET ?2)",
+    )?;
+    delete.execute(params![product_number, MAX_EMPTY_EPOCHS as i64])?;
+    Ok(())
 }
 
 /// Inserts an event and returns the bytes that its row counts for.

@@ -149,7 +149,9 @@ fn erase_entries(
         rows,
     )?;
     connection.execute("UPDATE state SET needs_scrub = 1", [])?;
-    let counters = "UPDATE products SET events = events - ?2, bytes = bytes - ?3 WHERE number = ?1";
+    let counters = "UPDATE products SET events = events - ?2, bytes = bytes - ?3, \
+                    sum = row_sum(number, id, newest, evicted_through, events - ?2, bytes - ?3, highest_epoch) \
+                    WHERE number = ?1";
     connection.execute(counters, params![number, events, bytes])?;
     Ok((events.cast_unsigned(), bytes.cast_unsigned()))
 }

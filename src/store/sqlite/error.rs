@@ -41,6 +41,18 @@ pub(crate) enum FileError {
         /// Newest version that this relay knows.
         known: i64,
     },
+    /// The file says that its schema has a version that no relay writes. It has not been changed.
+    #[error(
+        "{path} says that its schema has version {found}; a store has a version from 1 to {known}"
+    )]
+    UnknownVersion {
+        /// Path of the file.
+        path: PathBuf,
+        /// Version of its schema.
+        found: i64,
+        /// Newest version that this relay knows.
+        known: i64,
+    },
     /// Any other cause: no space, no access, a failing disk, a lock. Trying again later may help.
     #[error("cannot {doing} {path}")]
     Unavailable {
@@ -58,7 +70,7 @@ pub(crate) enum FileError {
 pub(crate) enum FileFault {
     /// Error of SQLite, or a stored value of a type or range that this crate never writes.
     #[error(transparent)]
-    Sqlite(#[from] rusqlite::Error),
+    Sqlite(rusqlite::Error),
     /// Error of the file system.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -79,6 +91,26 @@ pub(crate) enum FileFault {
         /// Newest version that this relay knows.
         known: i64,
     },
+    /// The schema's version is one that no relay writes.
+    #[error("its schema has version {found}; a store has a version from 1 to {known}")]
+    UnknownVersion {
+        /// Version of its schema.
+        found: i64,
+        /// Newest version that this relay knows.
+        known: i64,
+    },
+}
+
+impl From<rusqlite::Error> for FileFault {
+    /// Drops the statement, which would be a page of SQL in an operator's log.
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(match error {
+            rusqlite::Error::SqlInputError { error, msg, .. } => {
+                rusqlite::Error::SqliteFailure(error, Some(msg))
+            }
+            other => other,
+        })
+    }
 }
 
 impl FileError {
@@ -101,6 +133,9 @@ impl FileFault {
         match self {
             Self::Foreign(found) => FileError::Foreign { path, found },
             Self::Newer { found, known } => FileError::NewerVersion { path, found, known },
+            Self::UnknownVersion { found, known } => {
+                FileError::UnknownVersion { path, found, known }
+            }
             source if source.is_damage() => FileError::Damaged { path, source },
             source => FileError::Unavailable { doing, path, source },
         }
@@ -115,7 +150,11 @@ impl FileFault {
                 error.sqlite_error_code().is_some_and(|code| transient.contains(&code))
             }
             Self::Refused(_) => true,
-            Self::Io(_) | Self::Damage(_) | Self::Foreign(_) | Self::Newer { .. } => false,
+            Self::Io(_)
+            | Self::Damage(_)
+            | Self::Foreign(_)
+            | Self::Newer { .. }
+            | Self::UnknownVersion { .. } => false,
         }
     }
 
@@ -123,7 +162,11 @@ impl FileFault {
         match self {
             Self::Sqlite(error) => shows_damage(error),
             Self::Damage(_) => true,
-            Self::Io(_) | Self::Refused(_) | Self::Foreign(_) | Self::Newer { .. } => false,
+            Self::Io(_)
+            | Self::Refused(_)
+            | Self::Foreign(_)
+            | Self::Newer { .. }
+            | Self::UnknownVersion { .. } => false,
         }
     }
 }
@@ -134,6 +177,9 @@ fn shows_damage(error: &rusqlite::Error) -> bool {
     match error {
         E::FromSqlConversionFailure(..) | E::InvalidColumnType(..) => true,
         E::IntegralValueOutOfRange(..) | E::Utf8Error(..) | E::QueryReturnedNoRows => true,
+        // This crate's statements fit its schema: a table or an index that is missing by now was
+        // taken out by others.
+        E::SqliteFailure(_, Some(message)) if message.starts_with("no such ") => true,
         other => matches!(
             other.sqlite_error_code(),
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)

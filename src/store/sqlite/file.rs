@@ -4,13 +4,17 @@
 //!
 //! May use: no other module.
 
-use std::path::{Path, PathBuf};
+use std::{
+    cell::Cell,
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior, config::DbConfig};
 
 use super::{
     error::{FileError, FileFault},
-    files::{MAX_WAL_BYTES, create_private, wal_bytes},
+    files::{MAX_WAL_BYTES, create_private, put_in_place, remove_leftovers, unfinished, wal_bytes},
     rows::signed,
     schema::{self, SchemaIdentity},
 };
@@ -24,40 +28,52 @@ pub(crate) struct StoreFile {
     sync: SyncMode,
     was_left_open: bool,
     needs_scrub: bool,
+    /// Damaged dead letters that were found, until the caller takes their number. A cell, because
+    /// reading finds them.
+    pub(super) damaged_dead_letters: Cell<u64>,
 }
 
 impl StoreFile {
-    /// Opens the file, or creates it with access for its owner alone, and marks it as open. An
-    /// empty file counts as a new one.
+    /// Opens the file, or creates it with access for its owner alone, and marks it as open.
     ///
     /// # Errors
     ///
-    /// `Foreign` and `NewerVersion` leave the file as it is.
+    /// `Foreign`, `NewerVersion` and `UnknownVersion` leave the file as it is. `Damaged` also for a
+    /// file that is empty, or lacks a table: a new file gets its name once it is complete.
     pub(crate) fn open(path: &Path) -> Result<Self, FileError> {
         Self::try_open(path).map_err(|fault| fault.at(path, "open"))
     }
 
     fn try_open(path: &Path) -> Result<Self, FileFault> {
-        create_private(path)?;
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let mut connection = Connection::open_with_flags(path, flags)?;
-        schema::configure(&connection, WRITER_CACHE_KIBIBYTES)?;
+        match fs::symlink_metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => create(path)?,
+            Err(error) => return Err(error.into()),
+            Ok(_) => {}
+        }
+        let mut connection = open_for_writing(path)?;
         // Set until the file is known to be a store: if this call fails, dropping the connection
         // must not checkpoint and delete the write-ahead log of another application.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         let version = match schema::identify(&connection)? {
-            SchemaIdentity::Fresh => 0,
+            SchemaIdentity::Fresh => return Err(FileFault::damage("it is empty")),
             SchemaIdentity::Ours(version) => version,
         };
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
         schema::configure_writer(&connection)?;
-        schema::migrate(&mut connection, version, schema::MIGRATIONS)?;
+        schema::migrate_to_newest(&mut connection, version)?;
+        schema::require_complete(&connection)?;
         let state = "SELECT is_open, needs_scrub FROM state";
         let (was_left_open, needs_scrub) =
             connection.query_row(state, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
         let path = path.to_owned();
-        let mut file =
-            Self { connection, path, sync: SyncMode::Normal, was_left_open, needs_scrub };
+        let mut file = Self {
+            connection,
+            path,
+            sync: SyncMode::Normal,
+            was_left_open,
+            needs_scrub,
+            damaged_dead_letters: Cell::new(0),
+        };
         // Synced before the first write: after a power cut the file must say that it was open.
         file.in_transaction(SyncMode::Full, |connection| set_open(connection, true))?;
         Ok(file)
@@ -77,6 +93,7 @@ impl StoreFile {
                 sync: SyncMode::Normal,
                 was_left_open: false,
                 needs_scrub: false,
+                damaged_dead_letters: Cell::new(0),
             }),
             Err(fault) => Err(fault.at(&path, "open")),
         }
@@ -91,7 +108,7 @@ impl StoreFile {
         let mut connection = Connection::open_in_memory()?;
         schema::configure(&connection, WRITER_CACHE_KIBIBYTES)?;
         connection.pragma_update(None, "secure_delete", true)?;
-        schema::migrate(&mut connection, 0, schema::MIGRATIONS)?;
+        schema::migrate_to_newest(&mut connection, 0)?;
         Ok(connection)
     }
 
@@ -184,6 +201,27 @@ impl StoreFile {
         transaction.commit()?;
         Ok(done)
     }
+}
+
+/// Creates a store under another name, and renames it once it is complete and on the disk. An empty
+/// or incomplete file under the store's own name is therefore never one that was being created.
+fn create(path: &Path) -> Result<(), FileFault> {
+    let unfinished = unfinished(path);
+    remove_leftovers(&unfinished)?;
+    create_private(&unfinished)?;
+    let mut connection = open_for_writing(&unfinished)?;
+    schema::configure_writer(&connection)?;
+    schema::migrate_to_newest(&mut connection, 0)?;
+    // The last connection moves the write-ahead log into the database, which is synced with that.
+    connection.close().map_err(|(_, error)| FileFault::from(error))?;
+    Ok(put_in_place(&unfinished, path)?)
+}
+
+fn open_for_writing(path: &Path) -> Result<Connection, FileFault> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    schema::configure(&connection, WRITER_CACHE_KIBIBYTES)?;
+    Ok(connection)
 }
 
 /// Progress of a checkpoint.

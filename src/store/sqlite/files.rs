@@ -65,6 +65,32 @@ pub(crate) fn set_aside(path: &Path, now: u64) -> io::Result<PathBuf> {
     Ok(damaged_path(path, stamp))
 }
 
+/// Returns the name of a store while it is created.
+pub(super) fn unfinished(path: &Path) -> PathBuf {
+    with_suffix(path, ".new")
+}
+
+/// Removes a database and the files beside it, as far as they exist.
+pub(super) fn remove_leftovers(path: &Path) -> io::Result<()> {
+    FILE_SUFFIXES.iter().try_for_each(|suffix| remove_if_there(&with_suffix(path, suffix)))
+}
+
+/// Gives a complete database, which no connection has open, its name.
+pub(super) fn put_in_place(unfinished: &Path, path: &Path) -> io::Result<()> {
+    // Of a database that was removed: SQLite would write that write-ahead log into this one.
+    remove_if_there(&with_suffix(path, "-wal"))?;
+    remove_if_there(&with_suffix(path, "-shm"))?;
+    fs::rename(unfinished, path)?;
+    sync_directory(path)
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
 fn damaged_path(path: &Path, stamp: u64) -> PathBuf {
     with_suffix(path, &format!(".damaged-{stamp}"))
 }

@@ -16,13 +16,16 @@
 //! May use: no other module.
 
 mod append;
+pub(super) mod checksum;
 mod commit;
 mod dead_letters;
+mod entry_row;
 mod erase;
 mod error;
 mod expire_owed;
 mod file;
 mod files;
+mod migrations;
 mod products;
 mod retention;
 pub(super) mod rows;

@@ -7,12 +7,12 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::{
     FileError, StoreFile, SyncMode,
     error::FileFault,
-    rows::{read_bits, read_event_id, read_unsigned},
+    rows::{read_bits, read_event_id, read_unsigned, require_whole},
     schema::entry_key,
 };
 use crate::{
     event::ProductId,
-    log::{Hole, IdSpan, PersistedLog},
+    log::{EmptyEpoch, Hole, IdSpan, PersistedLog},
 };
 
 impl StoreFile {
@@ -74,7 +74,7 @@ pub(super) fn insert_product(connection: &Connection, id: &ProductId) -> Result<
     let number = u32::try_from(number).unwrap_or(u32::MAX);
     entry_key(number, 0)?;
     connection.execute(
-        "INSERT INTO products VALUES (?1, ?2, 0, 0, 0, 0, 0)",
+        "INSERT INTO products VALUES (?1, ?2, 0, 0, 0, 0, 0, row_sum(?1, ?2, 0, 0, 0, 0, 0))",
         params![number, id.as_str()],
     )?;
     Ok(())
@@ -85,14 +85,20 @@ fn read_product(
     id: &ProductId,
 ) -> Result<Option<PersistedLog>, FileFault> {
     let mut statement = connection.prepare_cached(
-        "SELECT number, newest, evicted_through, events, bytes, highest_epoch FROM products WHERE id = ?1",
+        "SELECT number, newest, evicted_through, events, bytes, highest_epoch, \
+         sum IS row_sum(number, id, newest, evicted_through, events, bytes, highest_epoch) \
+         FROM products WHERE id = ?1",
     )?;
     let mut rows = statement.query([id.as_str()])?;
     let Some(row) = rows.next()? else { return Ok(None) };
+    require_whole(row, 6, "a product's row")?;
     let product_number = row.get(0)?;
-    let select_spans =
-        "SELECT place, epoch, sequence, suffix FROM spans WHERE product = ?1 ORDER BY place";
-    let select_holes = "SELECT first, last FROM missing WHERE product = ?1 ORDER BY first";
+    let select_spans = "SELECT place, epoch, sequence, suffix, sum IS row_sum(product, place, epoch, sequence, suffix) \
+                        FROM spans WHERE product = ?1 ORDER BY place";
+    let select_holes = "SELECT first, last, sum IS row_sum(product, first, last) \
+                        FROM missing WHERE product = ?1 ORDER BY first";
+    let select_epochs = "SELECT epoch, place, sum IS row_sum(product, epoch, place) \
+                         FROM empty_epochs WHERE product = ?1 ORDER BY epoch";
     Ok(Some(PersistedLog {
         product_number,
         newest: read_unsigned(row, 1)?,
@@ -101,10 +107,16 @@ fn read_product(
         bytes: read_unsigned(row, 4)?,
         highest_epoch: read_bits(row, 5)?,
         spans: read_all(connection, select_spans, product_number, |row| {
+            require_whole(row, 4, "a span's row")?;
             Ok(IdSpan { first_position: read_unsigned(row, 0)?, first_id: read_event_id(row, 1)? })
         })?,
         holes: read_all(connection, select_holes, product_number, |row| {
+            require_whole(row, 2, "a hole's row")?;
             Ok(Hole { first: read_unsigned(row, 0)?, last: read_unsigned(row, 1)? })
+        })?,
+        empty_epochs: read_all(connection, select_epochs, product_number, |row| {
+            require_whole(row, 2, "the row of an epoch without entries")?;
+            Ok(EmptyEpoch { epoch: read_bits(row, 0)?, after: read_unsigned(row, 1)? })
         })?,
     }))
 }

@@ -31,6 +31,19 @@ pub(super) fn read_bits(row: &Row<'_>, column: usize) -> Result<u64, FileFault> 
     row.get::<_, i64>(column).map(i64::cast_unsigned).map_err(FileFault::from)
 }
 
+/// Checks the column that says whether a row fits its checksum.
+///
+/// # Errors
+///
+/// `Damage` that names the row, when it does not.
+pub(super) fn require_whole(row: &Row<'_>, column: usize, what: &str) -> Result<(), FileFault> {
+    if row.get(column)? {
+        Ok(())
+    } else {
+        Err(FileFault::Damage(format!("{what} does not fit its checksum").into()))
+    }
+}
+
 /// Returns a number as it is stored, or the largest that can be stored.
 pub(crate) fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)

@@ -1,25 +1,6 @@
 //! The file's format: its tables, how it is recognized, and the settings of every connection to it.
 //!
-//! ```text
-//! products      number, id                 one row per product, with counters
-//! entries       entry = number << 40 | place, id, kept_at, …, payload
-//!               session -> entry           index, of events with a session
-//!               entry                      index, of gaps
-//! spans         product, place, id         id of this position; the positions behind count on from it
-//! missing       product, first, last       holes: positions that were never persisted
-//! webhooks      number, id, product, position, …      one row per webhook, with counters of dead letters
-//! owed          webhook, place, id, attempts, …       owed although the webhook has passed the position
-//! dead_letters  number, webhook, place, …, payload    given up, numbered in that order; `requeued` if
-//!                                                     marked for redelivery
-//! state         is_open, needs_scrub, …    one row; `syncs` makes each commit that must reach the disk
-//!                                          change a page
-//! log           view of all entries, for people
-//! ```
-//!
-//! A column `place` holds a position: columns keep the names of the first release of the format.
-//! Triggers maintain the counters of dead letters for every statement. `bytes` of a
-//! dead letter is its share of the file, which `log.dead_letter_bytes` bounds: whole pages for a
-//! large one, an even share of a page for a small one.
+//! `migrations` draws the tables.
 //!
 //! Epochs and sequences are `u64`, stored bit for bit in SQLite's `i64`. Times are Unix
 //! milliseconds.
@@ -30,143 +11,13 @@ use std::time::Duration;
 
 use rusqlite::{Connection, TransactionBehavior, config::DbConfig};
 
-use super::{error::FileFault, files::CHECKPOINT_WAL_BYTES};
+use super::{checksum, error::FileFault, files::CHECKPOINT_WAL_BYTES, migrations::MIGRATIONS};
 
 /// Application id of a store in the SQLite header: "apRl".
 pub(crate) const APPLICATION_ID: i64 = 0x6170_526C;
 
-/// Migrations of the schema: the n-th script turns version n - 1 into version n. A script that was
-/// released never changes.
-pub(crate) const MIGRATIONS: &[&str] = &[VERSION_1];
-
-/// `payload` is the last column, so that a scan of the others does not follow a long row into its
-/// overflow pages. Every SQLite index holds the row's key, so `by_session` is ordered by `entry`
-/// within a session. `gaps` includes the reason only to be a covering index.
-///
-/// The webhooks' rows are indexed by session, too, so that erasing a session is no scan of all
-/// rows. Dead letters are listed by number, redelivered by position, and named by their event's id.
-const VERSION_1: &str = "
-CREATE TABLE products (
-    number INTEGER PRIMARY KEY,
-    id TEXT NOT NULL UNIQUE,
-    newest INTEGER NOT NULL,
-    evicted_through INTEGER NOT NULL,
-    events INTEGER NOT NULL,
-    bytes INTEGER NOT NULL,
-    highest_epoch INTEGER NOT NULL
-) STRICT;
-CREATE TABLE entries (
-    entry INTEGER PRIMARY KEY,
-    epoch INTEGER NOT NULL,
-    sequence INTEGER NOT NULL,
-    suffix INTEGER NOT NULL,
-    kept_at INTEGER NOT NULL,
-    gap TEXT,
-    after TEXT,
-    kind TEXT,
-    session TEXT,
-    payload BLOB
-) STRICT;
-CREATE INDEX by_session ON entries (session) WHERE session IS NOT NULL;
-CREATE INDEX gaps ON entries (entry, gap) WHERE gap IS NOT NULL;
-CREATE TABLE spans (
-    product INTEGER NOT NULL,
-    place INTEGER NOT NULL,
-    epoch INTEGER NOT NULL,
-    sequence INTEGER NOT NULL,
-    suffix INTEGER NOT NULL,
-    PRIMARY KEY (product, place)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE missing (
-    product INTEGER NOT NULL,
-    first INTEGER NOT NULL,
-    last INTEGER NOT NULL,
-    PRIMARY KEY (product, first)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE webhooks (
-    number INTEGER PRIMARY KEY,
-    id TEXT NOT NULL UNIQUE,
-    product INTEGER NOT NULL,
-    scope TEXT NOT NULL,
-    definition TEXT NOT NULL,
-    position INTEGER NOT NULL,
-    dead INTEGER NOT NULL,
-    requeued INTEGER NOT NULL,
-    dead_bytes INTEGER NOT NULL
-) STRICT;
-CREATE TABLE owed (
-    webhook INTEGER NOT NULL,
-    place INTEGER NOT NULL,
-    epoch INTEGER NOT NULL,
-    sequence INTEGER NOT NULL,
-    suffix INTEGER NOT NULL,
-    kind TEXT NOT NULL,
-    session TEXT,
-    created_at INTEGER NOT NULL,
-    next_attempt_at INTEGER,
-    attempts TEXT NOT NULL,
-    PRIMARY KEY (webhook, place)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX owed_by_session ON owed (session) WHERE session IS NOT NULL;
-CREATE TABLE dead_letters (
-    number INTEGER PRIMARY KEY,
-    webhook INTEGER NOT NULL,
-    place INTEGER NOT NULL,
-    epoch INTEGER NOT NULL,
-    sequence INTEGER NOT NULL,
-    suffix INTEGER NOT NULL,
-    kind TEXT NOT NULL,
-    session TEXT,
-    created_at INTEGER NOT NULL,
-    died_at INTEGER NOT NULL,
-    reason TEXT NOT NULL,
-    requeued INTEGER NOT NULL,
-    attempts TEXT NOT NULL,
-    payload BLOB NOT NULL,
-    size INTEGER AS (
-        octet_length(payload) + octet_length(attempts) + octet_length(kind) + 2 * ifnull(octet_length(session), 0) + 192
-    ) VIRTUAL,
-    bytes INTEGER AS (iif(size > 8192, (size + 8191) / 8192 * 8192, 8192 / (8192 / size))) VIRTUAL
-) STRICT;
-CREATE UNIQUE INDEX dead_by_place ON dead_letters (webhook, place);
-CREATE INDEX dead_by_state ON dead_letters (webhook, requeued, place);
-CREATE INDEX dead_by_number ON dead_letters (webhook, requeued);
-CREATE INDEX dead_by_sequence ON dead_letters (webhook, sequence);
-CREATE INDEX dead_by_session ON dead_letters (session) WHERE session IS NOT NULL;
-CREATE TRIGGER one_more_is_dead AFTER INSERT ON dead_letters BEGIN
-    UPDATE webhooks
-    SET dead = dead + 1 - new.requeued, requeued = requeued + new.requeued, dead_bytes = dead_bytes + new.bytes
-    WHERE number = new.webhook;
-END;
-CREATE TRIGGER one_less_is_dead AFTER DELETE ON dead_letters BEGIN
-    UPDATE webhooks
-    SET dead = dead - 1 + old.requeued, requeued = requeued - old.requeued, dead_bytes = dead_bytes - old.bytes
-    WHERE number = old.webhook;
-END;
-CREATE TRIGGER one_is_requeued AFTER UPDATE OF requeued ON dead_letters BEGIN
-    UPDATE webhooks
-    SET dead = dead + old.requeued - new.requeued, requeued = requeued - old.requeued + new.requeued
-    WHERE number = new.webhook;
-END;
-CREATE TABLE state (
-    one INTEGER PRIMARY KEY CHECK (one = 1),
-    is_open INTEGER NOT NULL,
-    synced_at INTEGER NOT NULL,
-    syncs INTEGER NOT NULL,
-    needs_scrub INTEGER NOT NULL
-) STRICT;
-INSERT INTO state VALUES (1, 0, 0, 0, 0);
-CREATE VIEW log (product, id, time, type, session, gap, payload) AS
-SELECT
-    products.id,
-    format('%u-%u', epoch, sequence) || iif(suffix = 0, '', '.' || suffix),
-    strftime('%Y-%m-%dT%H:%M:%fZ', kept_at / 1000.0, 'unixepoch'),
-    kind,
-    session,
-    gap,
-    CAST(payload AS TEXT)
-FROM products CROSS JOIN entries ON entry BETWEEN number << 40 AND (number << 40) + 1099511627775;
-";
+/// Newest version of the schema that is known here.
+pub(crate) const NEWEST_VERSION: usize = MIGRATIONS.len();
 
 /// Identity of an opened file.
 #[derive(Debug, Eq, PartialEq)]
@@ -181,21 +32,65 @@ pub(crate) enum SchemaIdentity {
 ///
 /// # Errors
 ///
-/// `Foreign` and `Newer` for a file that must not be changed, others when it cannot be read.
+/// `Foreign`, `Newer` and `UnknownVersion` for a file that must not be changed, others when it
+/// cannot be read.
 pub(crate) fn identify(connection: &Connection) -> Result<SchemaIdentity, FileFault> {
     let application_id: i64 =
         connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
     let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     let tables: i64 =
         connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
-    // A crash between the switch to WAL and the first migration leaves a header and nothing else.
     let is_blank = (application_id, version, tables) == (0, 0, 0);
+    let known = NEWEST_VERSION as i64;
     match usize::try_from(version) {
         _ if is_blank => Ok(SchemaIdentity::Fresh),
         _ if application_id != APPLICATION_ID => Err(FileFault::Foreign(application_id)),
-        Ok(known) if known <= MIGRATIONS.len() => Ok(SchemaIdentity::Ours(known)),
-        _ => Err(FileFault::Newer { found: version, known: MIGRATIONS.len() as i64 }),
+        Ok(found @ 1..=NEWEST_VERSION) => Ok(SchemaIdentity::Ours(found)),
+        Ok(1..) => Err(FileFault::Newer { found: version, known }),
+        _ if tables == 0 => Err(FileFault::damage("it has no table")),
+        _ => Err(FileFault::UnknownVersion { found: version, known }),
     }
+}
+
+/// Migrates the schema of a store from `version` to the newest.
+///
+/// # Errors
+///
+/// When a script fails; the file keeps the version before it.
+pub(super) fn migrate_to_newest(
+    connection: &mut Connection,
+    version: usize,
+) -> Result<(), FileFault> {
+    migrate(connection, version, MIGRATIONS)
+}
+
+/// Checks that every table, index, trigger and view of the newest version is there, as its scripts
+/// make it. Objects that an operator has added are left alone.
+///
+/// # Errors
+///
+/// `Damage` with the name of the first that differs; others when the schema cannot be read.
+pub(super) fn require_complete(connection: &Connection) -> Result<(), FileFault> {
+    let mut reference = Connection::open_in_memory()?;
+    checksum::register(&reference)?;
+    migrate_to_newest(&mut reference, 0)?;
+    let found = read_schema(connection)?;
+    match read_schema(&reference)?.iter().find(|object| !found.contains(object)) {
+        None => Ok(()),
+        Some((kind, name, _)) => {
+            Err(FileFault::Damage(format!("its {kind} {name} is missing or altered").into()))
+        }
+    }
+}
+
+/// Returns type, name and definition of every object of the schema.
+fn read_schema(
+    connection: &Connection,
+) -> Result<Vec<(String, String, Option<String>)>, FileFault> {
+    let mut statement = connection.prepare("SELECT type, name, sql FROM sqlite_schema")?;
+    let objects =
+        statement.query_and_then([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    objects.collect()
 }
 
 /// Migrates the schema from `version` to that of the last script, each script in a transaction of
@@ -219,12 +114,14 @@ pub(super) fn migrate(
     Ok(())
 }
 
-/// Applies the settings of every connection, without reading or writing the file.
+/// Applies the settings of every connection and makes the checksum known to it, without reading or
+/// writing the file.
 ///
 /// # Errors
 ///
 /// When SQLite refuses one.
 pub(crate) fn configure(connection: &Connection, cache_kibibytes: i64) -> Result<(), FileFault> {
+    checksum::register(connection)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(STATEMENT_CACHE_CAPACITY);
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;

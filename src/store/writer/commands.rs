@@ -76,11 +76,18 @@ impl StoreWriter {
                 let _ = answer.send(marked);
             }
             StoreCommand::ListDeadLetters { id, query, answer } => {
-                let _ =
-                    answer.send(file.dead_letters(&id, query.state, query.before, query.limit)?);
+                let page = file.dead_letters(&id, query.state, query.before, query.limit)?;
+                self.webhooks.record_damaged_dead_letters(&id, file.take_damaged_dead_letters());
+                let _ = answer.send(page);
             }
             StoreCommand::ListRequeued { id, after, limit, answer } => {
-                let _ = answer.send(file.requeued_dead_letters(&id, after, limit)?);
+                let page = file.requeued_dead_letters(&id, after, limit)?;
+                let damaged = file.take_damaged_dead_letters();
+                self.webhooks.record_damaged_dead_letters(&id, damaged);
+                if damaged > 0 {
+                    self.webhooks.report_counts(file)?;
+                }
+                let _ = answer.send(page);
             }
             StoreCommand::AddProduct { product, answer } => {
                 let (product, bounds, metrics) = *product;

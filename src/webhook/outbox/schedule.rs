@@ -1,7 +1,7 @@
 //! Scheduling: the next event to send, the events to load for it, and the consequence of each
 //! outcome.
 //!
-//! May use: `event`, `webhook_delivery`.
+//! May use: `event`, `log`, `webhook_delivery`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,8 +15,9 @@ use super::{
 };
 use crate::{
     event::Event,
+    log::DamagedEvent,
     webhook::{Disposition, Now},
-    webhook_delivery::{Attempt, DeadLetterReason, EndpointState},
+    webhook_delivery::{Attempt, DeadLetterReason, Delivery, EndpointState},
 };
 
 /// End of a delivery.
@@ -116,6 +117,48 @@ impl Outbox {
             self.journal.settle(position);
         }
         true
+    }
+
+    /// Gives up a delivery whose event the store has and cannot give any more: a dead letter
+    /// without a body.
+    pub(in crate::webhook) fn give_up_damaged(&mut self, position: u64, now: Now) {
+        self.clock = now;
+        if self.items.get(&position).is_none_or(|item| item.event.is_some()) {
+            return;
+        }
+        let Some(item) = self.remove_item(position) else { return };
+        let row = self.journal.row_state(position, item.row, item.item_kind);
+        self.journal.record_dead_letter(
+            item.into_dead_letter(DeadLetterReason::Damaged, now.unix_ms),
+            row == RowState::Present,
+        );
+    }
+
+    /// Gives up an event that the reader could not read: the cursor moves past it, and it is a dead
+    /// letter without a body.
+    pub(in crate::webhook) fn give_up_unread(
+        &mut self,
+        position: u64,
+        event: DamagedEvent,
+        now: Now,
+    ) {
+        self.clock = now;
+        if self.items.contains_key(&position) {
+            return;
+        }
+        self.cursor = self.cursor.max(position);
+        let DamagedEvent { id, kind, session } = event;
+        let delivery = Delivery {
+            position,
+            event_id: id,
+            kind,
+            session,
+            created_at: now.unix_ms,
+            attempts: Vec::new(),
+        };
+        let item = OutboxItem::new(delivery, None, ItemKind::Owed);
+        let dead_letter = item.into_dead_letter(DeadLetterReason::Damaged, now.unix_ms);
+        self.journal.record_dead_letter(dead_letter, false);
     }
 
     /// Returns the next event to send. Its delivery is in flight until it is settled.

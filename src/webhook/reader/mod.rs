@@ -26,7 +26,10 @@ use tokio::{sync::watch, time};
 use crate::{
     event::{Entry, Event, GapReason, Only, Scope},
     fanout::{Fanout, SubscriberSignal, Subscription, SubscriptionItem},
-    log::{ReadLimits, ReadOutcome, ReplayClient, backing::CatchUp},
+    log::{
+        DamagedEvent, ReadLimits, ReadOutcome, ReplayClient,
+        backing::{CatchUp, StoredChunk},
+    },
     store::StoreHandle,
 };
 
@@ -46,6 +49,13 @@ pub(super) struct WebhookReader {
 pub(super) enum ReadItem {
     /// An event.
     Event(Arc<Event>),
+    /// An event of the scope whose payload the store cannot give any more.
+    Damaged {
+        /// Position of the event.
+        position: u64,
+        /// Event without its payload.
+        event: DamagedEvent,
+    },
     /// Entries are gone that may have been events of the scope.
     Lost {
         /// Retention removed them, rather than an outage of the store.
@@ -114,6 +124,12 @@ impl WebhookReader {
             match self.next_item().await {
                 SubscriptionItem::Event { event, .. } => self.uncommitted = Some(event),
                 SubscriptionItem::Gap(gap)
+                    if gap.reason == GapReason::NotKept
+                        && let Some(event) = self.fanout.log().damaged_event(gap.position) =>
+                {
+                    return ReadItem::Damaged { position: gap.position, event };
+                }
+                SubscriptionItem::Gap(gap)
                     if matches!(gap.reason, GapReason::Evicted | GapReason::NotKept) =>
                 {
                     let is_evicted = gap.reason == GapReason::Evicted;
@@ -171,6 +187,8 @@ pub(super) enum Reloaded {
     Expired { through: u64 },
     /// The event was never stored.
     Lost,
+    /// The event's row in the store is damaged.
+    Damaged,
     /// The store cannot read the event at present.
     Unreadable,
 }
@@ -210,6 +228,10 @@ impl EventReloader {
             return Poll::Ready(match chunk {
                 Ok(chunk) if chunk.evicted_through >= position => {
                     Reloaded::Expired { through: chunk.evicted_through }
+                }
+                Ok(StoredChunk { damaged: Some(row), .. }) if row.position == position => {
+                    self.fanout.log().record_damaged_row(row);
+                    Reloaded::Damaged
                 }
                 Ok(chunk) => reloaded_from(position, chunk.entries),
                 Err(_) => Reloaded::Unreadable,

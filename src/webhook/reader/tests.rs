@@ -1,4 +1,5 @@
-//! The reader and the reloader before a store that cannot be read for a while.
+//! The reader and the reloader before a store that cannot be read for a while, and before damaged
+//! rows.
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -50,7 +51,9 @@ async fn store_with(directory: &tempfile::TempDir, events: u64) -> (Store, Arc<F
 fn position_of(read: ReadItem) -> u64 {
     match read {
         ReadItem::Event(event) => event.position(),
-        lost @ ReadItem::Lost { .. } => panic!("nothing is lost, and yet {lost:?}"),
+        lost @ (ReadItem::Lost { .. } | ReadItem::Damaged { .. }) => {
+            panic!("nothing is lost, and yet {lost:?}")
+        }
     }
 }
 
@@ -95,4 +98,59 @@ async fn an_event_that_cannot_be_read_is_asked_for_alone() {
     testing::set_unreadable(store.handle(), false);
     assert_eq!(asked(60).await, Some((60, 1)), "its neighbour may be at fault");
     assert_eq!(asked(60).await, Some((60, 64)));
+}
+
+/// Changes rows of a store that is open, as no relay does.
+fn damage(directory: &tempfile::TempDir, changes: &[&str]) {
+    let other = rusqlite::Connection::open(directory.path().join("relay.db")).unwrap();
+    other.busy_timeout(Duration::from_secs(5)).unwrap();
+    for change in changes {
+        assert_eq!(other.execute(&format!("UPDATE entries SET {change}"), []), Ok(1));
+    }
+}
+
+#[tokio::test]
+async fn an_event_with_a_damaged_payload_is_told_by_name_and_one_of_which_nothing_is_whole_is_lost()
+{
+    let directory = tempfile::tempdir().unwrap();
+    let (store, fanout) = store_with(&directory, 400).await;
+    damage(
+        &directory,
+        &["payload = x'20' WHERE entry & 0xFFFF = 100", "suffix = 1 WHERE entry & 0xFFFF = 200"],
+    );
+    let everything = Scope { sessions: Only::Everything, kinds: Only::Everything };
+    let mut reader =
+        WebhookReader::new(Arc::clone(&fanout), Arc::clone(store.handle()), everything, 0);
+    for position in 1..=400 {
+        match reader.next().await {
+            ReadItem::Event(event) => assert_eq!(event.position(), position),
+            ReadItem::Damaged { position: found, event } => {
+                assert_eq!((found, position), (100, 100));
+                assert_eq!((Some(event.id), event.kind), (fanout.log().id_at(100), Kind::Actions));
+            }
+            ReadItem::Lost { is_evicted, positions } => {
+                assert_eq!((is_evicted, positions, position), (false, 1, 200));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_event_that_is_asked_for_again_is_told_and_those_around_it_are_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_store, fanout) = store_with(&directory, 400).await;
+    damage(
+        &directory,
+        &["payload = x'20' WHERE entry & 0xFFFF = 100", "suffix = 1 WHERE entry & 0xFFFF = 101"],
+    );
+    let mut reloader = EventReloader::new(fanout);
+    let mut asked = async |position| match reloader.reload(position).await {
+        Reloaded::Events(events) => (events[0].position(), events.len()),
+        Reloaded::Damaged => (position, 0),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(asked(98).await, (98, 2), "up to the damage");
+    assert_eq!(asked(100).await, (100, 0));
+    assert_eq!(asked(101).await, (101, 0));
+    assert_eq!(asked(102).await, (102, 64));
 }

@@ -300,6 +300,12 @@ impl Worker {
                     self.outbox.enqueue(event, Now::read());
                 }
             }
+            ReadItem::Damaged { position, event } => {
+                // The cursor may be here already: a gap is read before it is returned.
+                if position > self.notice.expired_through {
+                    self.outbox.give_up_unread(position, event, Now::read());
+                }
+            }
             // With a durable store, expired events became dead letters: they are not lost.
             ReadItem::Lost { is_evicted: true, .. } if self.context.is_durable => {}
             ReadItem::Lost { positions, .. } => {
@@ -317,6 +323,7 @@ impl Worker {
                 self.report_lost(1, "an owed event is not in the store");
             }
             Reloaded::Lost => {}
+            Reloaded::Damaged => self.outbox.give_up_damaged(position, Now::read()),
             Reloaded::Unreadable => {
                 self.outbox.defer_unreadable(position, Now::read());
                 self.reload_at = Instant::now() + RELOAD_RETRY_DELAY;

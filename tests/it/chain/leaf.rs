@@ -198,7 +198,10 @@ fn a_missing_id_is_unknown_after_a_wait_and_a_malformed_one_at_once() {
         "malformed ids are not waited for: {:?}",
         begin.elapsed()
     );
-    for subscriber in &mut waiting {
+    let [of_the_epoch, foreign @ ..] = &mut waiting;
+    let gap = of_the_epoch.gap();
+    assert_eq!((gap.reason().as_str(), gap.id()), ("unknown_id", "7-3"), "behind all of its epoch");
+    for subscriber in foreign {
         assert_eq!(subscriber.gap().json()["reason"], "unknown_id");
         assert_eq!(subscriber.numbers(3), [1, 2, 3]);
     }

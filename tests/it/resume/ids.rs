@@ -129,12 +129,10 @@ fn an_unknown_id_gets_a_gap_and_every_kept_event() {
     let mut link = connector.stream();
     let frames = publish(&relay, &mut link, 0..5);
     let (epoch, sequence) = frames[4].id().split_once('-').unwrap();
-    let future = format!("{epoch}-{}", sequence.parse::<u64>().unwrap() + 1000);
     let (foreign, of_a_later_log) = (format!("1-{sequence}"), format!("99{epoch}-1"));
     let long = format!("{epoch}-{:0>128}", 1);
     let cases = [
-        (future.as_str(), Some(future.as_str())),
-        (&foreign, Some(&foreign)),
+        (foreign.as_str(), Some(foreign.as_str())),
         (&of_a_later_log, Some(&of_a_later_log)),
         ("not an id", None),
         (epoch, None),

@@ -72,7 +72,7 @@ fn uid() -> u32 {
 }
 
 #[test]
-fn a_store_of_a_newer_version_and_a_foreign_database_are_left_unchanged() {
+fn a_store_of_another_version_and_a_foreign_database_are_left_unchanged() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let relay = data.relay(&connector);
     let mut link = connector.stream();
@@ -83,6 +83,8 @@ fn a_store_of_a_newer_version_and_a_foreign_database_are_left_unchanged() {
     };
     sql("PRAGMA user_version = 99");
     unchanged(&data, "newer version");
+    sql("PRAGMA user_version = 0");
+    unchanged(&data, "its schema has version 0; a store has a version from 1 to ");
     fs::remove_file(data.database()).unwrap();
     sql("CREATE TABLE bookmarks (url TEXT); INSERT INTO bookmarks VALUES ('https://example.com')");
     unchanged(&data, "is no store of this relay");
@@ -137,6 +139,59 @@ fn a_store_too_damaged_to_open_is_set_aside_and_the_relay_serves() {
         all.gap();
         assert!(all.numbers(50).into_iter().eq(300..350));
     }
+}
+
+#[test]
+fn a_store_that_is_empty_or_lacks_a_table_is_set_aside() {
+    let sql = |data: &DataDir, text: &str| {
+        rusqlite::Connection::open(data.database()).unwrap().execute_batch(text).unwrap();
+    };
+    let damages: [&dyn Fn(&DataDir); 5] = [
+        &|data| fs::write(data.database(), b"").unwrap(),
+        &|data| sql(data, "DROP TABLE entries"),
+        &|data| sql(data, "DROP TABLE spans"),
+        &|data| sql(data, "DROP TABLE webhooks"),
+        &|data| sql(data, "DROP TRIGGER one_more_is_dead"),
+    ];
+    for damage in damages {
+        let (connector, data) = (Connector::new(), DataDir::new());
+        let relay = data.relay(&connector);
+        let mut link = connector.stream();
+        let frames = relay.publish(&mut link, 0..30);
+        relay.wait_until_persisted(30);
+        relay.stop();
+        drop(link);
+        damage(&data);
+        let relay = data.relay(&connector);
+        assert_eq!(relay.process.log_line(SET_ASIDE)["level"], "ERROR");
+        assert_eq!(data.set_aside().len(), 1);
+        let mut link = relay.reconnect(&connector);
+        let mut resumed = relay.resume(frames[3].id());
+        assert_eq!(resumed.gap().reason(), "unknown_id");
+        let after = relay.publish(&mut link, 30..40);
+        relay.wait_until_persisted(11); // the gap of the outage, too
+        assert_eq!(relay.metrics().value("autoplay_relay_log_degraded", &[]), Some(0.0));
+        relay.stop();
+        let relay = data.relay(&connector);
+        assert_eq!(data.set_aside().len(), 1, "the new store is whole");
+        assert_eq!(relay.resume(after[0].id()).event(), after[1]);
+    }
+}
+
+#[test]
+fn a_table_that_is_dropped_while_the_relay_runs_sets_the_store_aside() {
+    let (connector, data) = (Connector::new(), DataDir::new());
+    let relay = data.relay(&connector);
+    let mut link = connector.stream();
+    relay.publish(&mut link, 0..30);
+    relay.wait_until_persisted(30);
+    let other = rusqlite::Connection::open(data.database()).unwrap();
+    other.execute_batch("DROP TABLE missing; DROP TABLE entries").unwrap();
+    drop(other);
+    relay.publish(&mut link, 30..40);
+    assert_eq!(relay.process.log_line(SET_ASIDE)["level"], "ERROR");
+    relay.wait_until_persisted(16); // what memory has
+    assert_eq!(relay.metrics().value("autoplay_relay_log_degraded", &[]), Some(0.0));
 }
 
 #[test]

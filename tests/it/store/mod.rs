@@ -5,5 +5,7 @@ mod damage;
 mod disk;
 mod durable;
 mod erasure;
+mod lost_ids;
 mod outside_reader;
+mod rows;
 mod turns;

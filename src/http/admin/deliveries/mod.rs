@@ -244,9 +244,12 @@ impl<'a> AttemptView<'a> {
     }
 }
 
-/// Returns the payload as it was sent, or as a JSON string if it is not JSON. `RawValue` keeps the
-/// bytes: no number is rounded, no field is moved.
+/// Returns the payload as it was sent, or as a JSON string if it is not JSON; `None` for a dead
+/// letter without a body. `RawValue` keeps the bytes: no number is rounded, no field is moved.
 fn payload_json(bytes: &[u8]) -> Option<Box<RawValue>> {
+    if bytes.is_empty() {
+        return None;
+    }
     let text = String::from_utf8_lossy(bytes);
     RawValue::from_string(text.clone().into_owned())
         .or_else(|_| RawValue::from_string(Value::from(text).to_string()))

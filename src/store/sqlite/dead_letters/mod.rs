@@ -2,17 +2,20 @@
 //!
 //! May use: `event`, `webhook_delivery`.
 
+mod page;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 
-use rusqlite::{Connection, Row, ToSql, params};
+use rusqlite::{Connection, params};
 
+use self::page::{read_page, select_dead_letters};
 use super::{
     FileError, StoreFile, SyncMode,
+    checksum::{dead_letter_is_whole, dead_letter_sum},
     error::FileFault,
-    rows::{read_delivery, read_unsigned, signed, write_attempts},
+    rows::{read_unsigned, signed, write_attempts},
 };
 use crate::{
     event::{EventId, SessionId},
@@ -65,39 +68,70 @@ impl StoreFile {
         before: Option<u64>,
         limit: usize,
     ) -> Result<Vec<(u64, DeadLetter)>, FileError> {
-        let query = "SELECT place, epoch, sequence, suffix, kind, session, created_at, attempts, number, died_at, \
-                     reason, payload FROM dead_letters INDEXED BY dead_by_number \
-                     WHERE webhook = (SELECT number FROM webhooks WHERE id = ?1) AND requeued = ?2 AND number < ?3 \
-                     ORDER BY number DESC LIMIT ?4";
-        let filter = (
-            state == DeadLetterState::Requeued,
-            before.map_or(i64::MAX, signed),
-            signed(limit as u64),
+        let query = concat!(
+            select_dead_letters!(),
+            " INDEXED BY dead_by_number \
+             WHERE webhook = (SELECT number FROM webhooks WHERE id = ?1) AND requeued = ?2 AND number < ?3 \
+             ORDER BY number DESC"
         );
-        let page = read_page(&self.connection, query, params![id, filter.0, filter.1, filter.2]);
-        page.map_err(|fault| fault.at(&self.path, "list dead letters of"))
+        let (is_requeued, before) =
+            (state == DeadLetterState::Requeued, before.map_or(i64::MAX, signed));
+        let page = read_page(&self.connection, query, params![id, is_requeued, before], limit);
+        let page = page.map_err(|fault| fault.at(&self.path, "list dead letters of"))?;
+        self.damaged_dead_letters.set(self.damaged_dead_letters.get() + page.damaged.len() as u64);
+        Ok(page.dead_letters)
     }
 
     /// Returns a webhook's dead letters behind a position that are marked for redelivery, by
-    /// position, bounded as [`StoreFile::dead_letters`] is.
+    /// position, bounded as [`StoreFile::dead_letters`] is. A damaged one loses its mark: it is not
+    /// sent.
     ///
     /// # Errors
     ///
-    /// When the file cannot be read.
+    /// When the file cannot be read, or the mark not be removed.
     pub(crate) fn requeued_dead_letters(
-        &self,
+        &mut self,
         id: &str,
         after: u64,
         limit: usize,
     ) -> Result<Vec<DeadLetter>, FileError> {
-        let query = "SELECT place, epoch, sequence, suffix, kind, session, created_at, attempts, number, died_at, \
-                     reason, payload FROM dead_letters INDEXED BY dead_by_state \
-                     WHERE webhook = (SELECT number FROM webhooks WHERE id = ?1) AND requeued = 1 \
-                     AND place > ?2 ORDER BY place LIMIT ?3";
-        let page =
-            read_page(&self.connection, query, params![id, signed(after), signed(limit as u64)]);
+        let query = concat!(
+            select_dead_letters!(),
+            " INDEXED BY dead_by_state \
+             WHERE webhook = (SELECT number FROM webhooks WHERE id = ?1) AND requeued = 1 \
+             AND place > ?2 ORDER BY place"
+        );
+        let page = read_page(&self.connection, query, params![id, signed(after)], limit)
+            .and_then(|page| self.unmark(&page.damaged).map(|()| page));
         let page = page.map_err(|fault| fault.at(&self.path, "list dead letters of"))?;
-        Ok(page.into_iter().map(|(_, dead_letter)| dead_letter).collect())
+        let is_whole = |dead_letter: &DeadLetter| dead_letter.reason != DeadLetterReason::Damaged;
+        let dead_letters = page.dead_letters.into_iter().map(|(_, dead_letter)| dead_letter);
+        Ok(dead_letters.filter(is_whole).collect())
+    }
+
+    /// Returns how many damaged dead letters were found since the last call.
+    pub(crate) fn take_damaged_dead_letters(&self) -> u64 {
+        self.damaged_dead_letters.take()
+    }
+
+    fn unmark(&mut self, numbers: &[i64]) -> Result<(), FileFault> {
+        if numbers.is_empty() {
+            return Ok(());
+        }
+        self.damaged_dead_letters.set(self.damaged_dead_letters.get() + numbers.len() as u64);
+        // The sum of a damaged row stays one that does not fit.
+        let update = concat!(
+            "UPDATE dead_letters SET requeued = 0, head_sum = iif(head_sum IS ",
+            dead_letter_sum!(),
+            ", ",
+            dead_letter_sum!("died_at", "0"),
+            ", head_sum) WHERE number = ?1"
+        );
+        self.in_transaction(SyncMode::Normal, |connection| {
+            let mut update = connection.prepare_cached(update)?;
+            numbers.iter().try_for_each(|number| update.execute([number]).map(drop))?;
+            Ok(())
+        })
     }
 
     /// Returns the highest number of any dead letter, 0 if there is none.
@@ -114,16 +148,22 @@ impl StoreFile {
 
     /// Marks some of a webhook's dead letters up to a number as waiting to be delivered again, the
     /// oldest event first, and returns how many. Less than [`DEAD_LETTER_STEP_ROWS`] if there are
-    /// no more.
+    /// no more. One without a body is not marked: there is nothing to send.
     ///
     /// # Errors
     ///
     /// When the file cannot be written.
     pub(crate) fn requeue_through(&mut self, id: &str, through: u64) -> Result<u64, FileError> {
-        let update = "UPDATE dead_letters SET requeued = 1 WHERE number IN ( \
-                          SELECT number FROM dead_letters INDEXED BY dead_by_state \
-                          WHERE webhook = (SELECT number FROM webhooks WHERE id = ?1) AND requeued = 0 \
-                          AND number <= ?2 ORDER BY place LIMIT ?3)";
+        let update = concat!(
+            "UPDATE dead_letters SET requeued = 1, head_sum = ",
+            dead_letter_sum!("died_at", "1"),
+            " WHERE number IN ( \
+                 SELECT number FROM dead_letters INDEXED BY dead_by_state \
+                 WHERE webhook = (SELECT number FROM webhooks WHERE id = ?1) AND requeued = 0 \
+                 AND number <= ?2 AND ",
+            dead_letter_is_whole!(),
+            " ORDER BY place LIMIT ?3)"
+        );
         let marked = self.in_transaction(SyncMode::Normal, |connection| {
             Ok(connection.prepare_cached(update)?.execute(params![
                 id,
@@ -137,7 +177,7 @@ impl StoreFile {
     }
 
     /// Marks a webhook's dead letters of these events for redelivery, and returns how many were not
-    /// marked before.
+    /// marked before. One without a body is not marked.
     ///
     /// # Errors
     ///
@@ -147,9 +187,13 @@ impl StoreFile {
         id: &str,
         events: &[EventId],
     ) -> Result<u64, FileError> {
-        let update = "UPDATE dead_letters INDEXED BY dead_by_sequence SET requeued = 1 \
-                      WHERE webhook = (SELECT number FROM webhooks WHERE id = ?1) \
-                      AND sequence = ?2 AND epoch = ?3 AND suffix = ?4 AND requeued = 0";
+        let update = concat!(
+            "UPDATE dead_letters INDEXED BY dead_by_sequence SET requeued = 1, head_sum = ",
+            dead_letter_sum!("died_at", "1"),
+            " WHERE webhook = (SELECT number FROM webhooks WHERE id = ?1) \
+             AND sequence = ?2 AND epoch = ?3 AND suffix = ?4 AND requeued = 0 AND ",
+            dead_letter_is_whole!()
+        );
         let marked = self.in_transaction(SyncMode::Normal, |connection| {
             let mut statement = connection.prepare_cached(update)?;
             let mut marked = 0;
@@ -191,10 +235,15 @@ impl StoreFile {
             return Ok(());
         }
         self.in_transaction(SyncMode::Normal, |connection| {
-            connection.execute(
-                "UPDATE dead_letters SET died_at = ?2 WHERE died_at > ?1",
-                [latest, now],
-            )?;
+            // The sum of a damaged row stays one that does not fit.
+            let update = concat!(
+                "UPDATE dead_letters SET died_at = ?2, head_sum = iif(head_sum IS ",
+                dead_letter_sum!(),
+                ", ",
+                dead_letter_sum!("?2", "requeued"),
+                ", head_sum) WHERE died_at > ?1"
+            );
+            connection.execute(update, [latest, now])?;
             Ok(())
         })
     }
@@ -295,7 +344,9 @@ pub(super) fn insert_dead_letter(
     let DeadLetter { delivery, reason, died_at, payload } = dead_letter;
     let mut insert = connection.prepare_cached(
         "INSERT INTO dead_letters (webhook, place, epoch, sequence, suffix, kind, session, created_at, died_at, \
-         reason, requeued, attempts, payload) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, 0, ?11, ?12)",
+         reason, requeued, attempts, head_sum, payload_sum, payload) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, 0, ?11, \
+         row_sum(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, 0, ?11), row_sum(?1, ?2, ?12), ?12)",
     )?;
     insert.execute(params![
         webhook,
@@ -314,39 +365,5 @@ pub(super) fn insert_dead_letter(
     Ok(())
 }
 
-fn read_page(
-    connection: &Connection,
-    query: &str,
-    parameters: &[&dyn ToSql],
-) -> Result<Vec<(u64, DeadLetter)>, FileFault> {
-    let mut statement = connection.prepare_cached(query)?;
-    let mut rows = statement.query(parameters)?;
-    let (mut page, mut bytes) = (Vec::new(), 0);
-    while let Some(row) = rows.next()? {
-        let dead_letter = read_dead_letter(row)?;
-        bytes += dead_letter.payload.len();
-        if !page.is_empty() && bytes > DEAD_LETTER_PAGE_BYTES {
-            break;
-        }
-        page.push((read_unsigned(row, 8)?, dead_letter));
-    }
-    Ok(page)
-}
-
-fn read_dead_letter(row: &Row<'_>) -> Result<DeadLetter, FileFault> {
-    let reason = row.get_ref(10)?.as_str().map_err(rusqlite::Error::from)?;
-    let payload = row.get_ref(11)?.as_blob().map_err(rusqlite::Error::from)?;
-    Ok(DeadLetter {
-        delivery: read_delivery(row)?,
-        reason: DeadLetterReason::parse(reason)
-            .ok_or_else(|| FileFault::damage("a dead letter's reason is unknown"))?,
-        died_at: read_unsigned(row, 9)?,
-        payload: payload.to_vec().into(),
-    })
-}
-
 /// Rows that one step changes: it takes some milliseconds.
 pub(crate) const DEAD_LETTER_STEP_ROWS: u32 = 256;
-
-/// Bytes of payloads in one page.
-const DEAD_LETTER_PAGE_BYTES: usize = 1 << 20;

@@ -241,3 +241,62 @@ fn an_erased_session_leaves_no_byte_of_its_dead_letters_once_the_file_is_scrubbe
     assert!(!file_contains(b"victim") && file_contains(b"other payload"));
     assert_eq!(counts(&file), [(100, 0)]);
 }
+
+fn change(file: &StoreFile, position: u64, change: &str) {
+    let update = format!("UPDATE dead_letters SET {change} WHERE place = {position}");
+    assert_eq!(file.connection().execute(&update, []), Ok(1));
+}
+
+#[test]
+fn a_dead_letter_whose_payload_is_damaged_is_listed_without_one_and_not_sent_again() {
+    let (_directory, mut file) = file_with([1, 2, 3].map(|position| dead_letter(position, b"x")));
+    change(&file, 2, "payload = x'79'");
+    let page = file.dead_letters("w", DeadLetterState::Dead, None, 9).unwrap();
+    assert_eq!(positions(&page), [3, 2, 1]);
+    let reasons: Vec<_> = page.iter().map(|(_, letter)| letter.reason).collect();
+    let exhausted = DeadLetterReason::Exhausted;
+    assert_eq!(reasons, [exhausted, DeadLetterReason::Damaged, exhausted]);
+    assert_eq!((&page[1].1.delivery, page[1].1.payload.len()), (&dead_letter(2, b"").delivery, 0));
+    assert_eq!([file.take_damaged_dead_letters(), file.take_damaged_dead_letters()], [1, 0]);
+    assert_eq!(file.requeue_events("w", &[EventId::new(7, 2)]).unwrap(), 0);
+    assert_eq!(file.requeue_through("w", u64::MAX >> 1).unwrap(), 2);
+    assert_eq!(counts(&file), [(1, 2)]);
+    assert_counters_fit(&file);
+}
+
+#[test]
+fn a_dead_letter_with_a_changed_column_is_neither_listed_nor_sent() {
+    for damage in ["kind = 'K'", "attempts = '[]'", "created_at = 5", "suffix = 9", "died_at = 7"] {
+        let (_directory, mut file) = file_with([1, 2].map(|position| dead_letter(position, b"x")));
+        change(&file, 2, damage);
+        let page = file.dead_letters("w", DeadLetterState::Dead, None, 1).unwrap();
+        assert_eq!(positions(&page), [1], "{damage}: a full page all the same");
+        assert_eq!(file.take_damaged_dead_letters(), 1, "{damage}");
+        assert_eq!(file.requeue_through("w", u64::MAX >> 1).unwrap(), 1, "{damage}");
+    }
+}
+
+#[test]
+fn a_dead_letter_that_is_damaged_once_it_waits_is_not_sent() {
+    let (_directory, mut file) = file_with([1, 2, 3].map(|position| dead_letter(position, b"x")));
+    assert_eq!(file.requeue_through("w", u64::MAX >> 1).unwrap(), 3);
+    change(&file, 1, "payload = x'79'");
+    change(&file, 2, "kind = 'K'");
+    let waiting = file.requeued_dead_letters("w", 0, 9).unwrap();
+    assert_eq!(waiting.len(), 1);
+    assert_eq!((waiting[0].delivery.position, &*waiting[0].payload), (3, &b"x"[..]));
+    assert_eq!((file.take_damaged_dead_letters(), counts(&file)), (2, vec![(2, 1)]));
+    assert_counters_fit(&file);
+    let dead = file.dead_letters("w", DeadLetterState::Dead, None, 9).unwrap();
+    assert_eq!(positions(&dead), [1], "the sum of the other still does not fit");
+    assert_eq!(file.requeued_dead_letters("w", 0, 9).unwrap().len(), 1);
+}
+
+#[test]
+fn a_new_time_of_death_leaves_a_damaged_row_damaged() {
+    let (_directory, mut file) = file_with([1, 2].map(|position| dead_letter(position + 90, b"x")));
+    change(&file, 92, "kind = 'K'");
+    file.restamp_future_dead_letters(5, 3).unwrap();
+    let page = file.dead_letters("w", DeadLetterState::Dead, None, 9).unwrap();
+    assert_eq!((positions(&page), page[0].1.died_at), (vec![91], 3));
+}

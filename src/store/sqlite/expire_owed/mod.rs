@@ -1,19 +1,26 @@
 //! Turns owed deliveries into dead letters in the transaction in which retention deletes their
 //! events.
 //!
-//! May use: `event`.
+//! May use: `event`, `webhook_delivery`.
 
 #[cfg(test)]
 mod tests;
 
+use bytes::Bytes;
 use rusqlite::{Connection, Row, params};
 
 use super::{
+    checksum::entry_sum,
+    dead_letters::insert_dead_letter,
+    entry_row::{EntryHead, EntryRow},
     error::FileFault,
-    rows::{read_scope, read_unsigned, signed},
+    rows::{read_delivery, read_scope, read_unsigned, signed},
     schema::{entry_key, position_of},
 };
-use crate::event::{Kind, Only, Scope, SessionId};
+use crate::{
+    event::{Kind, Only, Scope, SessionId},
+    webhook_delivery::{DeadLetter, DeadLetterReason, Delivery},
+};
 
 /// Deliveries that one webhook was owed for too long.
 #[derive(Debug, Eq, PartialEq)]
@@ -22,8 +29,60 @@ pub(crate) struct ExpiredDeliveries {
     pub(crate) id: String,
     /// Number of new dead letters.
     pub(crate) dead_letters: u64,
-    /// Number of owed deliveries whose event the file never had. They are deleted.
+    /// Number of further dead letters, without a body: the event's row did not fit its checksum.
+    pub(crate) damaged: u64,
+    /// Number of owed deliveries whose event the file never had, or whose rows do not say what they
+    /// were. They are deleted.
     pub(crate) lost: u64,
+}
+
+/// Dead letters that were inserted, by kind, and deliveries that could not become any.
+#[derive(Default)]
+struct NewDeadLetters {
+    expired: u64,
+    damaged: u64,
+    lost: u64,
+}
+
+impl NewDeadLetters {
+    /// Inserts a dead letter, unless the webhook has one of this position.
+    fn insert(
+        &mut self,
+        connection: &Connection,
+        webhook: i64,
+        delivery: Delivery,
+        payload: Option<Bytes>,
+        died_at: u64,
+    ) -> Result<(), FileFault> {
+        let position = delivery.position;
+        let mut known = connection
+            .prepare_cached("SELECT 1 FROM dead_letters WHERE webhook = ?1 AND place = ?2")?;
+        if known.exists(params![webhook, signed(position)])? {
+            return Ok(());
+        }
+        let (count, reason) = match payload {
+            Some(_) => (&mut self.expired, DeadLetterReason::Expired),
+            None => (&mut self.damaged, DeadLetterReason::Damaged),
+        };
+        *count += 1;
+        let payload = payload.unwrap_or_default();
+        let dead_letter = DeadLetter { delivery, reason, died_at, payload };
+        insert_dead_letter(connection, webhook, position, &dead_letter)
+    }
+
+    fn and(self, other: &Self) -> Self {
+        Self {
+            expired: self.expired + other.expired,
+            damaged: self.damaged + other.damaged,
+            lost: self.lost + other.lost,
+        }
+    }
+}
+
+/// Returns the delivery of an event that has not been attempted.
+fn delivery_of(position: u64, head: EntryHead) -> Delivery {
+    let EntryHead { id, kind, session, kept_at } = head;
+    Delivery { position, event_id: id, kind, session, created_at: kept_at, attempts: Vec::new() }
 }
 
 /// Returns the number of webhooks that have not passed `through` in this product, or are owed a
@@ -68,16 +127,25 @@ pub(super) fn expire_owed(
     let webhooks: Result<Vec<ExpiringWebhook>, FileFault> = affected.collect();
     let mut expired = Vec::new();
     for webhook in webhooks? {
-        let dead_letters = webhook.insert_owed_dead_letters(connection, product, through, now)?;
-        let dead_letters = dead_letters
-            + webhook.insert_unreached_dead_letters(connection, product, through, now)?;
+        let died_at = now.max(0).cast_unsigned();
+        let owed = webhook.insert_owed_dead_letters(connection, product, through, died_at)?;
+        let unreached =
+            webhook.insert_unreached_dead_letters(connection, product, through, died_at)?;
         let (had_owed, lost) = webhook.delete_owed(connection, through)?;
-        if dead_letters > 0 || had_owed || webhook.position < through {
-            expired.push(ExpiredDeliveries { id: webhook.id, dead_letters, lost });
+        let new = owed.and(&unreached);
+        if new.expired + new.damaged + new.lost > 0 || had_owed || webhook.position < through {
+            expired.push(ExpiredDeliveries {
+                id: webhook.id,
+                dead_letters: new.expired,
+                damaged: new.damaged,
+                lost: lost + new.lost,
+            });
         }
     }
-    let mut update = connection
-        .prepare_cached("UPDATE webhooks SET position = ?2 WHERE product = ?1 AND position < ?2")?;
+    let mut update = connection.prepare_cached(
+        "UPDATE webhooks SET position = ?2, sum = row_sum(id, product, scope, definition, ?2) \
+         WHERE product = ?1 AND position < ?2",
+    )?;
     update.execute(params![product, signed(through)])?;
     Ok(expired)
 }
@@ -102,19 +170,30 @@ impl ExpiringWebhook {
         connection: &Connection,
         product: u32,
         through: u64,
-        now: i64,
-    ) -> Result<u64, FileFault> {
-        let mut insert = connection.prepare_cached(
-            "INSERT INTO dead_letters (webhook, place, epoch, sequence, suffix, kind, session, created_at, died_at, \
-             reason, requeued, attempts, payload) \
-             SELECT webhook, place, owed.epoch, owed.sequence, owed.suffix, owed.kind, owed.session, created_at, ?4, \
-             'expired', 0, attempts, payload \
-             FROM owed CROSS JOIN entries ON entry = ?1 + place AND payload IS NOT NULL \
-             WHERE webhook = ?2 AND place <= ?3 \
-             ON CONFLICT (webhook, place) DO NOTHING",
+        now: u64,
+    ) -> Result<NewDeadLetters, FileFault> {
+        let mut statement = connection.prepare_cached(
+            "SELECT place, epoch, sequence, suffix, kind, session, created_at, attempts, \
+             sum IS row_sum(webhook, place, epoch, sequence, suffix, kind, session, created_at, next_attempt_at, \
+             attempts) FROM owed WHERE webhook = ?1 AND place <= ?2",
         )?;
-        Ok(insert.execute(params![entry_key(product, 0)?, self.number, signed(through), now])?
-            as u64)
+        let mut rows = statement.query(params![self.number, signed(through)])?;
+        let mut new = NewDeadLetters::default();
+        while let Some(row) = rows.next()? {
+            let position = read_unsigned(row, 0)?;
+            let Some(entry) = EntryRow::find(connection, entry_key(product, position)?)? else {
+                continue;
+            };
+            let is_whole: bool = row.get(8)?;
+            let delivery = match (is_whole, entry.head) {
+                (true, _) => read_delivery(row)?,
+                (false, Some(head)) => delivery_of(position, head),
+                // Neither row says what is owed: the delivery counts as lost.
+                (false, None) => continue,
+            };
+            new.insert(connection, self.number, delivery, entry.payload, now)?;
+        }
+        Ok(new)
     }
 
     /// Inserts dead letters for events behind the webhook's position: all that the scope admits are
@@ -124,32 +203,35 @@ impl ExpiringWebhook {
         connection: &Connection,
         product: u32,
         through: u64,
-        now: i64,
-    ) -> Result<u64, FileFault> {
+        now: u64,
+    ) -> Result<NewDeadLetters, FileFault> {
+        let mut new = NewDeadLetters::default();
         if self.position >= through {
-            return Ok(0);
+            return Ok(new);
         }
         let range = [entry_key(product, self.position)?, entry_key(product, through)?];
-        let mut headers = connection.prepare_cached(
-            "SELECT entry, kind, session FROM entries WHERE entry > ?1 AND entry <= ?2 AND payload IS NOT NULL",
-        )?;
-        let mut insert = connection.prepare_cached(
-            "INSERT INTO dead_letters (webhook, place, epoch, sequence, suffix, kind, session, created_at, died_at, \
-             reason, requeued, attempts, payload) \
-             SELECT ?1, ?2, epoch, sequence, suffix, kind, session, kept_at, ?4, 'expired', 0, '[]', payload \
-             FROM entries WHERE entry = ?3 \
-             ON CONFLICT (webhook, place) DO NOTHING",
-        )?;
+        let mut headers = connection.prepare_cached(concat!(
+            "SELECT entry, kind, session, head_sum IS ",
+            entry_sum!(),
+            " FROM entries WHERE entry > ?1 AND entry <= ?2 AND payload IS NOT NULL"
+        ))?;
         let mut rows = headers.query(range)?;
-        let mut dead_letters = 0;
         while let Some(row) = rows.next()? {
             let entry: i64 = row.get(0)?;
-            if self.admits_row(row)? {
-                dead_letters +=
-                    insert.execute(params![self.number, signed(position_of(entry)), entry, now])?;
+            if !row.get::<_, bool>(3)? {
+                // The scope may have admitted it: its columns do not tell.
+                new.lost += 1;
+                continue;
+            }
+            if self.admits_row(row)?
+                && let Some(EntryRow { head: Some(head), payload }) =
+                    EntryRow::find(connection, entry)?
+            {
+                let delivery = delivery_of(position_of(entry), head);
+                new.insert(connection, self.number, delivery, payload, now)?;
             }
         }
-        Ok(dead_letters as u64)
+        Ok(new)
     }
 
     /// Decides as [`Scope::admits`] does, for a row with a kind and a session.

@@ -62,7 +62,7 @@ fn an_evicted_event_that_is_owed_is_a_dead_letter_with_its_payload_and_attempts(
     let retired = file.retire(60, u64::MAX, 99).unwrap().unwrap();
     assert_eq!(
         retired.expired,
-        [ExpiredDeliveries { id: "w".to_owned(), dead_letters: 6, lost: 0 }]
+        [ExpiredDeliveries { id: "w".to_owned(), dead_letters: 6, damaged: 0, lost: 0 }]
     );
     let letters = dead_letters(&file, "w");
     assert_eq!(positions(&letters), [2, 6, 7, 8, 9, 10]);
@@ -87,7 +87,7 @@ fn an_evicted_event_that_is_owed_is_a_dead_letter_with_its_payload_and_attempts(
     let retired = file.retire(61, u64::MAX, 100).unwrap().unwrap();
     assert_eq!(
         retired.expired,
-        [ExpiredDeliveries { id: "w".to_owned(), dead_letters: 2, lost: 0 }]
+        [ExpiredDeliveries { id: "w".to_owned(), dead_letters: 2, damaged: 0, lost: 0 }]
     );
     assert_eq!(webhook_position(&file, "w"), 12);
 }
@@ -170,7 +170,7 @@ fn an_expired_delivery_that_is_a_dead_letter_already_stays_the_one_it_is() {
     let retired = file.retire(60, u64::MAX, 99).unwrap().unwrap();
     assert_eq!(
         retired.expired,
-        [ExpiredDeliveries { id: "w".to_owned(), dead_letters: 0, lost: 0 }]
+        [ExpiredDeliveries { id: "w".to_owned(), dead_letters: 0, damaged: 0, lost: 0 }]
     );
     assert_eq!(dead_letters(&file, "w"), [dead_letter(2, b"own")]);
     assert_eq!(file.requeued_dead_letters("w", 0, 9).unwrap(), [dead_letter(1, b"own")]);
@@ -195,7 +195,7 @@ fn a_delivery_of_an_event_that_was_never_persisted_is_lost_when_its_neighbours_e
     let retired = file.retire(60, u64::MAX, 99).unwrap().unwrap();
     assert_eq!(
         (retired.evicted_through, retired.expired),
-        (3, vec![ExpiredDeliveries { id: "w".to_owned(), dead_letters: 1, lost: 1 }])
+        (3, vec![ExpiredDeliveries { id: "w".to_owned(), dead_letters: 1, damaged: 0, lost: 1 }])
     );
     assert_eq!(
         (positions(&dead_letters(&file, "w")), &file.webhooks().unwrap()[0].owed),
@@ -224,4 +224,33 @@ fn retention_by_bytes_frees_space_although_the_deleted_entries_are_owed() {
     );
     assert_eq!(kept + dead, 2000);
     assert!((600..1000).contains(&kept), "{kept}");
+}
+
+#[test]
+fn an_owed_event_whose_row_is_damaged_is_a_dead_letter_without_a_body() {
+    let (_directory, mut file) = file_with_product();
+    file.register(&webhook("w", 0), 1).unwrap();
+    append_events(&mut file, 1..=9, 50);
+    let passed = [1, 2, 3].map(|position| DeliveryChange::Owed(owed(position)));
+    journal(&mut file, "w", &changes(4, passed));
+    let change = |statement: &str| assert_eq!(file.connection().execute(statement, []), Ok(1));
+    // Owed and passed: the payload; all of the event; the owed row and its event.
+    change("UPDATE entries SET payload = x'20' WHERE entry & 0xFFFF = 1");
+    change("UPDATE entries SET payload = x'20', kind = 'K' WHERE entry & 0xFFFF = 2");
+    change("UPDATE entries SET kind = 'K' WHERE entry & 0xFFFF = 3");
+    change("UPDATE owed SET created_at = 77 WHERE place = 3");
+    // Not reached: the payload; the other columns.
+    change("UPDATE entries SET payload = x'20' WHERE entry & 0xFFFF = 6");
+    change("UPDATE entries SET suffix = 1 WHERE entry & 0xFFFF = 7");
+    let retired = file.retire(60, u64::MAX, 99).unwrap().unwrap();
+    let expected = ExpiredDeliveries { id: "w".to_owned(), dead_letters: 3, damaged: 3, lost: 2 };
+    assert_eq!(retired.expired, [expected]);
+    let letters = dead_letters(&file, "w");
+    assert_eq!(positions(&letters), [1, 2, 5, 6, 8, 9]);
+    for letter in &letters {
+        let is_damaged = [1, 2, 6].contains(&letter.delivery.position);
+        assert_eq!(letter.reason == DeadLetterReason::Damaged, is_damaged, "{letter:?}");
+        assert_eq!(letter.payload.is_empty(), is_damaged);
+    }
+    assert_eq!(letters[1].delivery, owed(2).delivery, "as its owed row says");
 }

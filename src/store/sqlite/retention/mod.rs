@@ -12,7 +12,9 @@ mod tests;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{
-    FileError, StoreFile, SyncMode, dead_letters,
+    FileError, StoreFile, SyncMode,
+    checksum::entry_sum,
+    dead_letters,
     error::FileFault,
     expire_owed::{self, ExpiredDeliveries},
     rows::{read_unsigned, signed},
@@ -87,8 +89,13 @@ impl StoreFile {
         let Some(first) = from else { return Ok(None) };
         self.in_transaction(SyncMode::Normal, |connection| {
             let (last, rows) = find_future_run(connection, first, latest)?;
-            let mut update = connection
-                .prepare_cached("UPDATE entries SET kept_at = ?3 WHERE entry BETWEEN ?1 AND ?2")?;
+            // The sum of a damaged row stays one that does not fit.
+            let mut update = connection.prepare_cached(concat!(
+                "UPDATE entries SET kept_at = ?3, head_sum = iif(head_sum IS ",
+                entry_sum!(),
+                ", row_sum(entry, epoch, sequence, suffix, ?3, gap, after, kind, session), head_sum) \
+                 WHERE entry BETWEEN ?1 AND ?2"
+            ))?;
             update.execute([first, last, now])?;
             Ok((rows == RETENTION_STEP_ROWS).then_some(last + 1))
         })
@@ -243,7 +250,8 @@ impl OldestEntry {
             connection.prepare_cached("DELETE FROM entries WHERE entry > ?1 AND entry <= ?2")?;
         delete.execute([first, cut.last])?;
         let mut update = connection.prepare_cached(
-            "UPDATE products SET evicted_through = ?2, events = events - ?3, bytes = bytes - ?4 WHERE number = ?1",
+            "UPDATE products SET evicted_through = ?2, events = events - ?3, bytes = bytes - ?4, \
+             sum = row_sum(number, id, newest, ?2, events - ?3, bytes - ?4, highest_epoch) WHERE number = ?1",
         )?;
         update.execute(params![
             self.product_number,
@@ -345,6 +353,10 @@ fn delete_spans(
              SELECT place FROM spans WHERE product = ?1 AND place <= ?2 + 1 ORDER BY place DESC LIMIT 1 OFFSET ?3)",
     )?;
     delete.execute(params![number, signed(evicted_through), MAX_EVICTED_SPANS])?;
+    // A client with an id of such an epoch gets the oldest entries either way.
+    let mut delete =
+        connection.prepare_cached("DELETE FROM empty_epochs WHERE product = ?1 AND place <= ?2")?;
+    delete.execute(params![number, signed(evicted_through)])?;
     Ok(())
 }
 

@@ -318,6 +318,8 @@ fn entries_of_a_clock_that_was_ahead_are_dated_anew_once_they_are_the_oldest() {
     write_events(&mut file, 1, 1..=2, 10, 50);
     write_events(&mut file, 1, 3..=702, 10, 9000);
     write_events(&mut file, 1, 703..=704, 10, 60);
+    let change = "UPDATE entries SET kind = 'K' WHERE entry & 0xFFFF = 300";
+    assert_eq!(file.connection().execute(change, []), Ok(1));
     assert_eq!(file.restamp_future(None, 100, 90).unwrap(), None, "the oldest is no such entry");
     assert_eq!(retire_all(&mut file, 51, NO_BOUND).len(), 1);
     let (mut next, mut steps) = (file.restamp_future(None, 100, 90).unwrap(), 1);
@@ -325,6 +327,8 @@ fn entries_of_a_clock_that_was_ahead_are_dated_anew_once_they_are_the_oldest() {
         (next, steps) = (file.restamp_future(next, 100, 90).unwrap(), steps + 1);
     }
     assert_eq!(steps, 700_u64.div_ceil(RETENTION_STEP_ROWS), "in small steps");
+    let damaged = concat!("SELECT count(*) FROM entries WHERE head_sum IS NOT ", entry_sum!());
+    assert_eq!(file.connection().query_row(damaged, [], |row| row.get(0)), Ok(1), "as before");
     assert_eq!(retire_all(&mut file, 90, NO_BOUND), [], "not before their new time");
     assert_eq!(
         retire_all(&mut file, 91, NO_BOUND).iter().map(|step| step.events).sum::<u64>(),

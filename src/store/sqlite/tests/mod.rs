@@ -20,7 +20,9 @@ use crate::{
     event::{
         Draft, Entry, Event, EventId, Gap, GapReason, Kind, Only, ProductId, Scope, SessionId,
     },
-    log::{Hole, IdSpan, PersistedLog, ReadLimits, backing::ReadRequest},
+    log::{
+        EmptyEpoch, Hole, IdSpan, MAX_EMPTY_EPOCHS, PersistedLog, ReadLimits, backing::ReadRequest,
+    },
     store::reader::StoreReader,
 };
 
@@ -213,6 +215,7 @@ fn the_facts_about_a_product_survive_reopening() {
         bytes: 5,
         highest_epoch: u64::MAX,
         spans: spans.into(),
+        empty_epochs: Vec::new(),
         holes: missing.into(),
     };
     assert_eq!(file.find_or_add_product(&product("q")).unwrap(), kept);
@@ -230,14 +233,41 @@ fn an_erased_entry_at_the_end_counts_as_the_newest() {
 #[test]
 fn an_epoch_is_reserved_without_entries_and_again_at_the_same_position() {
     let (_directory, mut file) = file_with_product();
-    for epoch in [9, 8] {
-        let spans = [IdSpan { first_position: 1, first_id: EventId::new(epoch, 1) }];
+    file.append_one(1, 1, &[event(1, "s", "k", b"x")], 1);
+    for (epoch, empty) in [(9, vec![]), (8, vec![9]), (12, vec![8, 9])] {
+        let spans = [IdSpan { first_position: 2, first_id: EventId::new(epoch, 2) }];
         let reserved =
-            AppendBatch { product_number: 1, first: 1, entries: &[], spans: &spans, holes: &[] };
+            AppendBatch { product_number: 1, first: 2, entries: &[], spans: &spans, holes: &[] };
         file.append(&[reserved], SyncMode::Full, 1).unwrap();
         let kept = file.find_or_add_product(&product("p")).unwrap();
-        assert_eq!((kept.newest, kept.highest_epoch, kept.spans), (0, 9, spans.to_vec()));
+        assert_eq!((kept.newest, kept.highest_epoch), (1, epoch.max(9)));
+        assert_eq!(kept.spans, spans);
+        // Ids of them may have been shown.
+        let empty = empty.into_iter().map(|epoch| EmptyEpoch { epoch, after: 1 });
+        assert!(kept.empty_epochs.into_iter().eq(empty));
     }
+    file.append_one(1, 2, &[event(2, "s", "k", b"x")], 1);
+    file.retire(2, 0, 9).unwrap();
+    let kept = file.find_or_add_product(&product("p")).unwrap();
+    assert_eq!(
+        (kept.evicted_through, kept.empty_epochs),
+        (2, vec![]),
+        "nothing before them is left"
+    );
+}
+
+#[test]
+fn epochs_without_entries_are_bounded() {
+    let (_directory, mut file) = file_with_product();
+    for epoch in 1..=(MAX_EMPTY_EPOCHS as u64 + 20) {
+        let spans = [IdSpan { first_position: 2, first_id: EventId::new(epoch, 2) }];
+        let reserved =
+            AppendBatch { product_number: 1, first: 2, entries: &[], spans: &spans, holes: &[] };
+        file.append(&[reserved], SyncMode::Normal, 1).unwrap();
+    }
+    let kept = file.find_or_add_product(&product("p")).unwrap().empty_epochs;
+    assert_eq!(kept.len(), MAX_EMPTY_EPOCHS);
+    assert_eq!(kept.first().map(|kept| kept.epoch), Some(20), "the newest stay");
 }
 
 #[test]
@@ -288,7 +318,7 @@ fn numbers_beyond_the_key_are_refused() {
         );
     }
     file.append_one(1, (1 << 40) - 2, &entries, 1);
-    let last_number = "INSERT INTO products VALUES (4194303, 'last', 0, 0, 0, 0, 0)";
+    let last_number = "INSERT INTO products VALUES (4194303, 'last', 0, 0, 0, 0, 0, 0)";
     file.connection.execute(last_number, []).unwrap();
     assert!(matches!(
         file.find_or_add_product(&product("more")),

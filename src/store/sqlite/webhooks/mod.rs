@@ -1,6 +1,6 @@
 //! The file's rows of webhooks: registrations, positions, and owed deliveries.
 //!
-//! May use: `event`.
+//! May use: `event`, `webhook_delivery`.
 
 #[cfg(test)]
 pub(super) mod tests;
@@ -9,10 +9,11 @@ use rusqlite::{Connection, Row, params};
 
 use super::{
     FileError, StoreFile, SyncMode, dead_letters,
+    entry_row::{EntryHead, EntryRow},
     error::FileFault,
     file::set_synced,
     products::{insert_product, product_number},
-    rows::{read_delivery, read_unsigned, signed, write_attempts, write_scope},
+    rows::{read_delivery, read_unsigned, require_whole, signed, write_attempts, write_scope},
     schema::entry_key,
 };
 use crate::{
@@ -20,6 +21,7 @@ use crate::{
     store::webhook_rows::{
         DeliveryChange, OwedDelivery, StoredWebhook, WebhookChanges, WebhookRegistration,
     },
+    webhook_delivery::Delivery,
 };
 
 /// Result of [`StoreFile::register`].
@@ -140,8 +142,10 @@ fn upsert_webhook(
     if let Some(WebhookRow { number, position, .. }) =
         existing.as_ref().filter(|known| known.product == product)
     {
-        let mut update = connection
-            .prepare_cached("UPDATE webhooks SET scope = ?2, definition = ?3 WHERE number = ?1")?;
+        let mut update = connection.prepare_cached(
+            "UPDATE webhooks SET scope = ?2, definition = ?3, sum = row_sum(id, product, ?2, ?3, position) \
+             WHERE number = ?1",
+        )?;
         update.execute(params![number, scope, webhook.definition])?;
         return Ok(RegistrationOutcome { is_new: false, forgotten: 0, position: *position });
     }
@@ -151,8 +155,8 @@ fn upsert_webhook(
         .transpose()?
         .unwrap_or(0);
     let mut insert = connection.prepare_cached(
-        "INSERT INTO webhooks (id, product, scope, definition, position, dead, requeued, dead_bytes) \
-         VALUES (?1, ?2, ?3, ?4, ?5, 0, 0, 0)",
+        "INSERT INTO webhooks (id, product, scope, definition, position, dead, requeued, dead_bytes, sum) \
+         VALUES (?1, ?2, ?3, ?4, ?5, 0, 0, 0, row_sum(?1, ?2, ?3, ?4, ?5))",
     )?;
     // Entries behind the file's newest position may be lost in a crash although readers have seen
     // them. Their positions are then given to other events, which a webhook with a higher position
@@ -216,12 +220,14 @@ fn read_dead_letter_counts(connection: &Connection) -> Result<Vec<DeadLetterCoun
 
 fn read_webhooks(connection: &Connection) -> Result<Vec<StoredWebhook>, FileFault> {
     let mut statement = connection.prepare(
-        "SELECT webhooks.number, webhooks.id, products.id, definition, position \
-         FROM webhooks JOIN products ON products.number = product ORDER BY webhooks.number",
+        "SELECT webhooks.number, webhooks.id, products.id, definition, position, product, \
+         webhooks.sum IS row_sum(webhooks.id, product, scope, definition, position) \
+         FROM webhooks LEFT JOIN products ON products.number = product ORDER BY webhooks.number",
     )?;
     let mut rows = statement.query([])?;
     let mut webhooks = Vec::new();
     while let Some(row) = rows.next()? {
+        require_whole(row, 6, "a webhook's row")?;
         let product = row.get_ref(2)?.as_str().map_err(rusqlite::Error::from)?;
         webhooks.push(StoredWebhook {
             id: row.get(1)?,
@@ -229,22 +235,59 @@ fn read_webhooks(connection: &Connection) -> Result<Vec<StoredWebhook>, FileFaul
                 .map_err(|_| FileFault::damage("a product's id is invalid"))?,
             definition: row.get(3)?,
             position: read_unsigned(row, 4)?,
-            owed: read_owed(connection, row.get(0)?)?,
+            owed: read_owed(connection, row.get(0)?, row.get(5)?)?,
         });
     }
     Ok(webhooks)
 }
 
-fn read_owed(connection: &Connection, number: i64) -> Result<Vec<OwedDelivery>, FileFault> {
+/// Reads what a webhook is owed. A row that does not fit its checksum is made again from its event:
+/// only its attempts are forgotten.
+fn read_owed(
+    connection: &Connection,
+    number: i64,
+    product: u32,
+) -> Result<Vec<OwedDelivery>, FileFault> {
     let mut statement = connection.prepare_cached(
-        "SELECT place, epoch, sequence, suffix, kind, session, created_at, attempts, next_attempt_at \
-         FROM owed WHERE webhook = ?1 ORDER BY place",
+        "SELECT place, epoch, sequence, suffix, kind, session, created_at, attempts, next_attempt_at, \
+         sum IS row_sum(webhook, place, epoch, sequence, suffix, kind, session, created_at, next_attempt_at, \
+         attempts), key_sum IS row_sum(webhook, place) FROM owed WHERE webhook = ?1 ORDER BY place",
     )?;
     let read = |row: &Row<'_>| {
+        if !row.get::<_, bool>(9)? {
+            require_whole(row, 10, "the row of an owed delivery")?;
+            return rebuild_owed(connection, product, read_unsigned(row, 0)?);
+        }
         let next_attempt_at = row.get::<_, Option<i64>>(8)?.map(i64::cast_unsigned);
         Ok(OwedDelivery { delivery: read_delivery(row)?, next_attempt_at })
     };
     statement.query_and_then([number], read)?.collect()
+}
+
+/// Returns the delivery of an event whose owed row is damaged.
+fn rebuild_owed(
+    connection: &Connection,
+    product: u32,
+    position: u64,
+) -> Result<OwedDelivery, FileFault> {
+    let entry = EntryRow::find(connection, entry_key(product, position)?)?;
+    let EntryHead { id, kind, session, kept_at } =
+        entry.and_then(|entry| entry.head).ok_or_else(|| {
+            FileFault::damage("the row of an owed delivery does not fit its checksum")
+        })?;
+    tracing::error!(
+        position,
+        "a delivery that is owed does not fit its checksum: its attempts are forgotten"
+    );
+    let delivery = Delivery {
+        position,
+        event_id: id,
+        kind,
+        session,
+        created_at: kept_at,
+        attempts: Vec::new(),
+    };
+    Ok(OwedDelivery { delivery, next_attempt_at: None })
 }
 
 /// Writes a webhook's journal within the caller's transaction, and returns whether its dead letters
@@ -260,8 +303,9 @@ pub(super) fn write_journal(
 ) -> Result<bool, FileFault> {
     let Some(webhook) = find_webhook(connection, id)? else { return Ok(false) };
     if changes.position > webhook.position {
-        let mut update =
-            connection.prepare_cached("UPDATE webhooks SET position = ?2 WHERE number = ?1")?;
+        let mut update = connection.prepare_cached(
+            "UPDATE webhooks SET position = ?2, sum = row_sum(id, product, scope, definition, ?2) WHERE number = ?1",
+        )?;
         update.execute(params![webhook.number, signed(changes.position)])?;
     }
     let mut has_changed = false;
@@ -310,7 +354,9 @@ impl WebhookRow {
         let OwedDelivery { delivery, next_attempt_at } = owed;
         let mut upsert = connection.prepare_cached(
             "INSERT OR REPLACE INTO owed \
-             SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10 FROM products WHERE number = ?11 AND evicted_through < ?2",
+             SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, row_sum(?1, ?2), \
+             row_sum(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) \
+             FROM products WHERE number = ?11 AND evicted_through < ?2",
         )?;
         upsert.execute(params![
             self.number,

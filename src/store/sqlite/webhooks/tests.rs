@@ -257,3 +257,33 @@ fn ids_of_other_epochs_read_back_bit_for_bit() {
     journal(&mut file, "w", &changes(1, [DeliveryChange::Owed(strange.clone())]));
     assert_eq!(stored_webhook(&file).owed, [strange]);
 }
+
+#[test]
+fn a_damaged_owed_row_is_made_again_from_its_event() {
+    let (_directory, mut file) = file_with_product();
+    file.register(&webhook("w", 0), 1).unwrap();
+    file.append_one(1, 1, &[event(1, "s", "k", b"x"), event(2, "t", "k", b"x")], 50);
+    journal(
+        &mut file,
+        "w",
+        &changes(2, [1, 2].map(|position| DeliveryChange::Owed(owed(position)))),
+    );
+    let change = |statement: &str| assert_eq!(file.connection().execute(statement, []), Ok(1));
+    change("UPDATE owed SET attempts = 'x' WHERE place = 2");
+    let stored = stored_webhook(&file).owed;
+    assert_eq!(stored[0], owed(1));
+    let made = &stored[1].delivery;
+    assert_eq!(
+        (made.position, made.event_id, &made.kind),
+        (2, EventId::new(7, 2), &Kind::new("k"))
+    );
+    assert_eq!((made.session.as_ref().map(|it| it.as_str()), made.created_at), (Some("t"), 50));
+    assert!(made.attempts.is_empty() && stored[1].next_attempt_at.is_none());
+    // With a changed key nothing says which event is owed; with a changed event nothing at all.
+    change("UPDATE owed SET place = 9 WHERE place = 2");
+    assert!(matches!(file.webhooks(), Err(FileError::Damaged { .. })));
+    change("UPDATE owed SET place = 2 WHERE place = 9");
+    assert!(file.webhooks().is_ok());
+    change("UPDATE entries SET kind = 'K' WHERE entry & 0xFFFF = 2");
+    assert!(matches!(file.webhooks(), Err(FileError::Damaged { .. })));
+}

@@ -50,6 +50,10 @@ enum DeliveryIncident {
     NeverPersisted,
     /// Dead letters exceeded a bound.
     DeadLettersRetired(DeadLetterBound),
+    /// Rows of events do not fit their checksum: dead letters without a body.
+    Damaged,
+    /// Rows of dead letters do not fit their checksum.
+    DamagedDeadLetters,
 }
 
 /// Tally of one kind of incident.
@@ -73,8 +77,7 @@ impl DeliveryIncident {
             Self::NeverPersisted => {
                 error!(
                     webhook,
-                    deliveries,
-                    "owed for longer than events are kept, and never in the store: lost"
+                    deliveries, "owed for longer than events are kept, and not in the store: lost"
                 );
             }
             Self::DeadLettersRetired(bound) => {
@@ -83,6 +86,20 @@ impl DeliveryIncident {
                     dead_letters = deliveries,
                     key = bound.key(),
                     "dead letters beyond their bound are lost"
+                );
+            }
+            Self::Damaged => {
+                error!(
+                    webhook,
+                    deliveries,
+                    "rows of the store do not fit their checksum: dead letters without a body"
+                );
+            }
+            Self::DamagedDeadLetters => {
+                error!(
+                    webhook,
+                    dead_letters = deliveries,
+                    "dead letters do not fit their checksum: they are not sent again"
                 );
             }
         }
@@ -160,8 +177,9 @@ impl RegisteredWebhooks {
 
     /// Notifies the workers that deliveries owed up to a position are dead.
     pub(super) fn record_expired(&mut self, through: u64, expired: &[ExpiredDeliveries]) {
-        for ExpiredDeliveries { id, dead_letters, lost } in expired {
+        for ExpiredDeliveries { id, dead_letters, damaged, lost } in expired {
             self.record_incident(id, DeliveryIncident::Expired, *dead_letters);
+            self.record_incident(id, DeliveryIncident::Damaged, *damaged);
             self.record_incident(id, DeliveryIncident::NeverPersisted, *lost);
             let Some(webhook) = self.webhooks.get_mut(&**id) else { continue };
             webhook.registration.position = webhook.registration.position.max(through);
@@ -180,6 +198,11 @@ impl RegisteredWebhooks {
                 webhook.registration.notices.update(|notice| notice.lost += dead_letters);
             }
         }
+    }
+
+    /// Logs dead letters that were found damaged while they were listed.
+    pub(super) fn record_damaged_dead_letters(&mut self, id: &str, dead_letters: u64) {
+        self.record_incident(id, DeliveryIncident::DamagedDeadLetters, dead_letters);
     }
 
     /// Logs the first incident of a kind at once, and adds later ones to its tally.

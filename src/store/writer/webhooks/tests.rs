@@ -23,7 +23,7 @@ fn a_repeated_incident_is_logged_once_a_minute_with_its_sum() {
     for _ in 0..50 {
         webhooks.record_expired(
             9,
-            &[ExpiredDeliveries { id: "w".to_owned(), dead_letters: 5, lost: 0 }],
+            &[ExpiredDeliveries { id: "w".to_owned(), dead_letters: 5, damaged: 0, lost: 0 }],
         );
         webhooks.record_retired_dead_letters(&[RetiredDeadLetters {
             id: "w".to_owned(),

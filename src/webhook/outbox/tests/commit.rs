@@ -1,6 +1,7 @@
 //! Batches of changes: their bounds, failed commits, and commits that take long.
 
 use super::*;
+use crate::log::DamagedEvent;
 
 #[test]
 fn a_batch_has_a_bound_and_its_position_stays_before_what_is_left() {
@@ -163,4 +164,30 @@ fn when_the_file_is_lost_everything_owed_is_written_again() {
     harness.outbox.rewrite_all();
     let changes = harness.commit();
     assert_eq!((changes.position, changes.deliveries.len()), (3, 3));
+}
+
+#[test]
+fn a_damaged_event_is_a_dead_letter_without_a_body_and_delays_no_other_of_its_session() {
+    let mut harness = OutboxHarness::new(4);
+    let owed = |position| OwedDelivery {
+        delivery: Delivery { attempts: Vec::new(), ..dead_letter(position, "s").delivery },
+        next_attempt_at: None,
+    };
+    harness.outbox = Outbox::new(POLICY, 3, vec![owed(2), owed(3)], harness.now());
+    let now = harness.now();
+    harness.outbox.give_up_damaged(2, now);
+    assert_eq!(harness.outbox.next_to_load(), Some(3), "the next of the session");
+    harness.outbox.load(&event(3, "s", 10));
+    harness.outbox.give_up_damaged(3, now); // no effect: it could be read after all
+    let unread = DamagedEvent { id: EventId::new(7, 5), kind: Kind::Actions, session: None };
+    harness.outbox.give_up_unread(5, unread.clone(), now);
+    assert_eq!(harness.outbox.cursor(), 5);
+    harness.outbox.give_up_unread(3, unread, now); // no effect: it is owed
+    let changes = harness.commit();
+    assert_eq!(changes.deliveries.keys().copied().collect::<Vec<_>>(), [2, 5]);
+    for change in changes.deliveries.values() {
+        let DeliveryChange::Dead(letter) = change else { panic!("{change:?}") };
+        assert_eq!((letter.reason, letter.payload.len()), (DeadLetterReason::Damaged, 0));
+    }
+    assert_eq!(harness.send_all(), [3]);
 }
