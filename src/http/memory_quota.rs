@@ -14,7 +14,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::client_address::{AddressBlock, ClientAddress};
+use crate::client_address::{AddressBlock, ClientAddress};
 
 /// Quota of pages that are in memory at one time. One unit is one page.
 #[derive(Clone, Debug)]

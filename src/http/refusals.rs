@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::client_address::{AddressBlock, ClientAddress};
+use crate::client_address::{AddressBlock, ClientAddress};
 use crate::metrics::{
     Metrics,
     RefusalReason::{self, BadCredential, NoCredential, NotAllowed},

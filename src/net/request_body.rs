@@ -21,13 +21,18 @@ use http_body_util::BodyExt;
 use hyper::{Request, Version, body::Incoming, header::EXPECT};
 use tokio::time::timeout;
 
-use super::connection::Connection;
+use super::{connection::Connection, detach::ConnectionState};
 
 /// Body of a request that passes its unread rest to [`UnreadBody`] when it is dropped.
 struct ObservedBody {
     /// `None` once the end, or an error, was seen.
     incoming: Option<Incoming>,
     unread: Arc<Mutex<Option<Incoming>>>,
+    state: Arc<ConnectionState>,
+    /// Number of the request on its connection.
+    request: u32,
+    /// Bytes of the body that were passed on.
+    received: u64,
 }
 
 impl http_body::Body for ObservedBody {
@@ -40,6 +45,9 @@ impl http_body::Body for ObservedBody {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
         let polled = Pin::new(incoming).poll_frame(context);
+        if let Poll::Ready(Some(Ok(frame))) = &polled {
+            self.received += frame.data_ref().map_or(0, |data| data.len() as u64);
+        }
         if matches!(polled, Poll::Ready(None | Some(Err(_)))) {
             self.incoming = None;
         }
@@ -50,8 +58,16 @@ impl http_body::Body for ObservedBody {
         self.incoming.as_ref().is_none_or(Incoming::is_end_stream)
     }
 
+    /// Returns what `Content-Length` says; of a body in chunks, the rest of the chunks that have
+    /// begun is the lower bound. It grows with each chunk.
     fn size_hint(&self) -> SizeHint {
-        self.incoming.as_ref().map_or_else(|| SizeHint::with_exact(0), Incoming::size_hint)
+        let Some(incoming) = &self.incoming else { return SizeHint::with_exact(0) };
+        let mut hint = incoming.size_hint();
+        if hint.upper().is_none() {
+            let announced = self.state.framing.announced_bytes(self.request);
+            hint.set_lower(hint.lower().max(announced.saturating_sub(self.received)));
+        }
+        hint
     }
 }
 
@@ -71,9 +87,11 @@ pub(super) struct UnreadBody {
 
 impl UnreadBody {
     /// Returns the request with a body that is observed, unless it has none or comes over HTTP/2.
+    /// `number` is that of the request on its connection.
     pub(super) fn observe(
         request: Request<Incoming>,
         connection: &Connection,
+        number: u32,
     ) -> (Request<Body>, Option<Self>) {
         connection.state.unread_body.reset();
         if request.version() >= Version::HTTP_2 || request.body().is_end_stream() {
@@ -85,9 +103,15 @@ impl UnreadBody {
             expects_continue: request.headers().contains_key(EXPECT),
             connection: connection.clone(),
         };
-        let request = request
-            .map(|incoming| Body::new(ObservedBody { incoming: Some(incoming), unread: rest }));
-        (request, Some(unread))
+        let state = Arc::clone(&connection.state);
+        let observed = |incoming| ObservedBody {
+            incoming: Some(incoming),
+            unread: rest,
+            state,
+            request: number,
+            received: 0,
+        };
+        (request.map(|incoming| Body::new(observed(incoming))), Some(unread))
     }
 
     /// Drains a small rest once the answer is known. Returns whether the connection must close

@@ -46,8 +46,8 @@ use self::{
 };
 use crate::{
     auth::{Access, CredentialHolder},
+    client_address::AddressBlock,
     event::ProductId,
-    http::client_address::AddressBlock,
     metrics::{Metrics, ShedReason},
 };
 

@@ -13,10 +13,10 @@ use std::{
 use super::disconnect_reason::DisconnectReason;
 use crate::{
     auth::{Access, CredentialHolder, CredentialProof},
+    client_address::ClientAddress,
     config::Permission,
     event::ProductId,
     fanout::SubscriberSignal,
-    http::client_address::ClientAddress,
     metrics::Transport,
     net::ForcedClose,
 };

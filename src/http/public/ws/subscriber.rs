@@ -81,7 +81,7 @@ impl WsSubscriber {
         relay.ensure_not_draining()?;
         let signal = Arc::new(SubscriberSignal::default());
         let address = relay.client_address(connection.peer.ip(), headers);
-        let replay_client = ReplayClient::new(&grant.holder, &address);
+        let replay_client = ReplayClient::new(&grant.holder, &address.block());
         let permit = relay.subscribers.admit(AdmissionRequest {
             product: feed.id.clone(),
             transport: Transport::WebSocket,

@@ -43,7 +43,7 @@ impl SseSubscriber {
         relay.ensure_not_draining()?;
         let signal = Arc::new(SubscriberSignal::default());
         let address = relay.client_address(peer, headers);
-        let replay_client = ReplayClient::new(&source.holder, &address);
+        let replay_client = ReplayClient::new(&source.holder, &address.block());
         let permit = source.subscribers.admit(AdmissionRequest {
             product: feed.id.clone(),
             transport: Transport::Sse,
