@@ -1,13 +1,14 @@
 //! Unread rest of a request's body when the request is answered, over HTTP/1.1.
 //!
 //! A refusal comes before the body is read. A small rest is read and dropped, and the connection
-//! serves the next request. With a large rest, or one of unknown length, the answer says
-//! `Connection: close`, and the socket is closed by `lingering_close`. Over HTTP/2, h2 itself ends
+//! serves the next request. With a large rest, one of unknown length, or a malformed body, the
+//! answer says `Connection: close`, and the socket is closed by `lingering_close`. Over HTTP/2, h2 itself ends
 //! the stream with `RST_STREAM` and `NO_ERROR` behind the answer (RFC 9113, section 8.1).
 //!
 //! May use: no other module.
 
 use std::{
+    mem,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
@@ -27,7 +28,8 @@ use super::{connection::Connection, detach::ConnectionState};
 struct ObservedBody {
     /// `None` once the end, or an error, was seen.
     incoming: Option<Incoming>,
-    unread: Arc<Mutex<Option<Incoming>>>,
+    outcome: BodyOutcome,
+    shared_outcome: Arc<Mutex<BodyOutcome>>,
     state: Arc<ConnectionState>,
     /// Number of the request on its connection.
     request: u32,
@@ -48,8 +50,12 @@ impl http_body::Body for ObservedBody {
         if let Poll::Ready(Some(Ok(frame))) = &polled {
             self.received += frame.data_ref().map_or(0, |data| data.len() as u64);
         }
-        if matches!(polled, Poll::Ready(None | Some(Err(_)))) {
-            self.incoming = None;
+        match &polled {
+            Poll::Ready(None) => self.incoming = None,
+            Poll::Ready(Some(Err(_))) => {
+                (self.incoming, self.outcome) = (None, BodyOutcome::Broken);
+            }
+            Poll::Ready(Some(Ok(_))) | Poll::Pending => {}
         }
         polled
     }
@@ -74,13 +80,27 @@ impl http_body::Body for ObservedBody {
 impl Drop for ObservedBody {
     fn drop(&mut self) {
         let rest = self.incoming.take().filter(|incoming| !incoming.is_end_stream());
-        *self.unread.lock().unwrap_or_else(PoisonError::into_inner) = rest;
+        let outcome = match rest {
+            Some(rest) => BodyOutcome::Unread(rest),
+            None => mem::take(&mut self.outcome),
+        };
+        *self.shared_outcome.lock().unwrap_or_else(PoisonError::into_inner) = outcome;
     }
+}
+
+/// Outcome of reading one request's body.
+#[derive(Default)]
+enum BodyOutcome {
+    #[default]
+    Complete,
+    /// The body breaks off, or its framing is malformed: hyper reads no more on the connection.
+    Broken,
+    Unread(Incoming),
 }
 
 /// The rest of one request's body, for the time after its answer.
 pub(super) struct UnreadBody {
-    rest: Arc<Mutex<Option<Incoming>>>,
+    outcome: Arc<Mutex<BodyOutcome>>,
     expects_continue: bool,
     connection: Connection,
 }
@@ -97,16 +117,17 @@ impl UnreadBody {
         if request.version() >= Version::HTTP_2 || request.body().is_end_stream() {
             return (request.map(Body::new), None);
         }
-        let rest = Arc::default();
+        let outcome = Arc::default();
         let unread = Self {
-            rest: Arc::clone(&rest),
+            outcome: Arc::clone(&outcome),
             expects_continue: request.headers().contains_key(EXPECT),
             connection: connection.clone(),
         };
         let state = Arc::clone(&connection.state);
         let observed = |incoming| ObservedBody {
             incoming: Some(incoming),
-            unread: rest,
+            outcome: BodyOutcome::Complete,
+            shared_outcome: outcome,
             state,
             request: number,
             received: 0,
@@ -117,9 +138,16 @@ impl UnreadBody {
     /// Drains a small rest once the answer is known. Returns whether the connection must close
     /// after the answer.
     pub(super) fn settle(self) -> bool {
-        let rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(rest) = rest else { return false };
+        let outcome = mem::take(&mut *self.outcome.lock().unwrap_or_else(PoisonError::into_inner));
         let state = Arc::clone(&self.connection.state);
+        let rest = match outcome {
+            BodyOutcome::Complete => return false,
+            BodyOutcome::Broken => {
+                state.unread_body.set();
+                return true;
+            }
+            BodyOutcome::Unread(rest) => rest,
+        };
         let mark = state.unread_body.set();
         // To read from a client that waits for "100 Continue" (RFC 9110, section 10.1.1) would make
         // hyper ask for the body.
