@@ -10,7 +10,7 @@ use std::{borrow::Cow, fmt::Write};
 
 /// Returns one line of readable text, in which every control character is escaped.
 pub(crate) fn printable_line(text: &str) -> Cow<'_, str> {
-    escape(text, |character| character.is_control() || is_hidden(character))
+    escape(text, |character| character.is_control() || matches_hidden(character))
 }
 
 /// Returns text that has its line ends and its terminal's own sequences already, such as a line of
@@ -19,7 +19,7 @@ pub(crate) fn printable_line(text: &str) -> Cow<'_, str> {
 /// The escapes are those of JSON strings. JSON has these characters inside of strings only, so a
 /// line of JSON keeps its value.
 pub(crate) fn without_hidden(text: &str) -> Cow<'_, str> {
-    escape(text, is_hidden)
+    escape(text, matches_hidden)
 }
 
 fn escape(text: &str, is_escaped: impl Fn(char) -> bool) -> Cow<'_, str> {
@@ -42,7 +42,7 @@ fn escape(text: &str, is_escaped: impl Fn(char) -> bool) -> Cow<'_, str> {
 /// Returns whether a terminal obeys the character although it is above ASCII's control characters:
 /// DEL, C1 (ECMA-48, section 8.3), the separators of lines and paragraphs, and what UAX #9 uses to
 /// set the direction of text.
-fn is_hidden(character: char) -> bool {
+fn matches_hidden(character: char) -> bool {
     matches!(
         character,
         '\u{7f}'..='\u{9f}'

@@ -1,6 +1,6 @@
 //! `check`: validates a configuration, and prints it with defaults and overrides.
 //!
-//! May use: `config`.
+//! May use: `config`, `printable`.
 
 use std::path::PathBuf;
 

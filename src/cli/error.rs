@@ -1,6 +1,6 @@
 //! Reasons for which a command fails, with its exit code and its message.
 //!
-//! May use: `app`, `config`, `error_chain`.
+//! May use: `app`, `config`, `error_chain`, `printable`.
 
 use std::{io, process::ExitCode};
 

@@ -1,6 +1,6 @@
 //! `tail`: prints a stream, reconnects and resumes.
 //!
-//! May use: `config`, `error_chain`, `outbound`, `sse`, `upstream`.
+//! May use: `config`, `error_chain`, `outbound`, `printable`, `sse`, `upstream`.
 
 use std::{num::NonZeroU64, time::Duration};
 

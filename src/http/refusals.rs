@@ -5,7 +5,7 @@
 //! one line a minute for an address. A task of its own logs what came after the last line, for a
 //! client that does not come again.
 //!
-//! May use: `metrics`.
+//! May use: `client_address`, `metrics`.
 
 use std::{
     collections::HashMap,

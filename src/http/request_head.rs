@@ -5,7 +5,7 @@
 //! without one clear host is refused before any other check (RFC 9112, section 3.2), and so is one
 //! whose body they could delimit differently (section 6.1).
 //!
-//! May use: no other module.
+//! May use: `net`.
 
 use std::net::Ipv6Addr;
 
@@ -31,8 +31,8 @@ pub(in crate::http) async fn check(request: Request, next: Next) -> Response {
 }
 
 /// Returns the answer to a request whose head is refused: 400 for ambiguous framing and for a bad
-/// `Host`, 414 for a target that is too long, 431 for a method or fields that are. The connection closes after it, so
-/// that the relay reads nothing after such a head.
+/// `Host`, 414 for a target that is too long, 431 for a method or fields that are. The connection
+/// closes after it, so that the relay reads nothing after such a head.
 pub(in crate::http) fn refusal(request: &Request) -> Option<Response> {
     let problem = verify_framing(request)
         .and_then(|()| verify_host(request))

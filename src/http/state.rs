@@ -2,7 +2,8 @@
 //!
 //! In: a request's path, query and headers. Out: a grant and a product, or the problem to answer.
 //!
-//! May use: `auth`, `config`, `event`, `feed`, `metrics`, `net`, `shard`, `store`, `timer_wheel`.
+//! May use: `auth`, `client_address`, `config`, `event`, `feed`, `log`, `metrics`, `net`, `shard`,
+//! `store`, `timer_wheel`.
 
 use std::{
     collections::BTreeSet,

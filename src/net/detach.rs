@@ -31,7 +31,7 @@ use bytes::Bytes;
 use http_body::Frame;
 
 use super::{
-    connection_limit::AcceptedSocket, displacement::Activity, forced_close::ForcedClose,
+    activity::ConnectionActivity, connection_limit::AcceptedSocket, forced_close::ForcedClose,
     lingering_close::UnreadMark, request_framing::FramingNotes, tls::TlsSession,
 };
 use crate::timer_wheel::TimerWheel;
@@ -49,7 +49,7 @@ pub(crate) struct ConnectionState {
     /// The last request was answered before its head or body was read to the end.
     pub(super) unread_body: UnreadMark,
     pub(super) framing: FramingNotes,
-    pub(super) activity: Activity,
+    pub(super) activity: ConnectionActivity,
     /// The listener is shutting down.
     pub(super) is_shutting_down: AtomicBool,
     pub(super) detach: DetachState,
@@ -64,7 +64,7 @@ impl ConnectionState {
             lingers: AtomicBool::default(),
             unread_body: UnreadMark::default(),
             framing: FramingNotes::default(),
-            activity: Activity::default(),
+            activity: ConnectionActivity::default(),
             is_shutting_down: AtomicBool::default(),
             detach: DetachState::default(),
             forced_close: ForcedClose::new(wheel),

@@ -12,63 +12,19 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
 };
 
 use tokio_util::sync::CancellationToken;
 
 use super::detach::ConnectionState;
-use crate::{
-    client_address::{AddressBlock, ClientAddress},
-    timer_wheel::TimerWheel,
-};
-
-/// What decides whether a connection gives way. Written by its own task.
-// Relaxed everywhere: each value is a hint for the choice of a connection, and publishes no other
-// memory.
-#[derive(Debug, Default)]
-pub(super) struct Activity {
-    /// Requests that a handler is working on.
-    running: AtomicU32,
-    /// Tick at which the last of them was answered.
-    idle_since: AtomicU64,
-    is_exempt: AtomicBool,
-}
-
-impl Activity {
-    /// Counts a request as running until the returned guard is dropped.
-    pub(super) fn begin_request<'a>(&'a self, wheel: &'a TimerWheel) -> Running<'a> {
-        self.running.fetch_add(1, Relaxed);
-        Running { activity: self, wheel }
-    }
-
-    /// Exempts the connection from giving way, for a stream that is to last.
-    pub(super) fn exempt(&self) {
-        self.is_exempt.store(true, Relaxed);
-    }
-}
-
-/// Request that a handler is working on, until dropped.
-pub(super) struct Running<'a> {
-    activity: &'a Activity,
-    wheel: &'a TimerWheel,
-}
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        self.activity.idle_since.store(self.wheel.current_tick(), Relaxed);
-        self.activity.running.fetch_sub(1, Relaxed);
-    }
-}
+use crate::client_address::{AddressBlock, ClientAddress};
 
 /// Connections of one listener.
 #[derive(Debug)]
 pub(super) struct ConnectionTable {
     shares: ConnectionShares,
-    entries: Mutex<Entries>,
+    entries: Mutex<TableEntries>,
 }
 
 /// Places on a listener on which the oldest idle connection gives way.
@@ -84,13 +40,13 @@ pub(crate) struct ConnectionShares {
 }
 
 #[derive(Debug, Default)]
-struct Entries {
+struct TableEntries {
     last_number: u64,
-    by_number: BTreeMap<u64, Entry>,
+    by_number: BTreeMap<u64, TableEntry>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct TableEntry {
     block: AddressBlock,
     state: Arc<ConnectionState>,
     end: CancellationToken,
@@ -112,18 +68,18 @@ impl ConnectionTable {
         }
         entries.last_number += 1;
         let (number, end) = (entries.last_number, CancellationToken::new());
-        let entry = Entry { block, state: Arc::clone(state), end: end.clone() };
+        let entry = TableEntry { block, state: Arc::clone(state), end: end.clone() };
         entries.by_number.insert(number, entry);
         Place { table: Arc::clone(self), number, end }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Entries> {
+    fn lock(&self) -> MutexGuard<'_, TableEntries> {
         // Each change is one insertion or removal, so a poisoned lock is safe to use.
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Entries {
+impl TableEntries {
     /// Returns the connection that gives way to a newcomer of this block.
     fn to_displace(&self, newcomer: AddressBlock, shares: &ConnectionShares) -> Option<u64> {
         let mut exempt_left = shares.exempt;
@@ -150,18 +106,17 @@ impl Entries {
     }
 }
 
-impl Entry {
+impl TableEntry {
     fn is_exempt(&self) -> bool {
-        self.state.activity.is_exempt.load(Relaxed)
+        self.state.activity.is_exempt()
     }
 
     /// Orders connections: the first one gives way. A connection that a handler is working for
-    /// comes last, and one without a request so far first; among these the one that is idle longest.
+    /// comes last, and one without a request so far first; among these, the one idle longest.
     fn rank(&self) -> (bool, bool, u64) {
         let activity = &self.state.activity;
-        let is_running = activity.running.load(Relaxed) > 0;
         let has_request = self.state.has_request.load(Relaxed);
-        (is_running, has_request, activity.idle_since.load(Relaxed))
+        (activity.is_working(), has_request, activity.idle_since())
     }
 }
 
@@ -189,6 +144,7 @@ impl Drop for Place {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::timer_wheel::TimerWheel;
 
     /// Table, and the connections that were admitted to it, by name.
     struct TableHarness {

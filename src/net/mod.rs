@@ -11,15 +11,17 @@
 //!                  └ head_timeout ┘└───── head_timeout ──────┘└ head_timeout ┘
 //! ```
 //!
-//! `accept` is the loop, `displacement` makes room for newcomers, `deadline_socket` and `stream_deadline` hold the deadlines of a socket and
-//! of one HTTP/2 stream, `detach` and `detached` take a connection out of hyper, `write_coalescing`
-//! gathers what h2 writes, `refused_head` gives hyper's own refusals a body, `request_framing` looks
-//! at the framing of requests, `request_body` and `lingering_close` see to it that an answer arrives
-//! although its request was not read to the end, `shutdown` ends the connections.
+//! `accept` is the loop, `displacement` makes room for newcomers by the `activity` of connections,
+//! `deadline_socket` and `stream_deadline` hold the deadlines of a socket and of one HTTP/2 stream,
+//! `detach` and `detached` take a connection out of hyper, `write_coalescing` gathers what h2
+//! writes, `refused_head` gives hyper's own refusals a body, `request_framing` looks at the framing
+//! of requests, `request_body` and `lingering_close` see to it that an answer arrives although its
+//! request was not read to the end, `shutdown` ends the connections.
 //!
 //! May use: no other module.
 
 mod accept;
+mod activity;
 mod connection;
 mod connection_limit;
 mod deadline_socket;

@@ -2,8 +2,9 @@
 //!
 //! A refusal comes before the body is read. A small rest is read and dropped, and the connection
 //! serves the next request. With a large rest, one of unknown length, or a malformed body, the
-//! answer says `Connection: close`, and the socket is closed by `lingering_close`. Over HTTP/2, h2 itself ends
-//! the stream with `RST_STREAM` and `NO_ERROR` behind the answer (RFC 9113, section 8.1).
+//! answer says `Connection: close`, and the socket is closed by `lingering_close`. Over HTTP/2, h2
+//! itself ends the stream with `RST_STREAM` and `NO_ERROR` behind the answer (RFC 9113, section
+//! 8.1).
 //!
 //! May use: no other module.
 

@@ -13,7 +13,7 @@
 //! verifies the signatures with code of its own, not with that of the relay: it is an example of
 //! the code that a receiver needs.
 //!
-//! May use: `http`.
+//! May use: `http`, `printable`.
 
 use std::{
     collections::BTreeMap,

@@ -3,7 +3,7 @@
 //! In: lines. Out: the same lines on stderr, or a count of what was dropped. stderr may be a pipe
 //! whose reader is slow or stands still; a request that writes a line never waits for it.
 //!
-//! May use: no other module.
+//! May use: `printable`.
 
 use std::{
     io::{self, Write},

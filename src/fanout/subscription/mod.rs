@@ -217,8 +217,8 @@ impl Subscription {
             }
             self.read_log();
         }
-        // Many entries, most of which the scope hides: other tasks get their turn before the rest is
-        // read.
+        // Many entries, most of which the scope hides: other tasks get their turn before the rest
+        // is read.
         context.waker().wake_by_ref();
         Poll::Pending
     }

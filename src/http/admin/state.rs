@@ -88,9 +88,9 @@ pub(super) fn format_to_millis(duration: Duration) -> String {
     format_duration(Duration::from_millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
 }
 
-/// Time after the start for which the replay of an upstream relay keeps this relay from being ready.
-/// Enough for the replay of a log of usual size. A relay that never ends its replay must not keep
-/// the other products from their subscribers.
+/// Time after the start for which the replay of an upstream relay keeps this relay from being
+/// ready. Enough for the replay of a log of usual size. A relay that never ends its replay must not
+/// keep the other products from their subscribers.
 pub(crate) const REPLAY_GRACE: Duration = Duration::from_secs(30);
 
 /// Last millisecond of the year 9999. RFC 3339 has four digits for the year, and `humantime` fails

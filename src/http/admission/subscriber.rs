@@ -1,6 +1,6 @@
 //! One admitted subscriber: its request, its position, and the reason for its disconnect.
 //!
-//! May use: `auth`, `config`, `event`, `fanout`, `metrics`, `net`.
+//! May use: `auth`, `client_address`, `config`, `event`, `fanout`, `metrics`, `net`.
 
 use std::{
     sync::{
