@@ -47,7 +47,9 @@ fn an_operators_stream_and_a_kept_connection_stay_beside_idle_sockets() {
     let relay = with_probe(Setup::behind(&connector));
     let mut link = connector.stream();
     let mut tail = Subscriber::open(relay.admin, "/api/v1/stream/prod_abc", &[]);
-    let mut idle = connect(relay.admin, b"");
+    // Their requests are later than that of the stream, which would have to give way before them.
+    let request = http::request(relay.admin, "GET", "/healthz", &[]);
+    let mut idle = connect(relay.admin, request.as_bytes());
     wait::until("the first socket has given way", || idle[0].look(Instant::now()) == Look::End);
     // Fewer than an address may have: none of them gives way.
     let mut kept = Wire::connect(relay.probe.unwrap());
