@@ -23,6 +23,7 @@ mod auth;
 #[doc(hidden)]
 pub mod bench_support;
 mod cli;
+mod client_address;
 mod config;
 mod envelope;
 mod error_chain;
@@ -40,6 +41,7 @@ mod metrics;
 mod near_name;
 mod net;
 mod outbound;
+mod printable;
 mod rejected;
 mod shard;
 mod shutdown;

@@ -6,6 +6,7 @@
 use std::{sync::Arc, time::SystemTime};
 
 use dashmap::DashMap;
+use tokio::time::Instant;
 
 use super::products::UpstreamStatuses;
 use crate::{
@@ -15,7 +16,7 @@ use crate::{
     feed::Feed,
     http::{
         Product, Relay,
-        admin::{AdminState, operator_stream::MAX_OPERATOR_TAILS},
+        admin::{AdminState, REPLAY_GRACE, operator_stream::MAX_OPERATOR_TAILS},
         admission::{AdmissionLimits, Subscribers},
         memory_quota::{BodyQuota, PageQuota},
         public::credential::CredentialSources,
@@ -185,6 +186,7 @@ pub(super) fn admin(
         rejected,
         stream_registrations: Arc::default(),
         started: SystemTime::now(),
+        replay_grace_end: Instant::now() + REPLAY_GRACE,
     }
 }
 

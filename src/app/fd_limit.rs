@@ -1,40 +1,73 @@
-//! The limit on connections that follows from the limit on file descriptors.
+//! The limits on connections that follow from the limit on file descriptors.
+//!
+//! The sum of all connections that clients may open leaves the relay the descriptors that it needs
+//! itself: the store opens its files again and again, upstreams and webhooks connect.
 //!
 //! May use: `config`.
+
+use std::fs;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::info;
 
 use crate::config::Config;
 
-/// Raises the limit on file descriptors as far as this process may, and returns the limit on
-/// connections of the public listener.
-///
-/// That is `server.max_subscribers` and some more, or what the limit leaves beside the descriptors
-/// that the relay itself needs.
-pub(super) fn max_connections(config: &Config) -> usize {
-    let requested = config.server.max_subscribers.saturating_add(NON_SUBSCRIBER_CONNECTIONS);
-    let Some(files) = raise_descriptor_limit() else { return requested };
-    // An attempt of a webhook is a socket, and so is an upstream.
-    let in_flight: usize = config.webhooks.iter().map(|webhook| webhook.max_in_flight).sum();
-    let budget =
-        connection_budget(files, RESERVED_DESCRIPTORS + config.upstreams.len() + in_flight);
-    if budget < config.server.max_subscribers {
-        info!(
-            open_files = files,
-            connections = budget,
-            max_subscribers = config.server.max_subscribers,
-            "the limit on open files leaves room for fewer subscribers than \
-             server.max_subscribers; raise it (ulimit -n, LimitNOFILE)"
-        );
-    }
-    requested.min(budget)
+/// Connections that the listeners accept at one time.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct DescriptorPlan {
+    /// The limit on descriptors, if there is one.
+    files: Option<usize>,
+    /// Connections that the public listener serves.
+    pub(super) public: usize,
+    /// Further ones that it answers 503.
+    pub(super) over_limit: usize,
+    /// Connections of the admin listener, and as many of the probe listener.
+    pub(super) operators: usize,
 }
 
-/// Returns what a limit of `files` leaves to connections. Where the limit is far too low, they get
-/// half of it.
-fn connection_budget(files: usize, reserved: usize) -> usize {
-    files.saturating_sub(reserved).max(files / 2)
+impl DescriptorPlan {
+    /// Raises the limit on file descriptors as far as this process may, and divides it.
+    ///
+    /// The public listener gets `server.max_subscribers` and some more, or what the limit leaves.
+    pub(super) fn new(config: &Config) -> Self {
+        let requested = config.server.max_subscribers.saturating_add(NON_SUBSCRIBER_CONNECTIONS);
+        // An attempt of a webhook is a socket, and so is an upstream.
+        let in_flight: usize = config.webhooks.iter().map(|webhook| webhook.max_in_flight).sum();
+        let own = OWN_DESCRIPTORS.max(open_descriptors() + LATER_DESCRIPTORS);
+        let own = own.saturating_add(config.upstreams.len()).saturating_add(in_flight);
+        Self::divide(raise_descriptor_limit(), own, requested)
+    }
+
+    /// Divides the descriptors that `own` leaves. Where the limit is far too low, connections get a
+    /// quarter of it.
+    fn divide(files: Option<usize>, own: usize, requested: usize) -> Self {
+        let for_clients =
+            files.map_or(usize::MAX, |files| files.saturating_sub(own).max(files / 4));
+        let operators = (for_clients / 8).clamp(1, MAX_OPERATOR_CONNECTIONS);
+        let over_limit = (for_clients / 8).min(MAX_OVER_LIMIT_CONNECTIONS);
+        let public = for_clients.saturating_sub(2 * operators + over_limit).clamp(1, requested);
+        Self { files, public, over_limit, operators }
+    }
+
+    /// Reports a limit that leaves room for fewer subscribers than configured.
+    pub(super) fn report(&self, max_subscribers: usize) {
+        if let Some(files) = self.files
+            && self.public < max_subscribers
+        {
+            info!(
+                open_files = files,
+                connections = self.public,
+                max_subscribers,
+                "the limit on open files leaves room for fewer subscribers than \
+                 server.max_subscribers; raise it (ulimit -n, LimitNOFILE)"
+            );
+        }
+    }
+}
+
+/// Returns the number of descriptors that are open; 0 where the system does not tell.
+fn open_descriptors() -> usize {
+    fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
 }
 
 /// Raises the soft limit to the hard limit, and returns it; `None` means no limit.
@@ -54,21 +87,49 @@ fn raise_descriptor_limit() -> Option<usize> {
 /// new subscribers that are answered 503 for lack of a permit.
 const NON_SUBSCRIBER_CONNECTIONS: usize = 1024;
 
-/// The store's files, the runtimes, the other listeners and their clients, and the connections
-/// beyond the limit that are answered 503.
-const RESERVED_DESCRIPTORS: usize = 128 + 2 * MAX_ADMIN_CONNECTIONS;
+/// Descriptors for the store's files, the runtimes and the listeners, on a machine of a few
+/// processors, with a margin.
+const OWN_DESCRIPTORS: usize = 128;
+
+/// Descriptors beyond those that are open when the listeners start, on a machine of many
+/// processors, each of which has a runtime: the store's readers, checkpoints and syncs, another
+/// copy of the store when it is set aside, name look-ups, files that a reload reads.
+const LATER_DESCRIPTORS: usize = 64;
 
 /// Connections at one time to each of the admin and probe listeners.
-pub(super) const MAX_ADMIN_CONNECTIONS: usize = 256;
+const MAX_OPERATOR_CONNECTIONS: usize = 320;
+
+/// Connections that are being answered 503 at one time.
+const MAX_OVER_LIMIT_CONNECTIONS: usize = 64;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const REQUESTED: usize = 101_024;
+
     #[test]
-    fn the_relay_itself_keeps_its_files_unless_there_are_hardly_any() {
-        assert_eq!(connection_budget(1_048_576, 300), 1_048_276);
-        assert_eq!(connection_budget(400, 300), 200);
-        assert_eq!(connection_budget(usize::MAX, 300), usize::MAX - 300);
+    fn the_relay_itself_keeps_its_files_whatever_clients_open() {
+        for files in [256, 257, 400, 1024, 65_536, 1_048_576, usize::MAX] {
+            let plan = DescriptorPlan::divide(Some(files), 150, REQUESTED);
+            let sum = plan.public + plan.over_limit + 2 * plan.operators;
+            assert!(sum <= files - 150, "{files}: {plan:?}");
+            assert!(sum == files - 150 || plan.public == REQUESTED, "{files}: {plan:?}");
+        }
+    }
+
+    #[test]
+    fn a_limit_that_is_far_too_low_is_shared_and_none_is_no_bound() {
+        let plan = |files, public, over_limit, operators| DescriptorPlan {
+            files,
+            public,
+            over_limit,
+            operators,
+        };
+        let divide = |files| DescriptorPlan::divide(files, 150, REQUESTED);
+        assert_eq!(divide(Some(64)), plan(Some(64), 10, 2, 2));
+        assert_eq!(divide(Some(0)), plan(Some(0), 1, 0, 1));
+        assert_eq!(divide(Some(256)), plan(Some(256), 67, 13, 13));
+        assert_eq!(divide(None), plan(None, REQUESTED, 64, 320));
     }
 }

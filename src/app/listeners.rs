@@ -5,22 +5,22 @@
 //!
 //! May use: `config`, `http`, `metrics`, `net`, `timer_wheel`.
 
-use std::{io, sync::Arc, thread};
+use std::{io, sync::Arc, thread, time::Duration};
 
 use tokio::task::JoinSet;
 use tracing::error;
 
 use super::{
     certificate::ServedCertificate,
-    fd_limit,
+    fd_limit::DescriptorPlan,
     routes::ListenerRoutes,
     stop::{StopTokens, join_all},
 };
 use crate::{
     config::{Config, ServerConfig},
-    http::Relay,
+    http::{Relay, admin::operator_stream::MAX_OPERATOR_TAILS},
     metrics::ShedReason,
-    net::{self, BindError, ConnectionSettings, Listener, ShedConnection},
+    net::{self, BindError, ConnectionSettings, ConnectionShares, Listener, ShedConnection},
     timer_wheel::TimerWheel,
 };
 
@@ -60,10 +60,15 @@ pub(super) fn serve_public(
     stop: &StopTokens,
 ) -> impl Future<Output = ()> + use<> {
     let routes = listener_routes.public.clone();
+    let plan = DescriptorPlan::new(config);
+    plan.report(config.server.max_subscribers);
     let settings = ConnectionSettings {
-        max_connections: fd_limit::max_connections(config),
+        first_byte_timeout: config.server.head_timeout,
+        max_connections: plan.public,
+        max_over_limit: plan.over_limit,
+        shares: None,
         tls: certificate.map(|certificate| Arc::clone(certificate.tls())),
-        ..connection_settings(config, &relay.wheel)
+        ..operator_settings(config, &plan, &relay.wheel)
     };
     let no_descriptor = relay.metrics.shed(ShedReason::NoFileDescriptor);
     let over_limit = relay.metrics.shed(ShedReason::MaxConnections);
@@ -96,7 +101,8 @@ pub(super) fn start_admin(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut listeners = vec![(admin, routes.admin.clone())];
     listeners.extend(probe.map(|probe| (probe, routes.probe.clone())));
-    let (settings, wheel) = (connection_settings(config, wheel), Arc::clone(wheel));
+    let settings = operator_settings(config, &DescriptorPlan::new(config), wheel);
+    let wheel = Arc::clone(wheel);
     let stop_admin = stop.admin.clone();
     // Cancelled when the thread ends for any reason, a panic included.
     let ended = stop.admin_ended.clone().drop_guard();
@@ -124,12 +130,48 @@ pub(super) fn start_admin(
 }
 
 /// Returns the settings for operators' connections; TLS is for the public listener only.
-fn connection_settings(config: &Config, wheel: &Arc<TimerWheel>) -> ConnectionSettings {
+fn operator_settings(
+    config: &Config,
+    plan: &DescriptorPlan,
+    wheel: &Arc<TimerWheel>,
+) -> ConnectionSettings {
     ConnectionSettings {
         head_timeout: config.server.head_timeout,
         write_timeout: config.server.write_timeout,
         wheel: Arc::clone(wheel),
-        max_connections: fd_limit::MAX_ADMIN_CONNECTIONS,
+        first_byte_timeout: config.server.head_timeout.min(OPERATOR_FIRST_BYTE_TIMEOUT),
+        max_connections: plan.operators,
+        max_over_limit: 0,
+        shares: Some(operator_shares(plan.operators)),
         tls: None,
+    }
+}
+
+/// Divides the connections of the admin or the probe listener.
+///
+/// Probes, scrapers and consoles need a few for each address, and operator streams keep theirs.
+fn operator_shares(connections: usize) -> ConnectionShares {
+    let exempt = (connections / 5).min(MAX_OPERATOR_TAILS);
+    let total = connections - exempt;
+    let per_address = (total / 4).max(MIN_OPERATOR_SHARE).min(total);
+    ConnectionShares { total, per_address, exempt }
+}
+
+/// Time for the first byte on the admin and probe listeners: their clients connect to ask at once.
+const OPERATOR_FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Connections of one address on a listener that has hardly any: a browser opens six.
+const MIN_OPERATOR_SHARE: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_has_a_quarter_of_an_operators_listener_and_streams_a_fifth() {
+        let shares = |total, per_address, exempt| ConnectionShares { total, per_address, exempt };
+        assert_eq!(operator_shares(320), shares(256, 64, 64));
+        assert_eq!(operator_shares(15), shares(12, 8, 3));
+        assert_eq!(operator_shares(4), shares(4, 4, 0));
     }
 }

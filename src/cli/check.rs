@@ -1,11 +1,14 @@
 //! `check`: validates a configuration, and prints it with defaults and overrides.
 //!
-//! May use: `config`.
+//! May use: `config`, `printable`.
 
 use std::path::PathBuf;
 
 use super::{CliError, print_line};
-use crate::config::{AllowAnonymous, Config, Environment};
+use crate::{
+    config::{AllowAnonymous, Config, Environment},
+    printable::without_hidden,
+};
 
 /// Validate a configuration, and print the effective one with masked secrets.
 #[derive(Debug, clap::Args)]
@@ -33,5 +36,6 @@ pub(super) fn run(args: &CheckArgs) -> Result<(), CliError> {
         }
         return Ok(());
     }
-    print_line(config.to_masked_toml().trim_end())
+    // The values may come from the environment, and keys may be read from files of others.
+    print_line(&without_hidden(config.to_masked_toml().trim_end()))
 }

@@ -1,10 +1,10 @@
 //! Reasons for which a command fails, with its exit code and its message.
 //!
-//! May use: `app`, `config`, `error_chain`.
+//! May use: `app`, `config`, `error_chain`, `printable`.
 
 use std::{io, process::ExitCode};
 
-use crate::{app::AppError, config::Findings, error_chain::error_chain};
+use crate::{app::AppError, config::Findings, error_chain::error_chain, printable::printable_line};
 
 /// Reason for which a command fails.
 #[derive(Debug, thiserror::Error)]
@@ -43,8 +43,11 @@ impl CliError {
         }
     }
 
-    /// Returns the error with its causes in one line, and findings in a line each.
+    /// Returns the error with its causes in one line, and findings in a line each. Control
+    /// characters are escaped: the text may be that of a server.
     pub(super) fn message(&self) -> String {
-        format!("autoplay-relay: {}", error_chain(self))
+        let text = error_chain(self);
+        let lines: Vec<_> = text.split('\n').map(printable_line).collect();
+        format!("autoplay-relay: {}", lines.join("\n"))
     }
 }

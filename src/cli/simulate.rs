@@ -145,7 +145,10 @@ impl BackgroundServer {
             head_timeout: SIMULATED_SOCKET_TIMEOUT,
             write_timeout: SIMULATED_SOCKET_TIMEOUT,
             wheel: Arc::clone(&wheel),
+            first_byte_timeout: SIMULATED_SOCKET_TIMEOUT,
             max_connections: usize::MAX,
+            max_over_limit: 0,
+            shares: None,
             tls: None,
         };
         let mut tasks = JoinSet::new();

@@ -1,6 +1,6 @@
 //! `tail`: prints a stream, reconnects and resumes.
 //!
-//! May use: `config`, `error_chain`, `outbound`, `sse`, `upstream`.
+//! May use: `config`, `error_chain`, `outbound`, `printable`, `sse`, `upstream`.
 
 use std::{num::NonZeroU64, time::Duration};
 
@@ -16,6 +16,7 @@ use crate::{
         client::{EventStreamClient, OpenError, StreamTarget},
         event_stream::EventStream,
     },
+    printable::{printable_line, without_hidden},
     sse::{Decoded, Frame},
     upstream::backoff::Backoff,
 };
@@ -161,7 +162,8 @@ fn json_line(frame: &Frame) -> String {
         Err(_) if frame.data.is_empty() => Value::Null.to_string(),
         Err(_) => Value::String(text(&frame.data)).to_string(),
     };
-    format!(r#"{{"id":{id},"event":{},"data":{data}}}"#, Value::String(event))
+    let line = format!(r#"{{"id":{id},"event":{},"data":{data}}}"#, Value::String(event));
+    without_hidden(&line).into_owned()
 }
 
 /// Returns time, type, session and a summary of the event; [`None`] for a heartbeat.
@@ -170,7 +172,7 @@ fn readable_line(frame: &Frame) -> Option<String> {
         return None;
     }
     let Ok(data) = serde_json::from_slice::<Value>(&frame.data) else {
-        return Some(format!("? {}", strip_control_chars(&String::from_utf8_lossy(&frame.data))));
+        return Some(format!("? {}", printable_line(&String::from_utf8_lossy(&frame.data))));
     };
     let field = |name: &str| data.get(name).and_then(Value::as_str).unwrap_or("-");
     let kind = field("type");
@@ -193,15 +195,10 @@ fn readable_line(frame: &Frame) -> Option<String> {
     let time = humantime::format_rfc3339_seconds(std::time::SystemTime::now());
     Some(format!(
         "{time}  {:<16}  {:<20}  {}",
-        strip_control_chars(kind),
-        strip_control_chars(field("session_id")),
-        strip_control_chars(&detail)
+        printable_line(kind),
+        printable_line(field("session_id")),
+        printable_line(&detail)
     ))
-}
-
-/// Returns text of a remote peer without control characters, which a terminal would interpret.
-fn strip_control_chars(text: &str) -> String {
-    text.chars().map(|character| if character.is_control() { ' ' } else { character }).collect()
 }
 
 fn with_filter_query(url: &Uri, sessions: &[String], kinds: &[String]) -> Result<Uri, CliError> {

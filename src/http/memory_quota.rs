@@ -4,7 +4,7 @@
 //! request that finds no units left waits a moment, in order of arrival; a client that stalls holds
 //! up the requests of its own address only.
 //!
-//! May use: no other module.
+//! May use: `client_address`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::client_address::{AddressBlock, ClientAddress};
+use crate::client_address::{AddressBlock, ClientAddress};
 
 /// Quota of pages that are in memory at one time. One unit is one page.
 #[derive(Clone, Debug)]

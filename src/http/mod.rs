@@ -8,15 +8,15 @@
 //! admin/    admin API, operator tails, console
 //! state     what public routes share: Relay, Product      admission   limits, permits
 //! problem   problem details      memory_quota   shares per address      host_guard   Host checks
-//! client_address   one spelling, blocks for limits       refusals   counted, logged once a minute
-//! query     names in a query     methods        lists of methods      request_head Host, lengths
+//! query     names in a query     methods        lists of methods      request_head Host, framing
+//! refusals  counted, logged once a minute       bounded_body   bodies up to a limit
 //! ```
 //!
 //! May use: no other module.
 
 pub(crate) mod admin;
 pub(crate) mod admission;
-pub(crate) mod client_address;
+mod bounded_body;
 pub(crate) mod host_guard;
 pub(crate) mod memory_quota;
 mod methods;

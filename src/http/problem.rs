@@ -66,6 +66,16 @@ impl Problem {
         }
     }
 
+    /// Returns the 400 of a body that cannot be read to its end.
+    pub(crate) fn malformed_body() -> Self {
+        Self::bad_request("the body breaks off, or its chunks are malformed")
+    }
+
+    /// Returns the 408 of a body that takes too long.
+    pub(crate) fn late_body() -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")
+    }
+
     /// Returns the 414 of a target over its bound.
     pub(crate) fn target_too_long() -> Self {
         let detail = "a path and query may have 60 KiB here: for a longer filter open the WebSocket \

@@ -5,7 +5,7 @@
 //! one line a minute for an address. A task of its own logs what came after the last line, for a
 //! client that does not come again.
 //!
-//! May use: `metrics`.
+//! May use: `client_address`, `metrics`.
 
 use std::{
     collections::HashMap,
@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::client_address::{AddressBlock, ClientAddress};
+use crate::client_address::{AddressBlock, ClientAddress};
 use crate::metrics::{
     Metrics,
     RefusalReason::{self, BadCredential, NoCredential, NotAllowed},

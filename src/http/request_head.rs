@@ -1,10 +1,11 @@
-//! Checks of a request's head that come before all others: `Host`, and the lengths.
+//! Checks of a request's head that come before all others: framing, `Host`, and the lengths.
 //!
 //! In: requests of every listener. Out: the requests whose head is unambiguous. A proxy and the
 //! relay that take different hosts from one request would route it differently, so a request
-//! without one clear host is refused before any other check (RFC 9112, section 3.2).
+//! without one clear host is refused before any other check (RFC 9112, section 3.2), and so is one
+//! whose body they could delimit differently (section 6.1).
 //!
-//! May use: no other module.
+//! May use: `net`.
 
 use std::net::Ipv6Addr;
 
@@ -19,6 +20,7 @@ use hyper::{
 };
 
 use super::problem::Problem;
+use crate::net::AmbiguousFraming;
 
 /// Passes a request on unless its head is refused, as a middleware.
 pub(in crate::http) async fn check(request: Request, next: Next) -> Response {
@@ -28,15 +30,28 @@ pub(in crate::http) async fn check(request: Request, next: Next) -> Response {
     }
 }
 
-/// Returns the answer to a request whose head is refused: 400 for a bad `Host`, 414 for a target
-/// that is too long, 431 for a method or fields that are. The connection closes after it, so
-/// that the relay reads nothing after such a head.
+/// Returns the answer to a request whose head is refused: 400 for ambiguous framing and for a bad
+/// `Host`, 414 for a target that is too long, 431 for a method or fields that are. The connection
+/// closes after it, so that the relay reads nothing after such a head.
 pub(in crate::http) fn refusal(request: &Request) -> Option<Response> {
-    let problem = verify_host(request).and_then(|()| verify_lengths(request)).err()?;
+    let problem = verify_framing(request)
+        .and_then(|()| verify_host(request))
+        .and_then(|()| verify_lengths(request))
+        .err()?;
     let mut response = problem.into_response();
     // Over HTTP/2 hyper drops the field.
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     Some(response)
+}
+
+fn verify_framing(request: &Request) -> Result<(), Problem> {
+    match request.extensions().get::<AmbiguousFraming>() {
+        None => Ok(()),
+        Some(AmbiguousFraming) => Err(Problem::bad_request(
+            "the end of the body is not clear: send a Content-Length, or the one transfer coding \
+             chunked, and not both",
+        )),
+    }
 }
 
 fn verify_host(request: &Request) -> Result<(), Problem> {

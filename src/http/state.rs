@@ -2,9 +2,11 @@
 //!
 //! In: a request's path, query and headers. Out: a grant and a product, or the problem to answer.
 //!
-//! May use: `auth`, `config`, `event`, `feed`, `metrics`, `net`, `shard`, `store`, `timer_wheel`.
+//! May use: `auth`, `client_address`, `config`, `event`, `feed`, `log`, `metrics`, `net`, `shard`,
+//! `store`, `timer_wheel`.
 
 use std::{
+    collections::BTreeSet,
     net::IpAddr,
     sync::{
         Arc,
@@ -20,7 +22,6 @@ use prometheus::IntCounter;
 
 use super::{
     admission::Subscribers,
-    client_address::ClientAddress,
     memory_quota::{BodyQuota, PageQuota},
     problem::Problem,
     public::{credential::CredentialSources, ws::message::WsMessageCache},
@@ -28,9 +29,11 @@ use super::{
 };
 use crate::{
     auth::{Access, Denial, Grant},
+    client_address::ClientAddress,
     config::{Network, Permission},
     event::ProductId,
     feed::Feed,
+    log::Log,
     metrics::{Metrics, RefusalReason, ShedReason},
     net::Connection,
     shard::ShardPlacement,
@@ -143,11 +146,22 @@ impl Relay {
         if is_served { Ok(()) } else { Err(Problem::not_found("no such product")) }
     }
 
-    /// Returns whether some history is not available yet: a store file is being checked, or an
-    /// upstream relay is still replaying.
-    pub(in crate::http) fn is_recovering(&self) -> bool {
-        let is_checking = self.store.as_ref().is_some_and(|store| store.is_recovering());
-        is_checking || self.products.iter().any(|product| product.feed.log.is_recovering())
+    /// Returns whether a store file is being checked, so that its history is not available yet.
+    pub(in crate::http) fn is_checking_store(&self) -> bool {
+        self.store.as_ref().is_some_and(|store| store.is_recovering())
+    }
+
+    /// Returns whether the first replay of an upstream relay, to an empty log, is not over.
+    pub(in crate::http) fn is_receiving_history(&self) -> bool {
+        self.products.iter().any(|product| product.feed.log.is_recovering())
+    }
+
+    /// Returns the products whose upstream relay has not ended its replay, by name.
+    pub(in crate::http) fn replaying_products(&self) -> BTreeSet<ProductId> {
+        let is_replaying = |log: &Log| log.is_recovering() || log.is_replaying();
+        let products = self.products.iter();
+        let replaying = products.filter(|product| is_replaying(&product.feed.log));
+        replaying.map(|product| product.feed.id.clone()).collect()
     }
 
     /// Returns whether the store persists less than the configuration promises.

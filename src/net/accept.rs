@@ -9,7 +9,6 @@ use std::{
     convert::Infallible,
     io,
     mem::MaybeUninit,
-    net::SocketAddr,
     pin::Pin,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -17,7 +16,7 @@ use std::{
 
 use axum::Router;
 use hyper::{
-    HeaderMap, Request, StatusCode,
+    HeaderMap, Request, StatusCode, Version,
     body::Incoming,
     header::{CONNECTION, HeaderValue, TRANSFER_ENCODING},
     service::service_fn,
@@ -27,6 +26,7 @@ use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest},
     net::{TcpListener, TcpStream},
+    task::yield_now,
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -39,12 +39,14 @@ use super::{
     deadline_socket::DeadlineSocket,
     detach::ConnectionState,
     detached::Detachable,
+    displacement::{ConnectionTable, Place},
     http1,
     http2::{self, Http2Connection},
     listener::Listener,
     open_streams::OpenStreams,
     refused_head::RefusalIo,
     request_body::UnreadBody,
+    request_framing::AmbiguousFraming,
     routes::{ConnectionSettings, Routes},
     stream_deadline::DeadlineExecutor,
     tls::{self, ReloadableTls},
@@ -67,22 +69,32 @@ pub(crate) async fn serve(
     on_shed: impl Fn(ShedConnection),
 ) -> io::Result<()> {
     let listener = TcpListener::from_std(listener.socket)?;
-    let connection_limit = ConnectionLimit::new(settings.max_connections);
+    let connection_limit = ConnectionLimit::new(settings.max_connections, settings.max_over_limit);
+    let table = settings.shares.map(ConnectionTable::new);
     let mut reserve = ReserveDescriptor::new();
     let server = Arc::new(ConnectionServer { routes, settings, tasks: Arc::default() });
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         match accepted {
-            Ok((stream, peer)) => match connection_limit.try_acquire() {
-                Some((permit, is_over_limit)) => {
-                    let socket = AcceptedSocket { stream, permit };
-                    server.tasks.tracker.spawn(Arc::clone(&server).serve_peer(
-                        socket,
-                        peer,
-                        is_over_limit,
-                    ));
+            Ok((stream, peer)) => {
+                let state = Arc::new(ConnectionState::new(&server.settings.wheel));
+                let place = table.as_ref().map(|table| table.admit(peer.ip(), &state));
+                if place.is_some() {
+                    // The connection that gave way ends, and returns its permit. And the tasks of
+                    // earlier connections run, so that none of them has to give way before its
+                    // request was looked for.
+                    yield_now().await;
                 }
-                None => on_shed(ShedConnection::MaxConnections),
-            },
+                match connection_limit.try_acquire() {
+                    Some((permit, is_over_limit)) => {
+                        let socket = AcceptedSocket { stream, permit };
+                        let tasks = Arc::clone(&server.tasks);
+                        let connection = Connection { peer, state, is_over_limit, tasks };
+                        let serving = Arc::clone(&server).serve_peer(socket, connection, place);
+                        server.tasks.tracker.spawn(serving);
+                    }
+                    None => on_shed(ShedConnection::MaxConnections),
+                }
+            }
             // ECONNABORTED: the peer reset the connection while it was in the accept queue. That is
             // no fault of this process, and the next connection may be waiting, so the loop does
             // not sleep.
@@ -160,17 +172,21 @@ impl ConnectionServer {
     async fn serve_peer(
         self: Arc<Self>,
         socket: AcceptedSocket,
-        peer: SocketAddr,
-        is_over_limit: bool,
+        connection: Connection,
+        place: Option<Place>,
     ) {
-        let state = Arc::new(ConnectionState::new(&self.settings.wheel));
-        let tasks = Arc::clone(&self.tasks);
-        let connection = Connection { peer, state, is_over_limit, tasks };
-        let ended = match &self.settings.tls {
-            None => self.serve_plain(socket, connection).await,
-            // Boxed: the future of a TLS connection is much the larger of the two, and a task has
-            // the size of its largest branch, so each connection without TLS would pay for it.
-            Some(tls) => Box::pin(self.serve_tls(tls, socket, connection)).await,
+        let ended = match (&self.settings.tls, &place) {
+            (None, None) => self.serve_plain(socket, connection).await,
+            // Boxed: a task has the size of its largest branch, so each of the public listener's
+            // connections without TLS would pay for the other branches.
+            (None, Some(place)) => {
+                Box::pin(place.run(self.serve_plain(socket, connection))).await.unwrap_or(Ok(()))
+            }
+            (Some(tls), None) => Box::pin(self.serve_tls(tls, socket, connection)).await,
+            (Some(tls), Some(place)) => {
+                let serving = place.run(self.serve_tls(tls, socket, connection));
+                Box::pin(serving).await.unwrap_or(Ok(()))
+            }
         };
         if let Err(error) = ended {
             debug!(%error, "connection ended");
@@ -183,7 +199,7 @@ impl ConnectionServer {
         socket: AcceptedSocket,
         connection: Connection,
     ) -> Result<(), hyper::Error> {
-        let first_bytes = timeout(self.settings.head_timeout, speaks_http2(&socket.stream));
+        let first_bytes = timeout(self.settings.first_byte_timeout, speaks_http2(&socket.stream));
         let Some(Ok(Ok(is_http2))) = self.tasks.shutdown.run_until_graceful(first_bytes).await
         else {
             return Ok(());
@@ -205,7 +221,7 @@ impl ConnectionServer {
         let shutdown = &self.tasks.shutdown;
         // Before the first byte a connection costs its socket and no TLS session.
         let first_byte =
-            timeout(self.settings.head_timeout, async { socket.stream.peek(&mut [0]).await });
+            timeout(self.settings.first_byte_timeout, async { socket.stream.peek(&mut [0]).await });
         let Some(Ok(Ok(1))) = shutdown.run_until_graceful(first_byte).await else {
             return Ok(());
         };
@@ -317,7 +333,8 @@ async fn wait_for_more_than(stream: &TcpStream, seen: usize) -> io::Result<()> {
     }
 }
 
-/// Passes a request to the router in force, with its connection among the extensions.
+/// Passes a request to the router in force, with its connection among the extensions, and with
+/// [`AmbiguousFraming`] where that holds: the router refuses such a request.
 async fn dispatch(
     mut router: Router,
     connection: Connection,
@@ -326,12 +343,22 @@ async fn dispatch(
     // Relaxed: a flag that publishes no other memory. A reader that sees it late checks again at
     // its next alarm.
     connection.state.has_request.store(true, Ordering::Relaxed);
-    let is_ambiguous = ambiguous_framing(request.headers());
-    let (mut request, unread) = UnreadBody::observe(request, &connection);
+    let (number, is_contradictory) = match request.version() < Version::HTTP_2 {
+        true => connection.state.framing.begin_request(),
+        false => (0, false),
+    };
+    let is_ambiguous = is_contradictory || ambiguous_coding(request.headers());
+    let (mut request, unread) = UnreadBody::observe(request, &connection, number);
+    if is_ambiguous {
+        request.extensions_mut().insert(AmbiguousFraming);
+    }
+    let state = Arc::clone(&connection.state);
+    let running = state.activity.begin_request(state.forced_close.wheel());
     request.extensions_mut().insert(connection);
     let mut result = router.call(request).await;
+    drop(running);
     let is_unread = unread.is_some_and(UnreadBody::settle);
-    // The request is answered, but later bytes on this connection are neither trusted nor read.
+    // Later bytes on this connection are neither trusted nor read.
     if let Ok(response) = &mut result {
         // `Connection: upgrade` belongs to the 101.
         let is_upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS;
@@ -342,12 +369,12 @@ async fn dispatch(
     result
 }
 
-/// Returns whether a proxy in front may have framed the body differently (request smuggling).
+/// Returns whether a request has other transfer codings than one `chunked`, by which a proxy in
+/// front may have framed the body differently (RFC 9112, section 6.1).
 ///
-/// Such a proxy may take what follows on the connection as part of the body. hyper takes the last
-/// of several transfer codings, and handles a length beside a coding itself (RFC 9112, section
-/// 6.1).
-fn ambiguous_framing(headers: &HeaderMap) -> bool {
+/// Such a proxy may take what follows on the connection as part of the body. hyper looks at the
+/// last of several transfer codings alone.
+fn ambiguous_coding(headers: &HeaderMap) -> bool {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let is_plain =
         codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));

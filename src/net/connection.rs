@@ -57,6 +57,11 @@ impl Connection {
         Body::new(DetachingBody { first: Some(first), state: Arc::clone(&self.state) })
     }
 
+    /// Exempts the connection from giving way to newcomers, for a stream that is to last.
+    pub(crate) fn exempt_from_displacement(&self) {
+        self.state.activity.exempt();
+    }
+
     /// Returns the forced-close deadline of the running exchange.
     ///
     /// On HTTP/2, where `stream` is given, the deadline is that of the stream alone; on HTTP/1.1 it

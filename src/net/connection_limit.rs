@@ -44,16 +44,12 @@ impl ConnectionPermit {
 }
 
 impl ConnectionLimit {
-    /// Admits `max_connections`, and up to [`MAX_OVER_LIMIT_CONNECTIONS`] more that are only
-    /// answered 503.
-    pub(super) fn new(max_connections: usize) -> Self {
+    /// Admits `max_connections`, and up to `max_over_limit` more that are only answered 503.
+    pub(super) fn new(max_connections: usize, max_over_limit: usize) -> Self {
         // `Semaphore::new` panics above MAX_PERMITS, and the limit comes from the configuration.
         let semaphore =
             |permits: usize| Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS)));
-        Self {
-            within_limit: semaphore(max_connections),
-            over_limit: semaphore(MAX_OVER_LIMIT_CONNECTIONS),
-        }
+        Self { within_limit: semaphore(max_connections), over_limit: semaphore(max_over_limit) }
     }
 
     /// Returns a permit, and whether it is one beyond the limit; `None` if those are taken, too.
@@ -96,10 +92,6 @@ impl ReserveDescriptor {
     }
 }
 
-/// Connections that are being answered 503 at one time. They cost descriptors, which
-/// `app/fd_limit.rs` reserves.
-const MAX_OVER_LIMIT_CONNECTIONS: usize = 64;
-
 /// A file that can be opened without waiting and without reading anything.
 const DEV_NULL: &str = "/dev/null";
 
@@ -109,14 +101,13 @@ mod tests {
 
     #[test]
     fn beyond_the_limit_a_few_connections_get_a_permit_and_others_none_until_a_permit_returns() {
-        let connection_limit = ConnectionLimit::new(2);
+        let connection_limit = ConnectionLimit::new(2, 3);
         let over_limit_flag = |acquired: &Option<(ConnectionPermit, bool)>| {
             acquired.as_ref().map(|(_, is_surplus)| *is_surplus)
         };
         let mut regular: Vec<_> = (0..2).map(|_| connection_limit.try_acquire()).collect();
         assert!(regular.iter().all(|permit| over_limit_flag(permit) == Some(false)));
-        let surplus: Vec<_> =
-            (0..MAX_OVER_LIMIT_CONNECTIONS).map(|_| connection_limit.try_acquire()).collect();
+        let surplus: Vec<_> = (0..3).map(|_| connection_limit.try_acquire()).collect();
         assert!(surplus.iter().all(|permit| over_limit_flag(permit) == Some(true)));
         assert!(connection_limit.try_acquire().is_none());
         regular.pop();

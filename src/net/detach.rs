@@ -31,8 +31,8 @@ use bytes::Bytes;
 use http_body::Frame;
 
 use super::{
-    connection_limit::AcceptedSocket, forced_close::ForcedClose, lingering_close::UnreadMark,
-    tls::TlsSession,
+    activity::ConnectionActivity, connection_limit::AcceptedSocket, forced_close::ForcedClose,
+    lingering_close::UnreadMark, request_framing::FramingNotes, tls::TlsSession,
 };
 use crate::timer_wheel::TimerWheel;
 
@@ -48,6 +48,8 @@ pub(crate) struct ConnectionState {
     pub(super) lingers: AtomicBool,
     /// The last request was answered before its head or body was read to the end.
     pub(super) unread_body: UnreadMark,
+    pub(super) framing: FramingNotes,
+    pub(super) activity: ConnectionActivity,
     /// The listener is shutting down.
     pub(super) is_shutting_down: AtomicBool,
     pub(super) detach: DetachState,
@@ -61,6 +63,8 @@ impl ConnectionState {
             stalled: AtomicBool::default(),
             lingers: AtomicBool::default(),
             unread_body: UnreadMark::default(),
+            framing: FramingNotes::default(),
+            activity: ConnectionActivity::default(),
             is_shutting_down: AtomicBool::default(),
             detach: DetachState::default(),
             forced_close: ForcedClose::new(wheel),

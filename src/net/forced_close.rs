@@ -32,6 +32,11 @@ pub(crate) struct ForcedClose {
 }
 
 impl ForcedClose {
+    /// Returns the timer of the connection.
+    pub(super) fn wheel(&self) -> &TimerWheel {
+        &self.wheel
+    }
+
     /// Creates a deadline that is not set.
     pub(crate) fn new(wheel: &Arc<TimerWheel>) -> Arc<Self> {
         Arc::new(Self {

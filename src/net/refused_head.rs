@@ -2,7 +2,8 @@
 //!
 //! In: the bytes that hyper reads and writes on one connection. Out: the same bytes, but a refusal
 //! of hyper's own, which has no body, becomes a problem (RFC 9457). hyper writes it before there is
-//! a request, so no router can answer instead, and it has no hook for its form.
+//! a request, so no router can answer instead, and it has no hook for its form. The bytes read are
+//! shown to `request_framing`.
 //!
 //! May use: no other module.
 
@@ -18,46 +19,22 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
     connection_limit::AcceptedSocket, detach::ConnectionState, detached::Detachable,
-    tls::TlsSession,
+    request_framing::RequestFraming, tls::TlsSession,
 };
 
 /// Transport of an HTTP/1.1 connection, between hyper and the socket.
 #[derive(Debug)]
 pub(super) struct RefusalIo<I> {
     io: I,
-    progress: RequestLine,
+    framing: RequestFraming,
     /// Unwritten rest of the problem that replaces hyper's refusal.
     problem: Bytes,
     state: Arc<ConnectionState>,
 }
 
-/// Progress in the first line of the head that is being read.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum RequestLine {
-    Method { is_empty: bool },
-    Target,
-    Passed,
-}
-
-impl RequestLine {
-    const START: Self = Self::Method { is_empty: true };
-
-    fn advance(self, bytes: &[u8]) -> Self {
-        bytes.iter().fold(self, |line, byte| match (line, byte) {
-            (Self::Passed, _) => Self::Passed,
-            // Empty lines before a request are skipped (RFC 9112, section 2.2).
-            (Self::Method { is_empty: true }, b'\r' | b'\n') => line,
-            (_, b'\n') => Self::Passed,
-            (Self::Method { .. }, b' ') => Self::Target,
-            (Self::Method { .. }, _) => Self::Method { is_empty: false },
-            (Self::Target, _) => Self::Target,
-        })
-    }
-}
-
 impl<I> RefusalIo<I> {
     pub(super) fn new(io: I, state: Arc<ConnectionState>) -> Self {
-        Self { io, progress: RequestLine::START, problem: Bytes::new(), state }
+        Self { io, framing: RequestFraming::new(), problem: Bytes::new(), state }
     }
 
     /// Returns the transport below.
@@ -68,7 +45,7 @@ impl<I> RefusalIo<I> {
     /// Replaces a refusal of hyper's own by a problem, which is written instead.
     fn intercept(&mut self, bytes: &[u8]) {
         if self.problem.is_empty()
-            && let Some(problem) = problem_instead_of(bytes, self.progress)
+            && let Some(problem) = problem_instead_of(bytes, self.framing.is_in_target())
         {
             self.problem = problem;
             // hyper stops in the midst of the head, or before a body that it cannot delimit: the
@@ -109,10 +86,9 @@ impl<I: AsyncRead + Unpin> AsyncRead for RefusalIo<I> {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.io).poll_read(context, buffer);
-        if self.progress != RequestLine::Passed {
-            let new = buffer.filled().get(before..).unwrap_or_default();
-            self.progress = self.progress.advance(new);
-        }
+        let this = &mut *self;
+        let new = buffer.filled().get(before..).unwrap_or_default();
+        this.framing.observe(new, &this.state.framing);
         read
     }
 }
@@ -128,8 +104,6 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for RefusalIo<I> {
             ready!(self.poll_problem(context))?;
             return Poll::Ready(Ok(bytes.len()));
         }
-        // An answer is on its way, so the bytes that are read next begin another head.
-        self.progress = RequestLine::START;
         Pin::new(&mut self.io).poll_write(context, bytes)
     }
 
@@ -146,7 +120,6 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for RefusalIo<I> {
                 return Poll::Ready(Ok(head.len()));
             }
         }
-        self.progress = RequestLine::START;
         Pin::new(&mut self.io).poll_write_vectored(context, slices)
     }
 
@@ -165,7 +138,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for RefusalIo<I> {
 
 /// Returns the problem for a refusal of hyper's own: a whole head of status 400, 414 or 431 that
 /// announces no body and has no type. Every answer of a route has a type.
-fn problem_instead_of(head: &[u8], progress: RequestLine) -> Option<Bytes> {
+fn problem_instead_of(head: &[u8], is_in_target: bool) -> Option<Bytes> {
     if !head.starts_with(b"HTTP/1.") || !head.ends_with(b"\r\n\r\n") {
         return None;
     }
@@ -177,10 +150,10 @@ fn problem_instead_of(head: &[u8], progress: RequestLine) -> Option<Bytes> {
     if !has("content-length: 0") || has("content-type:") {
         return None;
     }
-    let (status, title, detail) = match (status, progress) {
+    let (status, title, detail) = match (status, is_in_target) {
         ("400", _) => (400, "Bad Request", "this is no request of HTTP/1.1"),
         // hyper says so as well when its buffer is full of a target alone.
-        ("414", _) | ("431", RequestLine::Target) => (414, "URI Too Long", TARGET_TOO_LONG),
+        ("414", _) | ("431", true) => (414, "URI Too Long", TARGET_TOO_LONG),
         ("431", _) => (431, "Request Header Fields Too Large", HEAD_TOO_LARGE),
         _ => return None,
     };

@@ -1,13 +1,15 @@
 //! Unread rest of a request's body when the request is answered, over HTTP/1.1.
 //!
 //! A refusal comes before the body is read. A small rest is read and dropped, and the connection
-//! serves the next request. With a large rest, or one of unknown length, the answer says
-//! `Connection: close`, and the socket is closed by `lingering_close`. Over HTTP/2, h2 itself ends
-//! the stream with `RST_STREAM` and `NO_ERROR` behind the answer (RFC 9113, section 8.1).
+//! serves the next request. With a large rest, one of unknown length, or a malformed body, the
+//! answer says `Connection: close`, and the socket is closed by `lingering_close`. Over HTTP/2, h2
+//! itself ends the stream with `RST_STREAM` and `NO_ERROR` behind the answer (RFC 9113, section
+//! 8.1).
 //!
 //! May use: no other module.
 
 use std::{
+    mem,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
@@ -21,13 +23,19 @@ use http_body_util::BodyExt;
 use hyper::{Request, Version, body::Incoming, header::EXPECT};
 use tokio::time::timeout;
 
-use super::connection::Connection;
+use super::{connection::Connection, detach::ConnectionState};
 
 /// Body of a request that passes its unread rest to [`UnreadBody`] when it is dropped.
 struct ObservedBody {
     /// `None` once the end, or an error, was seen.
     incoming: Option<Incoming>,
-    unread: Arc<Mutex<Option<Incoming>>>,
+    outcome: BodyOutcome,
+    shared_outcome: Arc<Mutex<BodyOutcome>>,
+    state: Arc<ConnectionState>,
+    /// Number of the request on its connection.
+    request: u32,
+    /// Bytes of the body that were passed on.
+    received: u64,
 }
 
 impl http_body::Body for ObservedBody {
@@ -40,8 +48,15 @@ impl http_body::Body for ObservedBody {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
         let polled = Pin::new(incoming).poll_frame(context);
-        if matches!(polled, Poll::Ready(None | Some(Err(_)))) {
-            self.incoming = None;
+        if let Poll::Ready(Some(Ok(frame))) = &polled {
+            self.received += frame.data_ref().map_or(0, |data| data.len() as u64);
+        }
+        match &polled {
+            Poll::Ready(None) => self.incoming = None,
+            Poll::Ready(Some(Err(_))) => {
+                (self.incoming, self.outcome) = (None, BodyOutcome::Broken);
+            }
+            Poll::Ready(Some(Ok(_))) | Poll::Pending => {}
         }
         polled
     }
@@ -50,52 +65,90 @@ impl http_body::Body for ObservedBody {
         self.incoming.as_ref().is_none_or(Incoming::is_end_stream)
     }
 
+    /// Returns what `Content-Length` says; of a body in chunks, the rest of the chunks that have
+    /// begun is the lower bound. It grows with each chunk.
     fn size_hint(&self) -> SizeHint {
-        self.incoming.as_ref().map_or_else(|| SizeHint::with_exact(0), Incoming::size_hint)
+        let Some(incoming) = &self.incoming else { return SizeHint::with_exact(0) };
+        let mut hint = incoming.size_hint();
+        if hint.upper().is_none() {
+            let announced = self.state.framing.announced_bytes(self.request);
+            hint.set_lower(hint.lower().max(announced.saturating_sub(self.received)));
+        }
+        hint
     }
 }
 
 impl Drop for ObservedBody {
     fn drop(&mut self) {
         let rest = self.incoming.take().filter(|incoming| !incoming.is_end_stream());
-        *self.unread.lock().unwrap_or_else(PoisonError::into_inner) = rest;
+        let outcome = match rest {
+            Some(rest) => BodyOutcome::Unread(rest),
+            None => mem::take(&mut self.outcome),
+        };
+        *self.shared_outcome.lock().unwrap_or_else(PoisonError::into_inner) = outcome;
     }
+}
+
+/// Outcome of reading one request's body.
+#[derive(Default)]
+enum BodyOutcome {
+    #[default]
+    Complete,
+    /// The body breaks off, or its framing is malformed: hyper reads no more on the connection.
+    Broken,
+    Unread(Incoming),
 }
 
 /// The rest of one request's body, for the time after its answer.
 pub(super) struct UnreadBody {
-    rest: Arc<Mutex<Option<Incoming>>>,
+    outcome: Arc<Mutex<BodyOutcome>>,
     expects_continue: bool,
     connection: Connection,
 }
 
 impl UnreadBody {
     /// Returns the request with a body that is observed, unless it has none or comes over HTTP/2.
+    /// `number` is that of the request on its connection.
     pub(super) fn observe(
         request: Request<Incoming>,
         connection: &Connection,
+        number: u32,
     ) -> (Request<Body>, Option<Self>) {
         connection.state.unread_body.reset();
         if request.version() >= Version::HTTP_2 || request.body().is_end_stream() {
             return (request.map(Body::new), None);
         }
-        let rest = Arc::default();
+        let outcome = Arc::default();
         let unread = Self {
-            rest: Arc::clone(&rest),
+            outcome: Arc::clone(&outcome),
             expects_continue: request.headers().contains_key(EXPECT),
             connection: connection.clone(),
         };
-        let request = request
-            .map(|incoming| Body::new(ObservedBody { incoming: Some(incoming), unread: rest }));
-        (request, Some(unread))
+        let state = Arc::clone(&connection.state);
+        let observed = |incoming| ObservedBody {
+            incoming: Some(incoming),
+            outcome: BodyOutcome::Complete,
+            shared_outcome: outcome,
+            state,
+            request: number,
+            received: 0,
+        };
+        (request.map(|incoming| Body::new(observed(incoming))), Some(unread))
     }
 
     /// Drains a small rest once the answer is known. Returns whether the connection must close
     /// after the answer.
     pub(super) fn settle(self) -> bool {
-        let rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(rest) = rest else { return false };
+        let outcome = mem::take(&mut *self.outcome.lock().unwrap_or_else(PoisonError::into_inner));
         let state = Arc::clone(&self.connection.state);
+        let rest = match outcome {
+            BodyOutcome::Complete => return false,
+            BodyOutcome::Broken => {
+                state.unread_body.set();
+                return true;
+            }
+            BodyOutcome::Unread(rest) => rest,
+        };
         let mark = state.unread_body.set();
         // To read from a client that waits for "100 Continue" (RFC 9110, section 10.1.1) would make
         // hyper ask for the body.

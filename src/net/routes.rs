@@ -10,7 +10,7 @@ use std::{
 
 use axum::Router;
 
-use super::tls::ReloadableTls;
+use super::{displacement::ConnectionShares, tls::ReloadableTls};
 use crate::timer_wheel::TimerWheel;
 
 /// Router of one listener, shared by its connections.
@@ -43,15 +43,21 @@ impl Routes {
 /// Deadlines and limits of a listener's connections.
 #[derive(Clone, Debug)]
 pub(crate) struct ConnectionSettings {
-    /// Time for the first byte, for the TLS handshake, and for the head of a request, each; on a
-    /// connection without a request, the time for the next one.
+    /// Time for the TLS handshake, and for the head of a request, each; on a connection without a
+    /// request, the time for the next one.
     pub(crate) head_timeout: Duration,
     /// Time after which a socket or stream that took nothing is closed.
     pub(crate) write_timeout: Duration,
     /// Timer for both.
     pub(crate) wheel: Arc<TimerWheel>,
-    /// Connections served at one time; a few more are only answered 503.
+    /// Time for the first byte of a connection.
+    pub(crate) first_byte_timeout: Duration,
+    /// Connections served at one time.
     pub(crate) max_connections: usize,
+    /// Further connections that are only answered 503.
+    pub(crate) max_over_limit: usize,
+    /// Places, where the oldest idle connection gives way to a newcomer. [`None`]: none gives way.
+    pub(crate) shares: Option<ConnectionShares>,
     /// TLS settings; with them every connection must begin with a handshake.
     pub(crate) tls: Option<Arc<ReloadableTls>>,
 }

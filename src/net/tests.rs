@@ -273,7 +273,10 @@ fn serve_endless_body(
         head_timeout: NET_TEST_TIMEOUT,
         write_timeout: Duration::from_millis(300),
         wheel: Arc::clone(&wheel),
+        first_byte_timeout: NET_TEST_TIMEOUT,
         max_connections: 10,
+        max_over_limit: 0,
+        shares: None,
         tls,
     };
     let listener = Listener::bind(([127, 0, 0, 1], 0).into(), NET_TEST_NEVER_REACHED).unwrap();
@@ -290,7 +293,10 @@ pub(super) fn lenient_settings(wheel: &Arc<TimerWheel>) -> ConnectionSettings {
         head_timeout: NET_TEST_NEVER_REACHED,
         write_timeout: NET_TEST_NEVER_REACHED,
         wheel: Arc::clone(wheel),
+        first_byte_timeout: NET_TEST_NEVER_REACHED,
         max_connections: 1,
+        max_over_limit: 0,
+        shares: None,
         tls: None,
     }
 }

@@ -13,7 +13,7 @@
 //! verifies the signatures with code of its own, not with that of the relay: it is an example of
 //! the code that a receiver needs.
 //!
-//! May use: `http`.
+//! May use: `http`, `printable`.
 
 use std::{
     collections::BTreeMap,
@@ -29,7 +29,7 @@ use serde::Deserialize;
 use tokio::time::{Instant, interval_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::http::problem::Problem;
+use crate::{http::problem::Problem, printable::printable_line};
 
 /// Sample receiver. Serve [`SampleReceiver::router`] while [`SampleReceiver::run`] prints
 /// summaries.
@@ -194,9 +194,10 @@ impl RouteStats {
             self.printed += 1;
             let ReceivedEvent { kind, product_id, session_id } = payload;
             let session = session_id.as_deref().unwrap_or("none");
-            lines.push(format!(
+            let line = format!(
                 "{path} got {kind} of {product_id}, session {session}; both signatures match"
-            ));
+            );
+            lines.push(printable_line(&line).into_owned());
         }
         lines
     }
@@ -220,7 +221,7 @@ impl RouteStats {
         if failed > 0 {
             line += &format!(", {failed} answered 503");
         }
-        Some(line)
+        Some(printable_line(&line).into_owned())
     }
 }
 
@@ -373,6 +374,20 @@ mod tests {
         }
         let (outage, round) = (OUTAGE_DURATION.as_secs(), OUTAGE_PERIOD.as_secs());
         assert_eq!(failing, (0..outage).chain(round..round + outage).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn control_characters_of_a_delivery_are_printed_escaped() {
+        let mut stats = RouteStats::default();
+        let body = r#"{"type":"a\u001b[2J","product_id":"p\u202e","session_id":"s\u009b\n"}"#;
+        let payload: ReceivedEvent = serde_json::from_str(body).unwrap();
+        let mut lines = stats.record(ReceiverRoute::Good, &payload, false);
+        lines.extend(stats.take_summary(ReceiverRoute::Good));
+        assert!(lines.iter().all(|line| line.is_ascii() && !line.contains(char::is_control)));
+        assert!(
+            lines.concat().contains(r"a\u001b[2J of p\u202e, session s\u009b\u000a;"),
+            "{lines:?}"
+        );
     }
 
     #[test]

@@ -8,13 +8,15 @@ use crate::{
 };
 
 /// The top-level modules, lowest first. A module may use any before it, and none after it.
-const ORDER: [&str; 30] = [
+const ORDER: [&str; 32] = [
     "sse",
     "event",
     "config",
     "envelope",
     "rejected",
     "error_chain",
+    "printable",
+    "client_address",
     "log_limit",
     "wall_clock",
     "near_name",

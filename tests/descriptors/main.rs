@@ -13,4 +13,5 @@ mod common;
 
 mod drain;
 mod limits;
+mod probes;
 mod process_one;

@@ -14,7 +14,10 @@ use tokio_util::sync::CancellationToken;
 use tower::Service;
 
 use super::*;
-use crate::config::{AllowAnonymous, Environment};
+use crate::{
+    config::{AllowAnonymous, Environment},
+    log::{Log, Numbering},
+};
 
 /// Relay without listeners, and its admin side.
 struct AdminHarness {
@@ -31,9 +34,10 @@ impl AdminHarness {
 
     /// Builds the relay of one product, with these settings.
     fn with(settings: &str) -> Self {
-        let text = format!(
-            "{settings}[[upstreams]]\nproduct_id = 'p'\nurl = 'http://127.0.0.1:1/stream/p'"
-        );
+        let upstream = |id| {
+            format!("[[upstreams]]\nproduct_id = '{id}'\nurl = 'http://127.0.0.1:1/stream/{id}'\n")
+        };
+        let text = format!("{settings}{}{}", upstream("p"), upstream("q"));
         let config =
             Config::parse(&text, "test", &Environment::default(), AllowAnonymous::OnLoopback)
                 .unwrap();
@@ -50,6 +54,12 @@ impl AdminHarness {
             relay,
             routes,
         }
+    }
+
+    fn log(&self, product: &str) -> Arc<Log> {
+        let mut products = self.relay.products.iter();
+        let product = products.find(|known| known.feed.id.as_str() == product).unwrap();
+        Arc::clone(&product.feed.log)
     }
 
     fn turn_wheel(&self, stop: &CancellationToken) -> JoinHandle<()> {
@@ -106,15 +116,50 @@ async fn health_fails_when_a_shard_stalls_for_half_a_minute_while_the_main_loop_
     wheel.await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_relay_is_not_ready_while_a_log_is_recovering() {
     let mut harness = AdminHarness::new();
-    let log = Arc::clone(&harness.relay.products.iter().next().unwrap().feed.log);
-    let ready = r#"{"degraded":false,"status":"ready","upstreams":{}}"#.to_owned();
-    assert_eq!(harness.get("/readyz").await, (StatusCode::OK, ready.clone()));
+    let log = harness.log("p");
+    assert_eq!(harness.get("/readyz").await, ready("false"));
     log.begin_recovery();
     let recovering = r#"{"degraded":false,"status":"recovering","upstreams":{}}"#.to_owned();
     assert_eq!(harness.get("/readyz").await, (StatusCode::SERVICE_UNAVAILABLE, recovering));
     log.finish_replay();
-    assert_eq!(harness.get("/readyz").await, (StatusCode::OK, ready));
+    assert_eq!(harness.get("/readyz").await, ready("false"));
+    tokio::time::advance(Duration::from_secs(60)).await;
+    assert_eq!(harness.get("/readyz").await, ready("false"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replay_that_never_ends_delays_readiness_for_30_s_and_is_named_from_then_on() {
+    let mut harness = AdminHarness::new();
+    let (log, other) = (harness.log("q"), harness.log("p"));
+    log.begin_recovery();
+    log.set_numbering(Numbering::Upstream);
+    tokio::time::advance(Duration::from_millis(29_900)).await;
+    assert_eq!(harness.get("/readyz").await.0, StatusCode::SERVICE_UNAVAILABLE);
+    tokio::time::advance(Duration::from_millis(100)).await;
+    assert_eq!(harness.get("/readyz").await, ready(r#"["q"]"#));
+    // Also if the connection is lost meanwhile, and where two products have such an upstream.
+    log.mark_upstream_disconnected();
+    other.set_numbering(Numbering::Upstream);
+    assert_eq!(harness.get("/readyz").await, ready(r#"["p","q"]"#));
+    log.finish_replay();
+    other.finish_replay();
+    assert_eq!(harness.get("/readyz").await, ready("false"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replay_that_begins_long_after_the_start_does_not_end_readiness() {
+    let mut harness = AdminHarness::new();
+    tokio::time::advance(Duration::from_secs(600)).await;
+    harness.log("p").begin_recovery();
+    assert_eq!(harness.get("/readyz").await, ready(r#"["p"]"#));
+    harness.relay.is_draining.store(true, Ordering::SeqCst);
+    assert_eq!(harness.get("/readyz").await.0, StatusCode::SERVICE_UNAVAILABLE, "as before");
+}
+
+/// Returns the answer of a relay that is ready, with this value of `degraded`.
+fn ready(degraded: &str) -> (StatusCode, String) {
+    (StatusCode::OK, format!(r#"{{"degraded":{degraded},"status":"ready","upstreams":{{}}}}"#))
 }

@@ -149,7 +149,7 @@ async fn a_websocket_that_is_opened_when_the_shards_have_ended_is_closed_with_10
 }
 
 fn product(relay: &Relay) -> Arc<Product> {
-    Arc::clone(&relay.products.iter().next().unwrap())
+    Arc::clone(&relay.products.iter().find(|known| known.feed.id.as_str() == "p").unwrap())
 }
 
 const UPGRADE: &[u8] = b"GET /ws/p?last_event_id=0 HTTP/1.1\r\nHost: 127.0.0.1\r\n\

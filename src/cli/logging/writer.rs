@@ -3,7 +3,7 @@
 //! In: lines. Out: the same lines on stderr, or a count of what was dropped. stderr may be a pipe
 //! whose reader is slow or stands still; a request that writes a line never waits for it.
 //!
-//! May use: no other module.
+//! May use: `printable`.
 
 use std::{
     io::{self, Write},
@@ -14,6 +14,8 @@ use std::{
 };
 
 use tracing::warn;
+
+use crate::printable::without_hidden;
 
 /// Lines that wait for the writer thread, up to [`MAX_BUFFERED_BYTES`].
 #[derive(Debug, Default)]
@@ -34,6 +36,10 @@ struct BufferState {
 
 impl LogBuffer {
     fn push(&self, line: &[u8]) {
+        // Values of peers are in the line. The formats escape some control characters and leave
+        // others, those of the direction of text among them.
+        let escaped = str::from_utf8(line).map(without_hidden);
+        let line = escaped.as_ref().map_or(line, |line| line.as_bytes());
         let mut state = self.lock();
         if state.lines.len() + line.len() > MAX_BUFFERED_BYTES {
             state.dropped += 1;
@@ -176,6 +182,20 @@ mod tests {
         drop(guard);
         let written: Vec<_> = output.try_iter().flatten().collect();
         assert_eq!(written, lines.concat());
+    }
+
+    #[test]
+    fn characters_that_a_terminal_would_obey_are_escaped() {
+        let (gate, permit, output) = gate();
+        drop(permit);
+        let buffer = Arc::new(LogBuffer::default());
+        let guard = LogGuard::start(Arc::clone(&buffer), gate).unwrap();
+        (&*buffer)
+            .write_all("a \u{1b}[31mred\u{1b}[0m \u{202e}b\u{9b}\u{200f} é\n".as_bytes())
+            .unwrap();
+        drop(guard);
+        let written = String::from_utf8(output.try_iter().flatten().collect()).unwrap();
+        assert_eq!(written, "a \u{1b}[31mred\u{1b}[0m \\u202eb\\u009b\\u200f é\n");
     }
 
     #[test]

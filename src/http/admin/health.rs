@@ -3,7 +3,7 @@
 //! May use: `upstream`.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -17,10 +17,11 @@ use hyper::{
     StatusCode,
     header::{CONTENT_TYPE, HeaderValue},
 };
+use tokio::time::Instant;
 
 use super::state::{AdminState, format_to_millis};
 use crate::{
-    http::{methods::RouteMethods, problem::Problem, query},
+    http::{Relay, methods::RouteMethods, problem::Problem, query},
     upstream::status::UpstreamState,
 };
 
@@ -48,7 +49,10 @@ async fn healthz(State(admin): State<Arc<AdminState>>) -> Response {
 /// Answers 200 unless the relay shuts down or a log is still being recovered.
 ///
 /// A degraded store does not count: the relay still serves. Upstreams count only with
-/// `require=upstream`.
+/// `require=upstream`, and the replay of an upstream relay for [`REPLAY_GRACE`] after the start.
+/// From then on `degraded` names the products whose replay is not over.
+///
+/// [`REPLAY_GRACE`]: super::REPLAY_GRACE
 async fn readyz(State(admin): State<Arc<AdminState>>, RawQuery(query): RawQuery) -> Response {
     let query = query.unwrap_or_default();
     let mut requires_upstream = false;
@@ -73,24 +77,34 @@ async fn readyz(State(admin): State<Arc<AdminState>>, RawQuery(query): RawQuery)
     // SeqCst as everywhere for this flag: it is read once a request, and a weaker order would save
     // nothing.
     let is_draining = admin.relay.is_draining.load(Ordering::SeqCst);
+    let in_replay_grace = Instant::now() < admin.replay_grace_end;
     let all_connected = upstreams.values().all(|state| *state == UpstreamState::Connected);
     let state = match () {
         () if is_draining => "draining",
-        () if admin.relay.is_recovering() => "recovering",
+        () if admin.relay.is_checking_store() => "recovering",
+        () if in_replay_grace && admin.relay.is_receiving_history() => "recovering",
         () if requires_upstream && !all_connected => "upstream_not_connected",
         () => READY,
     };
     let upstreams: BTreeMap<_, _> =
         upstreams.into_iter().map(|(product, state)| (product, state.as_str())).collect();
     let code = if state == READY { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let is_degraded = admin.relay.is_degraded();
+    let degraded = degraded(&admin.relay, in_replay_grace);
     (
         code,
-        Json(
-            serde_json::json!({ "status": state, "degraded": is_degraded, "upstreams": upstreams }),
-        ),
+        Json(serde_json::json!({ "status": state, "degraded": degraded, "upstreams": upstreams })),
     )
         .into_response()
+}
+
+/// Returns the products whose replay is not over, unless it still keeps the relay from being ready;
+/// without any, whether the store is degraded.
+fn degraded(relay: &Relay, in_replay_grace: bool) -> serde_json::Value {
+    let replaying = if in_replay_grace { BTreeSet::new() } else { relay.replaying_products() };
+    if replaying.is_empty() {
+        return relay.is_degraded().into();
+    }
+    replaying.iter().map(|product| product.as_str()).collect()
 }
 
 async fn metrics(State(admin): State<Arc<AdminState>>) -> Response {

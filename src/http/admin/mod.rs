@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! request ─► Host ─► host guard, without a key ─► /healthz /readyz /metrics, console files ─► answer
-//!                                              └► key ─► body bound ─► /api/v1/…, /products
+//!                                              └► key ─► /api/v1/…, /products, bodies bounded
 //! ```
 //!
 //! May use: `auth`, `metrics`.
@@ -27,14 +27,14 @@ use std::sync::Arc;
 
 use axum::{
     Router,
-    extract::{DefaultBodyLimit, Request, State},
+    extract::{Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
 use hyper::header::AUTHORIZATION;
 
-pub(crate) use self::state::AdminState;
-use self::{extract::MAX_ADMIN_BODY_BYTES, health::probes};
+use self::health::probes;
+pub(crate) use self::state::{AdminState, REPLAY_GRACE};
 use super::{
     Relay, host_guard::HostGuard, methods::RouteMethods, problem::Problem, public, request_head,
 };
@@ -53,7 +53,6 @@ pub(crate) fn router(admin: Arc<AdminState>, guard: HostGuard) -> Router {
         .route("/api/v1/rejected", methods().get(rejected::list).into_route())
         .route("/products", methods().post(register::register).into_route())
         .merge(webhook_routes())
-        .layer(DefaultBodyLimit::max(MAX_ADMIN_BODY_BYTES))
         // A route layer: it runs for these routes alone, so an unknown path is a 404 without a key,
         // and the probes and the console files stay open.
         .route_layer(key_layer);

@@ -8,6 +8,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use tokio::time::Instant;
+
 use crate::{
     auth::ListenerKey,
     config::format_duration,
@@ -42,6 +44,9 @@ pub(crate) struct AdminState {
     pub(crate) stream_registrations: Arc<StreamRegistrations>,
     /// Time at which the relay was started.
     pub(crate) started: SystemTime,
+    /// Time from which on the replay of an upstream relay does not keep this relay from being
+    /// ready.
+    pub(crate) replay_grace_end: Instant,
 }
 
 /// Products that were registered for streaming, which a second registration answers by 409. Nothing
@@ -82,6 +87,11 @@ pub(super) fn rfc3339_from_unix(milliseconds: u64) -> String {
 pub(super) fn format_to_millis(duration: Duration) -> String {
     format_duration(Duration::from_millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
 }
+
+/// Time after the start for which the replay of an upstream relay keeps this relay from being
+/// ready. Enough for the replay of a log of usual size. A relay that never ends its replay must not
+/// keep the other products from their subscribers.
+pub(crate) const REPLAY_GRACE: Duration = Duration::from_secs(30);
 
 /// Last millisecond of the year 9999. RFC 3339 has four digits for the year, and `humantime` fails
 /// to format later times.

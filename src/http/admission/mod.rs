@@ -12,7 +12,7 @@
 //! wakes its subscriber under a read guard of the list; the waker takes the mailbox lock of a shard
 //! at most, and no code drops a permit under that lock.
 //!
-//! May use: `auth`, `event`, `metrics`.
+//! May use: `auth`, `client_address`, `event`, `metrics`.
 
 mod disconnect_reason;
 mod limits;
@@ -46,8 +46,8 @@ use self::{
 };
 use crate::{
     auth::{Access, CredentialHolder},
+    client_address::AddressBlock,
     event::ProductId,
-    http::client_address::AddressBlock,
     metrics::{Metrics, ShedReason},
 };
 

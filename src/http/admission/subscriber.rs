@@ -1,6 +1,6 @@
 //! One admitted subscriber: its request, its position, and the reason for its disconnect.
 //!
-//! May use: `auth`, `config`, `event`, `fanout`, `metrics`, `net`.
+//! May use: `auth`, `client_address`, `config`, `event`, `fanout`, `metrics`, `net`.
 
 use std::{
     sync::{
@@ -13,10 +13,10 @@ use std::{
 use super::disconnect_reason::DisconnectReason;
 use crate::{
     auth::{Access, CredentialHolder, CredentialProof},
+    client_address::ClientAddress,
     config::Permission,
     event::ProductId,
     fanout::SubscriberSignal,
-    http::client_address::ClientAddress,
     metrics::Transport,
     net::ForcedClose,
 };

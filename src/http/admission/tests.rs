@@ -3,8 +3,8 @@
 use super::*;
 use crate::{
     auth::{CredentialProof, ListenerKey},
+    client_address::ClientAddress,
     config::{AllowAnonymous, Config, Environment},
-    http::client_address::ClientAddress,
     metrics::Transport,
 };
 

@@ -13,7 +13,7 @@
 //!
 //! May use: `auth`, `config`, `envelope`, `event`, `net`.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use axum::{
     Json,
@@ -22,8 +22,6 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::{Bytes, BytesMut};
-use http_body::Body as _;
-use http_body_util::BodyExt;
 use hyper::{HeaderMap, StatusCode, header::CACHE_CONTROL};
 use tokio::time::{Instant, timeout};
 
@@ -34,6 +32,7 @@ use crate::{
     event::Draft,
     http::{
         Product, Relay,
+        bounded_body::{BODY_TIMEOUT, BodyFault, BoundedBody},
         memory_quota::{BODY_QUOTA_UNIT_BYTES, QuotaPermit},
         problem::Problem,
     },
@@ -65,10 +64,6 @@ pub(crate) async fn publish(
     }
     relay.ensure_not_draining()?;
     let max_bytes = product.max_publish_bytes;
-    // A `Content-Length` over the limit is refused before a byte of the body is read.
-    if body.size_hint().lower() > max_bytes as u64 {
-        return Err(too_large(max_bytes));
-    }
     let mut permit =
         relay.body_quota.permit_for(relay.client_address(connection.peer.ip(), &headers));
     let draft = parse_draft(&product, &grant, read_body(body, max_bytes, &mut permit).await?)?;
@@ -107,20 +102,19 @@ fn parse_draft(product: &Product, grant: &Grant, body: Bytes) -> Result<Draft, P
 ///
 /// # Errors
 ///
-/// 413; 408 after [`PUBLISH_BODY_TIMEOUT`]; 503 without quota for it; 400 when it breaks off.
+/// 413; 408 after [`BODY_TIMEOUT`]; 503 without quota for it; 400 when it breaks off.
 async fn read_body(
-    mut body: Body,
+    body: Body,
     max_bytes: usize,
     permit: &mut QuotaPermit,
 ) -> Result<Bytes, Problem> {
     let all = async {
-        let mut bytes = BytesMut::new();
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|_| Problem::bad_request("the body breaks off"))?;
-            let Ok(piece) = frame.into_data() else { continue };
-            if bytes.len() + piece.len() > max_bytes {
-                return Err(too_large(max_bytes));
-            }
+        let (mut body, mut bytes) = (BoundedBody::new(body, max_bytes), BytesMut::new());
+        let refusal = |fault| match fault {
+            BodyFault::TooLarge => too_large(max_bytes),
+            BodyFault::Malformed => Problem::malformed_body(),
+        };
+        while let Some(piece) = body.next_piece().await.map_err(refusal)? {
             // Before the bytes are kept. The frame itself is in memory already, within the bounds
             // of the connection's buffers.
             permit.grow_to((bytes.len() + piece.len()) / BODY_QUOTA_UNIT_BYTES + 1).await?;
@@ -128,8 +122,7 @@ async fn read_body(
         }
         Ok(bytes.freeze())
     };
-    let late = || Problem::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time");
-    timeout(PUBLISH_BODY_TIMEOUT, all).await.unwrap_or_else(|_| Err(late()))
+    timeout(BODY_TIMEOUT, all).await.unwrap_or_else(|_| Err(Problem::late_body()))
 }
 
 fn too_large(max_bytes: usize) -> Problem {
@@ -146,24 +139,21 @@ fn numbered_elsewhere(product: &Product) -> Problem {
     ))
 }
 
-/// Enough for the largest body over a bad mobile link; it ends a client that sends its body byte by
-/// byte.
-const PUBLISH_BODY_TIMEOUT: Duration = Duration::from_secs(30);
-
 #[cfg(test)]
 mod tests {
     use std::{
         convert::Infallible,
         pin::Pin,
         task::{Context, Poll},
+        time::Duration,
     };
 
     use http_body::Frame;
 
     use super::*;
-    use crate::http::{
+    use crate::{
         client_address::ClientAddress,
-        memory_quota::{BODY_QUOTA_UNITS, BodyQuota},
+        http::memory_quota::{BODY_QUOTA_UNITS, BodyQuota},
     };
 
     /// Body that sends a byte every ten seconds, without end.
@@ -199,7 +189,7 @@ mod tests {
             status(read_body(slow, 1000, &mut permit_for(&BodyQuota::default(), 1)).await),
             408
         );
-        assert_eq!(began.elapsed().as_secs(), PUBLISH_BODY_TIMEOUT.as_secs());
+        assert_eq!(began.elapsed().as_secs(), BODY_TIMEOUT.as_secs());
     }
 
     #[tokio::test(start_paused = true)]

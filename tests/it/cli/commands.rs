@@ -271,6 +271,50 @@ fn tail_prints_a_readable_line_without_control_characters() {
 }
 
 #[test]
+fn tail_escapes_what_a_terminal_would_obey_and_keeps_the_value_of_json() {
+    let hidden = "\u{202e}\u{2066}\u{61c}\u{200f}\u{9b}31m\u{7f}";
+    let payload =
+        format!(r#"{{"type":"summary{hidden}","session_id":"s{hidden}","summary":"é{hidden}"}}"#);
+    for json_flag in [None, Some("--json")] {
+        let connector = Connector::new();
+        let url = connector.url(PRODUCT);
+        let arguments: Vec<&str> = ["tail", &url].into_iter().chain(json_flag).collect();
+        let tail = Process::start(&arguments, &[]);
+        let mut link = connector.stream();
+        link.send(format!("id: 1{hidden}\nevent: x{hidden}\ndata: {payload}\n\n"));
+        link.send(format!("data: no JSON {hidden}\n\n"));
+        for line in tail.stdout.wait_for(2) {
+            let is_hidden = |c: char| !c.is_ascii() && hidden.contains(c);
+            assert!(!line.chars().any(|c| c.is_control() || is_hidden(c)), "{line:?}");
+            assert!(line.contains(r"\u202e\u2066\u061c\u200f\u009b31m\u007f"), "{line:?}");
+        }
+        let line = tail.stdout.wait_for(2)[0].clone();
+        assert!(line.contains('é') || json_flag.is_none(), "other characters stay: {line}");
+        if json_flag.is_some() {
+            let (id, event) = (format!("1{hidden}"), format!("x{hidden}"));
+            let whole = serde_json::json!({"id": id, "event": event, "data": json(&payload)});
+            assert_eq!(json(&line), whole);
+        }
+    }
+}
+
+#[test]
+fn a_servers_text_in_an_error_is_escaped() {
+    let connector = Connector::new();
+    let mut tail = Process::start(&["tail", &connector.url(PRODUCT)], &[]);
+    let mut link = connector.accept();
+    link.send("HTTP/1.1 200 OK\r\ncontent-type: text/\u{202e}\u{9b}31m\r\n\r\n");
+    let line = tail.stderr.first("the answer is refused", |line| {
+        line.contains("content type").then(|| line.to_owned())
+    });
+    assert!(
+        !line.chars().any(|c| c == '\u{202e}' || ('\u{7f}'..'\u{a0}').contains(&c)),
+        "{line:?}"
+    );
+    tail.kill();
+}
+
+#[test]
 fn demo_starts_and_the_commands_that_it_prints_work() {
     let environment = [
         ("AUTOPLAY_RELAY__SERVER__LISTEN", "127.0.0.1:0"),

@@ -1,4 +1,5 @@
 //! Hostile clients.
 
+mod framing;
 mod http1;
 mod http2;

@@ -118,7 +118,7 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::http::{client_address::ClientAddress, memory_quota::PageQuota};
+    use crate::{client_address::ClientAddress, http::memory_quota::PageQuota};
 
     #[tokio::test(start_paused = true)]
     async fn a_page_that_is_not_taken_in_time_breaks_off_however_it_is_taken() {

@@ -16,7 +16,7 @@ use crate::config::Network;
 
 /// Address of a client. An IPv4 address that a dual-stack socket or a proxy writes as IPv6
 /// (`::ffff:192.0.2.1`, RFC 4291, section 2.5.5.2) is the IPv4 address.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct ClientAddress(IpAddr);
 
 /// Addresses that limits count as one client: an IPv4 address, or the /64 of an IPv6 address.
