@@ -11,7 +11,7 @@
 //! May use: `event`.
 
 use std::{
-    fmt,
+    fmt, mem,
     pin::Pin,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
@@ -22,7 +22,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::oneshot;
+use tokio::{
+    sync::{oneshot, watch},
+    time,
+};
 
 use super::{
     damaged_rows::DamagedRow,
@@ -43,11 +46,19 @@ pub(crate) struct LogBacking {
     writer: OnceLock<Thread>,
     is_writer_parked: AtomicBool,
     is_stopping: AtomicBool,
-    has_failed: AtomicBool,
-    is_checking: AtomicBool,
+    health: watch::Sender<StoreHealth>,
     started: Instant,
     /// Milliseconds between `started` and the begin of the write under way, 0 for none.
     write_began_ms: AtomicU64,
+}
+
+/// What the store's threads report of it, as far as that does not show by time alone.
+#[derive(Clone, Copy, Debug, Default)]
+struct StoreHealth {
+    /// The last write failed, so that the file is closed.
+    has_failed: bool,
+    /// The file is being checked after an unclean stop.
+    is_checking: bool,
 }
 
 /// One reader's request on its way to a reader thread.
@@ -118,8 +129,7 @@ impl LogBacking {
             writer: OnceLock::new(),
             is_writer_parked: AtomicBool::new(false),
             is_stopping: AtomicBool::new(false),
-            has_failed: AtomicBool::new(false),
-            is_checking: AtomicBool::new(false),
+            health: watch::Sender::default(),
             started: Instant::now(),
             write_began_ms: AtomicU64::new(0),
         })
@@ -146,30 +156,52 @@ impl LogBacking {
     /// Returns whether the store does less than it promises: the last write failed, or a write
     /// takes longer than [`SLOW_WRITE`].
     pub(crate) fn is_degraded(&self) -> bool {
-        let since = self.write_began_ms.load(SeqCst);
-        let is_slow =
-            since > 0 && self.elapsed_ms().saturating_sub(since) > SLOW_WRITE.as_millis() as u64;
-        is_slow || self.has_failed.load(SeqCst)
+        self.has_failed() || self.time_until_slow().is_zero()
+    }
+
+    /// Waits until the store is degraded, see [`LogBacking::is_degraded`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing.
+    pub(crate) async fn wait_until_degraded(&self) {
+        let mut health = self.health.subscribe();
+        while !self.is_degraded() {
+            // No thread can tell of the write that it hangs in: that one shows by time alone.
+            let _ = time::timeout(self.time_until_slow(), health.changed()).await;
+        }
+    }
+
+    /// Returns the time after which the write under way, or one that begins now, is slow. Zero for
+    /// a slow write.
+    fn time_until_slow(&self) -> Duration {
+        let elapsed = match self.write_began_ms.load(SeqCst) {
+            0 => 0,
+            began => self.elapsed_ms().saturating_sub(began),
+        };
+        SLOW_WRITE.saturating_sub(Duration::from_millis(elapsed))
     }
 
     /// Returns whether the file is still being checked after an unclean stop.
     pub(crate) fn is_recovering(&self) -> bool {
-        self.is_checking.load(SeqCst)
+        self.health.borrow().is_checking
     }
 
     /// Records that the check begins or ends.
     pub(crate) fn set_checking(&self, is_checking: bool) {
-        self.is_checking.store(is_checking, SeqCst);
+        self.health.send_modify(|health| health.is_checking = is_checking);
     }
 
     /// Records whether the last write failed.
     pub(crate) fn set_failed(&self, has_failed: bool) {
-        self.has_failed.store(has_failed, SeqCst);
+        self.health.send_if_modified(|health| {
+            mem::replace(&mut health.has_failed, has_failed) != has_failed
+        });
     }
 
     /// Returns whether the last write failed, so that the file is closed.
     pub(crate) fn has_failed(&self) -> bool {
-        self.has_failed.load(SeqCst)
+        self.health.borrow().has_failed
     }
 
     /// Records that a write begins.
@@ -212,7 +244,8 @@ impl LogBacking {
         self.is_stopping.store(true, SeqCst);
         // A thread that has just seen `is_stopping` unset holds this lock until it waits: after the
         // lock was free once, each thread either has seen the flag or waits for the notification.
-        drop(lock(&self.read_queue));
+        // Dropping a read answers its reader.
+        drop(lock(&self.read_queue).take_all());
         self.read_queued.notify_all();
         self.stopped.notify_all();
         // Set so that `wake_writer` unparks in any case: the writer may be about to park.
@@ -252,7 +285,12 @@ impl LogBacking {
         let through = request.through;
         let (answer, chunk) = oneshot::channel();
         let read = QueuedRead { request, answer };
-        let ticket = lock(&self.read_queue).push(client, earlier_reads, read);
+        let mut queue = lock(&self.read_queue);
+        let ticket = queue.push(client, earlier_reads, read);
+        // Asked under the lock, under which `stop` empties the queue once.
+        let refused = self.is_stopping().then(|| queue.take_all());
+        drop(queue);
+        drop(refused);
         self.read_queued.notify_one();
         PendingChunk { through, ticket, chunk }
     }

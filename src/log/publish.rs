@@ -2,7 +2,7 @@
 //!
 //! May use: `event`.
 
-use tokio::time::{Duration, MissedTickBehavior, interval, timeout};
+use tokio::time::{Duration, timeout};
 
 use super::{Log, Numbering, append::Appended};
 use crate::event::Draft;
@@ -45,23 +45,13 @@ impl Log {
     async fn wait_durable_untimed(&self, position: u64) -> bool {
         let Some(backing) = &self.backing else { return false };
         let mut persisted = self.watch_persisted();
-        let mut degraded_poll = interval(DEGRADED_POLL_INTERVAL);
-        degraded_poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            // In this order: `borrow_and_update` marks the value as seen, so a commit that is
-            // reported after this look completes `changed` below.
-            if *persisted.borrow_and_update() >= position {
-                return self.has_committed(position);
+        tokio::select! {
+            biased; // a commit counts although the store is degraded
+            // Cannot fail: the sender is part of this log.
+            _ = persisted.wait_for(|persisted| *persisted >= position) => {
+                self.has_committed(position)
             }
-            if backing.is_degraded() {
-                return false;
-            }
-            tokio::select! {
-                // Cannot fail: the sender is part of this log.
-                _ = persisted.changed() => {}
-                // No signal says that the store begins to fail, hence the poll.
-                _ = degraded_poll.tick() => {}
-            }
+            () = backing.wait_until_degraded() => false,
         }
     }
 
@@ -69,9 +59,6 @@ impl Log {
         self.state().durable.as_ref().is_some_and(|durable| durable.has_committed(position))
     }
 }
-
-/// Interval between looks at the store's health. A commit takes some ten milliseconds.
-const DEGRADED_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Longest wait for a commit. A store whose write takes longer than two seconds is degraded, which
 /// ends the wait; this bound is for a store that hangs without a sign of it.

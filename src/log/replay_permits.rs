@@ -16,6 +16,7 @@
 use std::{
     collections::BTreeMap,
     hash::{BuildHasher, Hash, RandomState},
+    iter,
     ops::Bound,
     sync::LazyLock,
 };
@@ -88,6 +89,11 @@ impl<T> ReplayPermits<T> {
     /// Removes a read that waits, and returns it.
     pub(crate) fn remove(&mut self, ticket: ReplayTicket) -> Option<T> {
         self.turns(ticket.is_short).remove(ticket)
+    }
+
+    /// Removes and returns all reads that wait.
+    pub(crate) fn take_all(&mut self) -> Vec<T> {
+        iter::from_fn(|| self.short.pop().or_else(|| self.long.pop())).collect()
     }
 
     /// Returns the read whose turn it is, with a permit that the caller gives back by

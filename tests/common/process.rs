@@ -129,6 +129,21 @@ impl Process {
         std::time::Duration::from_millis(ticks * 10) // USER_HZ is 100 on every Linux
     }
 
+    /// Returns how often threads of the process have waited for something, each of which ends with
+    /// a wake-up.
+    pub(crate) fn wake_ups(&self) -> i64 {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        // A thread that ends meanwhile has no file any more.
+        let states = threads.filter_map(|thread| {
+            std::fs::read_to_string(thread.unwrap().path().join("status")).ok()
+        });
+        let waits = |state: String| {
+            let line = state.lines().find(|line| line.starts_with("voluntary_ctxt_switches:"))?;
+            line.split_whitespace().nth(1)?.parse::<i64>().ok()
+        };
+        states.filter_map(waits).sum()
+    }
+
     /// Returns the private memory of the process, in KiB.
     pub(crate) fn private_kib(&self) -> u64 {
         let rollup =

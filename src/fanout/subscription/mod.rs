@@ -198,7 +198,7 @@ impl Subscription {
                     Entry::Erased => continue,
                 }
             }
-            if !self.poll_located() || self.read_failure_policy.is_backing_off() {
+            if !self.poll_located() || self.store_retry_at().is_some() {
                 return Poll::Pending;
             }
             // Across calls: the caller of a poll takes many items, and each may stand behind many
@@ -237,7 +237,17 @@ impl Subscription {
     /// Returns whether the subscription waits for something that wakes no task: it must be polled
     /// again soon.
     pub(crate) fn must_poll_again(&self) -> bool {
-        self.is_waiting_for_log() || self.read_failure_policy.is_backing_off()
+        self.is_waiting_for_log() || self.store_retry_at().is_some()
+    }
+
+    /// Returns when to poll again if the subscription waits for the store to recover.
+    pub(crate) fn store_retry_at(&self) -> Option<Instant> {
+        match self.read_failure_policy {
+            ReadFailurePolicy::RetryLater { not_before } => {
+                not_before.filter(|not_before| Instant::now() < *not_before)
+            }
+            ReadFailurePolicy::AnnounceGap => None,
+        }
     }
 
     /// Returns whether the last poll found the start id missing, or history still arriving.
@@ -337,13 +347,6 @@ impl Subscription {
         let has_nothing_to_get = self.awaited_start.is_some()
             || (self.is_held_back && self.fanout.log().is_recovering());
         is_delivered || is_past_it || has_nothing_to_get
-    }
-}
-
-impl ReadFailurePolicy {
-    /// Returns whether it is too early to read the store again.
-    fn is_backing_off(&self) -> bool {
-        matches!(self, Self::RetryLater { not_before: Some(until) } if Instant::now() < *until)
     }
 }
 

@@ -18,7 +18,6 @@ use std::{
     mem,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use tokio::{sync::watch, time};
@@ -147,10 +146,17 @@ impl WebhookReader {
     /// Returns the next item of the subscription, committed or not.
     async fn next_item(&mut self) -> SubscriptionItem {
         loop {
-            let next = poll_fn(|context| self.subscription.poll_next(context));
-            // The subscription may wait for the store to recover, which wakes no reader.
-            if let Ok(item) = time::timeout(READER_RECHECK_INTERVAL, next).await {
-                return item;
+            let polled = poll_fn(|context| match self.subscription.poll_next(context) {
+                Poll::Ready(item) => Poll::Ready(Ok(item)),
+                // Nothing wakes a subscription that waits for the store to recover.
+                Poll::Pending => match self.subscription.store_retry_at() {
+                    Some(retry_at) => Poll::Ready(Err(retry_at)),
+                    None => Poll::Pending,
+                },
+            });
+            match polled.await {
+                Ok(item) => return item,
+                Err(retry_at) => time::sleep_until(retry_at).await,
             }
         }
     }
@@ -158,9 +164,10 @@ impl WebhookReader {
     /// Waits until `position` is committed, or the store is degraded.
     async fn wait_until_committed(&self, position: u64) {
         let mut persisted = self.persisted.clone();
-        while *persisted.borrow_and_update() < position && !self.store.is_degraded() {
-            // `is_degraded` changes without a wake-up, hence the time-out.
-            let _ = time::timeout(READER_RECHECK_INTERVAL, persisted.changed()).await;
+        tokio::select! {
+            // Cannot fail: the sender is part of the log.
+            _ = persisted.wait_for(|persisted| *persisted >= position) => {}
+            () = self.store.backing().wait_until_degraded() => {}
         }
     }
 }
@@ -207,15 +214,12 @@ impl EventReloader {
     /// for another position.
     pub(super) async fn reload(&mut self, position: u64) -> Reloaded {
         loop {
-            let polled = poll_fn(|context| self.poll_reload(context, position));
-            // The store may be stopped without an answer.
-            if let Ok(reloaded) = time::timeout(READER_RECHECK_INTERVAL, polled).await {
-                self.pending_read = None;
-                let has_failed = matches!(reloaded, Reloaded::Unreadable);
-                let was_alone = mem::replace(&mut self.single_event_only, has_failed);
-                if was_alone || !has_failed {
-                    return reloaded;
-                }
+            let reloaded = poll_fn(|context| self.poll_reload(context, position)).await;
+            self.pending_read = None;
+            let has_failed = matches!(reloaded, Reloaded::Unreadable);
+            let was_alone = mem::replace(&mut self.single_event_only, has_failed);
+            if was_alone || !has_failed {
+                return reloaded;
             }
         }
     }
@@ -282,7 +286,3 @@ fn reloaded_from(position: u64, entries: impl IntoIterator<Item = Entry>) -> Rel
 
 /// Bounds of one read: a page of events that are likely needed soon.
 const RELOAD_LIMITS: ReadLimits = ReadLimits { entries: 64, bytes: 256 * 1024 };
-
-/// Interval of looks at states that change without a wake-up: the store is stopped, or becomes
-/// degraded.
-const READER_RECHECK_INTERVAL: Duration = Duration::from_millis(50);

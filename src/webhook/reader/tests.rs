@@ -1,6 +1,8 @@
 //! The reader and the reloader before a store that cannot be read for a while, and before damaged
 //! rows.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;

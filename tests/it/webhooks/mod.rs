@@ -6,4 +6,5 @@ mod delivery;
 mod durable;
 mod faults;
 mod heads;
+mod idle;
 mod shutdown;
