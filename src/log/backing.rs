@@ -142,10 +142,9 @@ impl LogBacking {
 
     /// Wakes the writer if it is parked, and otherwise costs one atomic swap.
     pub(crate) fn wake_writer(&self) {
-        // The caller has made its work visible before this swap, and the writer sets the flag
-        // before it checks for work. In the single order of SeqCst one of the two sees the other;
-        // acquire and release would allow both to miss, because `is_damaged` and `sync_failed` are
-        // under no lock.
+        // The caller has made its work visible before this swap, and the writer swaps the flag
+        // before it looks for work. Of two swaps the later one sees the earlier one: either this
+        // one sees that the writer is parked, or the writer sees the work.
         if self.is_writer_parked.swap(false, SeqCst)
             && let Some(writer) = self.writer.get()
         {
@@ -225,13 +224,14 @@ impl LogBacking {
 
     /// Parks the writer's thread until there is work, `max_wait` at the longest.
     pub(crate) fn park_until_work(&self, max_wait: Duration, has_work: impl FnOnce() -> bool) {
-        self.is_writer_parked.store(true, SeqCst);
+        self.is_writer_parked.swap(true, SeqCst);
         // Asked once more behind the flag: work that came before the flag was set wakes no thread.
         // An `unpark` between this look and the park is not lost, it makes the park return at once.
         if !has_work() && !self.is_stopping() {
             std::thread::park_timeout(max_wait);
         }
-        self.is_writer_parked.store(false, SeqCst);
+        // Swapped, too, so that all changes of the flag are in one chain.
+        self.is_writer_parked.swap(false, SeqCst);
     }
 
     /// Returns whether the store's threads are to end.

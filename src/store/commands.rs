@@ -11,9 +11,9 @@
 //!
 //! May use: `event`, `log`, `metrics`, `webhook_delivery`.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, iter, sync::Arc};
 
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::webhook_rows::{DeadLetterState, StoredWebhook, WebhookChanges, WebhookRegistration};
 use crate::{
@@ -125,20 +125,68 @@ impl WebhookJournal {
     }
 }
 
-/// Commands and journals that wait for the writer.
-///
-/// A webhook has one journal under way. Commands are bounded by [`MAX_QUEUED_COMMANDS`]: a caller
-/// that gives up and repeats its request while the disk hangs leaves its old command in the queue.
-#[derive(Debug, Default)]
-pub(crate) struct CommandQueue {
-    pub(super) commands: VecDeque<StoreCommand>,
-    pub(super) journals: Vec<WebhookJournal>,
+/// Sending ends of the two channels to the writer.
+#[derive(Debug)]
+pub(super) struct WriterSenders {
+    pub(super) commands: mpsc::Sender<StoreCommand>,
+    pub(super) journals: mpsc::Sender<WebhookJournal>,
 }
 
-impl CommandQueue {
+/// Commands and journals that wait for the writer, which alone holds it.
+///
+/// A webhook has one journal under way. Commands are bounded by [`MAX_QUEUED_COMMANDS`]: a caller
+/// that gives up and repeats its request while the disk hangs leaves its old command in the
+/// channel.
+#[derive(Debug)]
+pub(crate) struct WriterInbox {
+    commands: mpsc::Receiver<StoreCommand>,
+    journals: mpsc::Receiver<WebhookJournal>,
+    /// Rest of a long command, which continues before the next one.
+    unfinished: Option<StoreCommand>,
+}
+
+/// Returns both ends of the channels to the writer.
+pub(super) fn channels() -> (WriterSenders, WriterInbox) {
+    let (commands, command_receiver) = mpsc::channel(MAX_QUEUED_COMMANDS);
+    let (journals, journal_receiver) = mpsc::channel(MAX_QUEUED_COMMANDS);
+    let inbox =
+        WriterInbox { commands: command_receiver, journals: journal_receiver, unfinished: None };
+    (WriterSenders { commands, journals }, inbox)
+}
+
+impl WriterInbox {
     /// Returns whether neither a command nor a journal waits.
     pub(crate) fn is_empty(&self) -> bool {
-        self.commands.is_empty() && self.journals.is_empty()
+        self.unfinished.is_none() && self.commands.is_empty() && self.journals.is_empty()
+    }
+
+    /// Takes the oldest command.
+    pub(crate) fn take_command(&mut self) -> Option<StoreCommand> {
+        self.unfinished.take().or_else(|| self.commands.try_recv().ok())
+    }
+
+    /// Keeps the rest of a command, to be taken before all others.
+    pub(crate) fn return_command(&mut self, command: StoreCommand) {
+        self.unfinished = Some(command);
+    }
+
+    /// Takes all journals.
+    pub(crate) fn take_journals(&mut self) -> Vec<WebhookJournal> {
+        iter::from_fn(|| self.journals.try_recv().ok()).collect()
+    }
+
+    /// Rejects all commands and journals that wait.
+    pub(crate) fn reject_all(&mut self) {
+        self.take_journals().into_iter().for_each(WebhookJournal::reject);
+        // Dropping a command answers its caller with an error.
+        while self.take_command().is_some() {}
+    }
+
+    /// Rejects what waits and all that comes.
+    pub(crate) fn close(&mut self) {
+        self.commands.close();
+        self.journals.close();
+        self.reject_all();
     }
 }
 

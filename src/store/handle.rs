@@ -1,7 +1,7 @@
 //! The store as its callers see it, and the signals that its threads pass to one another.
 //!
 //! ```text
-//! callers ──► requests ──► commands ──► writer            one queue, under one lock
+//! callers ──► requests ──► channels ──► writer            one of commands, one of journals
 //! reader threads, check ──► damage ───► writer            the file is set aside
 //! syncer ───────────────► sync failed ► writer            the file is closed and opened anew
 //! writer ───────────────► generation ─► reader threads    the file is another one
@@ -12,23 +12,21 @@
 use std::{
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
     time::Duration,
 };
 
-use super::commands::CommandQueue;
+use super::commands::{self, WriterInbox, WriterSenders};
 use crate::log::backing::LogBacking;
 
 /// Handle to the store for its callers and its threads.
-///
-/// The lock of the command queue is released before the writer is woken, which takes it at once.
 #[derive(Debug)]
 pub(crate) struct StoreHandle {
     backing: Arc<LogBacking>,
     path: PathBuf,
-    commands: Mutex<CommandQueue>,
+    writer: WriterSenders,
     /// Number of files there have been. A reader thread opens the file anew when it differs from
     /// the number at its last open.
     generation: AtomicU64,
@@ -42,19 +40,21 @@ pub(crate) struct StoreHandle {
 
 impl StoreHandle {
     /// Returns a handle to the store at `path` that serves `max_concurrent_replays` reads at a
-    /// time.
-    pub(crate) fn new(path: PathBuf, max_concurrent_replays: usize) -> Arc<Self> {
-        Arc::new(Self {
+    /// time, and what callers send to its writer.
+    pub(crate) fn new(path: PathBuf, max_concurrent_replays: usize) -> (Arc<Self>, WriterInbox) {
+        let (writer, inbox) = commands::channels();
+        let handle = Arc::new(Self {
             backing: LogBacking::new(max_concurrent_replays),
             path,
-            commands: Mutex::default(),
+            writer,
             generation: AtomicU64::new(0),
             damage_report: AtomicU64::new(0),
             is_unsynced: AtomicBool::new(false),
             sync_failed: AtomicBool::new(false),
             #[cfg(test)]
             has_crashed: AtomicBool::new(false),
-        })
+        });
+        (handle, inbox)
     }
 
     /// Returns the part that the logs and their readers hold.
@@ -67,17 +67,14 @@ impl StoreHandle {
         &self.path
     }
 
-    /// Locks the queue of commands. A poisoned lock is used on: a panic cannot leave a queue half
-    /// changed.
-    pub(crate) fn commands(&self) -> MutexGuard<'_, CommandQueue> {
-        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Returns the channels to the writer.
+    pub(super) fn writer(&self) -> &WriterSenders {
+        &self.writer
     }
 
-    /// Returns whether the writer has something to do beside the logs' backlog.
-    pub(crate) fn has_pending_work(&self) -> bool {
-        self.damage_report.load(SeqCst) > 0
-            || self.sync_failed.load(SeqCst)
-            || !self.commands.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    /// Returns whether the file is to be replaced or closed.
+    pub(crate) fn has_reports(&self) -> bool {
+        self.damage_report.load(SeqCst) > 0 || self.sync_failed.load(SeqCst)
     }
 
     /// Records that the file of this generation is damaged. The writer sets it aside, unless it has
@@ -197,12 +194,12 @@ mod tests {
 
     #[test]
     fn a_report_of_damage_concerns_the_file_of_its_generation_alone() {
-        let handle = StoreHandle::new(PathBuf::new(), 1);
+        let (handle, _inbox) = StoreHandle::new(PathBuf::new(), 1);
         let old = handle.generation();
         handle.report_damage(old);
-        assert!(handle.has_pending_work());
+        assert!(handle.has_reports());
         assert!(handle.take_damage());
-        assert!(!handle.take_damage() && !handle.has_pending_work(), "once");
+        assert!(!handle.take_damage() && !handle.has_reports(), "once");
         handle.report_damage(old);
         handle.mark_replaced();
         assert!(!handle.take_damage(), "reported before the file was replaced");
@@ -214,7 +211,7 @@ mod tests {
     #[test]
     fn a_report_of_damage_that_races_with_a_replacement_leaves_the_new_file_alone() {
         for _ in 0..300 {
-            let handle = StoreHandle::new(PathBuf::new(), 1);
+            let (handle, _inbox) = StoreHandle::new(PathBuf::new(), 1);
             let (old, is_replaced) = (handle.generation(), AtomicBool::new(false));
             thread::scope(|scope| {
                 scope.spawn(|| {
@@ -222,7 +219,7 @@ mod tests {
                         handle.report_damage(old);
                     }
                 });
-                while !handle.has_pending_work() {
+                while !handle.has_reports() {
                     thread::yield_now();
                 }
                 handle.mark_replaced();

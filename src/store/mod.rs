@@ -99,7 +99,7 @@ impl Store {
         };
         let (file, products_found, webhooks) = opened
             .map_err(|source| StoreError::File { path: path.clone(), source: Box::new(source) })?;
-        let handle = StoreHandle::new(path, settings.max_concurrent_replays);
+        let (handle, inbox) = StoreHandle::new(path, settings.max_concurrent_replays);
         let log = |(product, persisted, epoch): ReservedProduct| {
             let (backing, metrics) = (Arc::clone(handle.backing()), metrics.log(&product));
             Arc::new(Log::restored(
@@ -116,7 +116,7 @@ impl Store {
         let was_left_open = file.was_left_open();
         let store_metrics = metrics.store().clone();
         let writer = StoreWriter::new(
-            Arc::clone(&handle),
+            (Arc::clone(&handle), inbox),
             logs.clone(),
             file,
             settings,
@@ -140,10 +140,15 @@ impl Store {
         metrics: &Metrics,
     ) -> Result<Self, StoreError> {
         let file = StoreFile::in_memory().map_err(|source| StoreError::Memory(Box::new(source)))?;
-        let handle =
+        let (handle, inbox) =
             StoreHandle::new(PathBuf::from(IN_MEMORY_PATH), settings.max_concurrent_replays);
-        let writer =
-            StoreWriter::new(Arc::clone(&handle), logs, file, settings, metrics.store().clone());
+        let writer = StoreWriter::new(
+            (Arc::clone(&handle), inbox),
+            logs,
+            file,
+            settings,
+            metrics.store().clone(),
+        );
         let mut store =
             Self { handle, threads: Vec::new(), writer: None, webhooks: Vec::new(), _lock: None };
         store.start_writer(writer)?;

@@ -5,14 +5,14 @@
 //!
 //! May use: `event`, `log`, `metrics`, `webhook_delivery`.
 
-use std::{mem, sync::Arc};
+use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
 use super::{
     commands::{
-        AddedProduct, DeadLetterQuery, MAX_QUEUED_COMMANDS, RemainingRequeue, StoreCommand,
-        StoreUnwritable, WebhookJournal,
+        AddedProduct, DeadLetterQuery, RemainingRequeue, StoreCommand, StoreUnwritable,
+        WebhookJournal,
     },
     handle::StoreHandle,
     webhook_rows::{DeadLetterSelection, DeadLetterState, WebhookChanges, WebhookRegistration},
@@ -83,13 +83,14 @@ impl StoreHandle {
     ) -> impl Future<Output = Result<(), WebhookChanges>> + use<> {
         let (answer, written) = oneshot::channel();
         let journal = WebhookJournal { id: Arc::clone(id), changes, answer };
-        let mut queue = self.commands();
-        if self.is_stopping() {
-            journal.reject();
-        } else {
-            queue.journals.push(journal);
+        match self.is_stopping() {
+            true => journal.reject(),
+            false => {
+                if let Err(error) = self.writer().journals.try_send(journal) {
+                    error.into_inner().reject();
+                }
+            }
         }
-        drop(queue);
         self.backing().wake_writer();
         async { written.await.unwrap_or_else(|_| Err(WebhookChanges::default())) }
     }
@@ -182,43 +183,18 @@ impl StoreHandle {
         async { removed.await.map_err(|_| StoreUnwritable) }
     }
 
-    /// Queues a command, unless the store is stopping or the queue is full.
+    /// Queues a command, unless the store is stopping or the channel is full.
     fn submit<T>(
         &self,
         command: impl FnOnce(oneshot::Sender<T>) -> StoreCommand,
     ) -> oneshot::Receiver<T> {
         let (answer, answered) = oneshot::channel();
-        let mut queue = self.commands();
-        // Read under the queue's lock. The writer drains the queue under this lock after
-        // `is_stopping` is set: a command is either drained there or refused here.
-        if !self.is_stopping() && queue.commands.len() < MAX_QUEUED_COMMANDS {
-            queue.commands.push_back(command(answer));
+        if !self.is_stopping() {
+            // A command that is refused is dropped, which answers its caller with an error.
+            let _ = self.writer().commands.try_send(command(answer));
         }
-        drop(queue);
         self.backing().wake_writer();
         answered
-    }
-
-    /// Takes the oldest command.
-    pub(crate) fn take_command(&self) -> Option<StoreCommand> {
-        self.commands().commands.pop_front()
-    }
-
-    /// Puts the rest of a command back in front of the queue.
-    pub(crate) fn return_command(&self, command: StoreCommand) {
-        self.commands().commands.push_front(command);
-    }
-
-    /// Takes all journals.
-    pub(crate) fn take_journals(&self) -> Vec<WebhookJournal> {
-        mem::take(&mut self.commands().journals)
-    }
-
-    /// Rejects all commands and journals that wait.
-    pub(crate) fn reject_commands(&self) {
-        let refused = mem::take(&mut *self.commands());
-        refused.journals.into_iter().for_each(WebhookJournal::reject);
-        drop(refused.commands); // dropping the senders answers the callers with an error
     }
 }
 
@@ -227,6 +203,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::store::commands::MAX_QUEUED_COMMANDS;
 
     fn erase(handle: &StoreHandle) -> impl Future<Output = Result<u64, StoreUnwritable>> + use<> {
         handle.erase(ProductId::new("p").unwrap(), SessionId::new("s").unwrap())
@@ -234,24 +211,39 @@ mod tests {
 
     #[tokio::test]
     async fn a_command_beyond_the_bound_of_the_queue_is_refused() {
-        let handle = StoreHandle::new(PathBuf::new(), 1);
+        let (handle, mut inbox) = StoreHandle::new(PathBuf::new(), 1);
         let queued: Vec<_> = (0..MAX_QUEUED_COMMANDS).map(|_| erase(&handle)).collect();
         erase(&handle).await.unwrap_err();
         drop(queued);
         erase(&handle).await.unwrap_err(); // an erasure is executed although its caller has gone
-        assert!(handle.take_command().is_some());
+        assert!(inbox.take_command().is_some());
         drop(erase(&handle));
-        assert_eq!(handle.commands().commands.len(), MAX_QUEUED_COMMANDS);
+        let waiting = std::iter::from_fn(|| inbox.take_command()).count();
+        assert_eq!(waiting, MAX_QUEUED_COMMANDS);
+    }
+
+    #[tokio::test]
+    async fn a_journal_that_comes_too_late_is_returned_and_a_command_is_refused() {
+        let (handle, mut inbox) = StoreHandle::new(PathBuf::new(), 1);
+        let changes = WebhookChanges { position: 7, ..WebhookChanges::default() };
+        let (waiting, command) = (handle.journal(&"w".into(), changes.clone()), erase(&handle));
+        let begun = inbox.take_command().unwrap();
+        inbox.return_command(begun);
+        inbox.close();
+        assert_eq!(waiting.await, Err(changes.clone()));
+        command.await.unwrap_err();
+        assert_eq!(handle.journal(&"w".into(), changes.clone()).await, Err(changes));
+        erase(&handle).await.unwrap_err();
     }
 
     #[test]
     fn a_list_is_abandoned_once_its_caller_has_gone_and_a_write_is_not() {
-        let handle = StoreHandle::new(PathBuf::new(), 1);
+        let (handle, mut inbox) = StoreHandle::new(PathBuf::new(), 1);
         let awaited = handle.requeued_dead_letters("w", 0, 1);
         drop(handle.requeued_dead_letters("w", 0, 1));
         drop(handle.dead_letters("w", DeadLetterState::Dead, None, 1));
         drop(erase(&handle));
-        let abandoned = std::iter::from_fn(|| handle.take_command());
+        let abandoned = std::iter::from_fn(|| inbox.take_command());
         let abandoned: Vec<_> = abandoned.map(|command| command.is_abandoned()).collect();
         assert_eq!(abandoned, [false, true, true, false]);
         drop(awaited);

@@ -6,6 +6,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use tokio::sync::oneshot;
 
+pub(crate) use super::commands::WriterInbox;
 use super::{
     commands::{StoreCommand, WebhookJournal},
     handle::StoreHandle,
@@ -36,14 +37,14 @@ pub(crate) fn set_unreadable(handle: &StoreHandle, is_unreadable: bool) {
     handle.set_failed(is_unreadable);
 }
 
-/// Returns the handle of a store without threads.
-pub(crate) fn idle_handle() -> Arc<StoreHandle> {
+/// Returns the handle of a store without threads, and what is sent to its writer.
+pub(crate) fn idle_handle() -> (Arc<StoreHandle>, WriterInbox) {
     StoreHandle::new(PathBuf::from(super::IN_MEMORY_PATH), 4)
 }
 
 /// Takes the oldest command, or a journal if there is none.
-pub(crate) fn take_command(handle: &StoreHandle) -> Option<TakenCommand> {
-    if let Some(command) = handle.take_command() {
+pub(crate) fn take_command(inbox: &mut WriterInbox) -> Option<TakenCommand> {
+    if let Some(command) = inbox.take_command() {
         return Some(match command {
             StoreCommand::Register { webhook, answer } => {
                 TakenCommand::Register { position: webhook.position, answer }
@@ -52,7 +53,7 @@ pub(crate) fn take_command(handle: &StoreHandle) -> Option<TakenCommand> {
             _ => TakenCommand::Other,
         });
     }
-    let journal = handle.take_journals().pop()?;
+    let journal = inbox.take_journals().pop()?;
     let changes = journal.changes.clone();
     WebhookJournal::reject(journal);
     Some(TakenCommand::Journal(changes))

@@ -22,14 +22,14 @@ impl StoreWriter {
     /// are committed.
     pub(super) fn execute_commands(&mut self) -> Result<(), FileError> {
         if matches!(self.state, WriterState::Failed { .. }) {
-            self.handle.reject_commands();
+            self.inbox.reject_all();
             return Ok(());
         }
         let began = Instant::now();
         // Checked before each step, and each step takes milliseconds: a long command returns its
         // rest.
         while began.elapsed() < MAX_COMMAND_TIME
-            && let Some(command) = self.handle.take_command()
+            && let Some(command) = self.inbox.take_command()
         {
             if command.is_abandoned() {
                 continue;
@@ -37,7 +37,7 @@ impl StoreWriter {
             self.handle.begin_write();
             let is_write = command.is_write();
             if let Some(remainder) = self.execute(command)? {
-                self.handle.return_command(remainder);
+                self.inbox.return_command(remainder);
             }
             if is_write {
                 self.handle.mark_unsynced();

@@ -29,7 +29,7 @@ use tracing::error;
 use self::webhooks::RegisteredWebhooks;
 use super::{
     StoreSettings,
-    commands::WebhookJournal,
+    commands::{WebhookJournal, WriterInbox},
     handle::StoreHandle,
     sqlite::{self, AppendBatch, FileError, FileFault, StoreFile, SyncMode},
     syncer,
@@ -45,6 +45,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct StoreWriter {
     handle: Arc<StoreHandle>,
+    inbox: WriterInbox,
     logs: Vec<Arc<Log>>,
     webhooks: RegisteredWebhooks,
     settings: StoreSettings,
@@ -79,7 +80,7 @@ enum WriterState {
 impl StoreWriter {
     /// Returns a writer of these logs into `file`.
     pub(super) fn new(
-        handle: Arc<StoreHandle>,
+        (handle, inbox): (Arc<StoreHandle>, WriterInbox),
         logs: Vec<Arc<Log>>,
         file: StoreFile,
         settings: StoreSettings,
@@ -90,6 +91,7 @@ impl StoreWriter {
         let state = WriterState::Open(Box::new(file));
         Self {
             handle,
+            inbox,
             logs,
             webhooks: RegisteredWebhooks::default(),
             settings,
@@ -114,7 +116,7 @@ impl StoreWriter {
         while !self.handle.is_stopping() {
             let is_open = matches!(self.state, WriterState::Open(_));
             let has_work = || {
-                self.handle.has_pending_work()
+                self.has_pending_work()
                     || (is_open && self.logs.iter().any(|log| log.backlog() > 0))
             };
             self.handle.park_until_work(self.max_park(), has_work);
@@ -168,6 +170,11 @@ impl StoreWriter {
         }
     }
 
+    /// Returns whether there is something to do beside the logs' backlog.
+    fn has_pending_work(&self) -> bool {
+        self.handle.has_reports() || !self.inbox.is_empty()
+    }
+
     /// Returns the number of entries of all logs that are not persisted.
     fn backlog(&self) -> u64 {
         self.logs.iter().map(|log| log.backlog()).sum()
@@ -208,7 +215,7 @@ impl StoreWriter {
     /// Commits the logs' backlog and the webhooks' journals.
     fn commit_backlog(&mut self) -> Result<(), FileError> {
         if matches!(self.state, WriterState::Failed { .. }) {
-            self.handle.take_journals().into_iter().for_each(WebhookJournal::reject);
+            self.inbox.take_journals().into_iter().for_each(WebhookJournal::reject);
             return Ok(());
         }
         for _ in 0..MAX_COMMITS_PER_ROUND {
@@ -247,8 +254,8 @@ impl StoreWriter {
 
     /// Takes the journals of webhooks that the file has, and rejects the others. A journal without
     /// a row to write to would be lost, and confirmed to its worker as written.
-    fn take_registered_journals(&self) -> Vec<WebhookJournal> {
-        let journals = self.handle.take_journals().into_iter();
+    fn take_registered_journals(&mut self) -> Vec<WebhookJournal> {
+        let journals = self.inbox.take_journals().into_iter();
         let (registered, unregistered): (Vec<_>, Vec<_>) =
             journals.partition(|journal| self.webhooks.contains(&journal.id));
         unregistered.into_iter().for_each(WebhookJournal::reject);
@@ -285,8 +292,8 @@ impl StoreWriter {
 
     /// Closes the file. Every other connection must be closed before: SQLite moves the write-ahead
     /// log into the database with the last one.
-    pub(super) fn close(self) {
-        self.handle.reject_commands(); // some are left if the last write failed
+    pub(super) fn close(mut self) {
+        self.inbox.close(); // some are left if the last write failed
         #[cfg(test)]
         if self.handle.has_crashed() {
             return;

@@ -18,13 +18,13 @@ impl StoreWriter {
     /// Removes the copies of erased rows that SQLite has left. This takes seconds for a large file,
     /// so it is done once for all erasures of an hour.
     pub(super) fn scrub(&mut self) -> Result<(), FileError> {
-        let WriterState::Open(file) = &mut self.state else { return Ok(()) };
         // A scrub that is due at the stop is left to the next start: the file records that it is
         // due.
         let is_due = self.scrub_at.is_some_and(|due| Instant::now() >= due);
-        if !is_due || self.handle.is_stopping() || self.handle.has_pending_work() {
+        if !is_due || self.handle.is_stopping() || self.has_pending_work() {
             return Ok(());
         }
+        let WriterState::Open(file) = &mut self.state else { return Ok(()) };
         self.handle.begin_write();
         let scrubbed = file.scrub();
         let now = Instant::now();

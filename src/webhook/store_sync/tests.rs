@@ -8,7 +8,7 @@ use super::*;
 use crate::{
     config::WebhookConfig,
     event::{Event, EventId, Kind},
-    store::testing::{self, TakenCommand},
+    store::testing::{self, TakenCommand, WriterInbox},
     webhook::{
         Disposition, WebhookSource,
         outbox::{DeliveryPolicy, EventStorage},
@@ -19,6 +19,7 @@ use crate::{
 /// Sync and outbox before a store without threads.
 struct StoreSyncHarness {
     store: Arc<StoreHandle>,
+    inbox: WriterInbox,
     store_sync: StoreSync,
     outbox: Outbox,
 }
@@ -26,13 +27,14 @@ struct StoreSyncHarness {
 impl StoreSyncHarness {
     /// Creates the harness of a webhook at `position`.
     fn new(position: u64) -> Self {
-        let store = testing::idle_handle();
+        let (store, inbox) = testing::idle_handle();
         let text = r#"{"id":"w","product_id":"p","url":"https://example.com/","secret":"s"}"#;
         let definition =
             Definition::new(WebhookConfig::from_stored(text).unwrap(), WebhookSource::Api);
         let store_sync =
             StoreSync::new(&definition, position, Arc::clone(&store), Arc::default(), None);
-        Self { store, store_sync, outbox: Outbox::new(POLICY, position, Vec::new(), Now::read()) }
+        let outbox = Outbox::new(POLICY, position, Vec::new(), Now::read());
+        Self { store, inbox, store_sync, outbox }
     }
 
     fn enqueue(&mut self, position: u64) {
@@ -43,9 +45,8 @@ impl StoreSyncHarness {
 
     /// Answers the registration that the sync has sent.
     fn register(&mut self) {
-        let Some(TakenCommand::Register { answer, .. }) = testing::take_command(&self.store) else {
-            panic!("it has asked")
-        };
+        let taken = testing::take_command(&mut self.inbox);
+        let Some(TakenCommand::Register { answer, .. }) = taken else { panic!("it has asked") };
         answer.send(()).unwrap();
         self.tick();
     }
@@ -82,12 +83,13 @@ async fn nothing_is_written_down_before_the_store_has_the_webhook() {
         harness.tick();
         time::advance(POSITION_WRITE_INTERVAL).await;
     }
-    let Some(TakenCommand::Register { position, answer }) = testing::take_command(&harness.store)
+    let Some(TakenCommand::Register { position, answer }) =
+        testing::take_command(&mut harness.inbox)
     else {
         panic!("it is registered")
     };
     assert_eq!(
-        (position, testing::take_command(&harness.store).is_none()),
+        (position, testing::take_command(&mut harness.inbox).is_none()),
         (3, true),
         "and nothing else"
     );
@@ -95,19 +97,20 @@ async fn nothing_is_written_down_before_the_store_has_the_webhook() {
     harness.tick();
     time::advance(REGISTER_RETRY_DELAY).await;
     harness.tick();
-    let Some(TakenCommand::Register { position, answer }) = testing::take_command(&harness.store)
+    let Some(TakenCommand::Register { position, answer }) =
+        testing::take_command(&mut harness.inbox)
     else {
         panic!("again")
     };
     assert_eq!(
-        (position, testing::take_command(&harness.store).is_none()),
+        (position, testing::take_command(&mut harness.inbox).is_none()),
         (3, true),
         "what has come since is not written down yet"
     );
     answer.send(()).unwrap();
     harness.tick();
     harness.tick();
-    let Some(TakenCommand::Journal(changes)) = testing::take_command(&harness.store) else {
+    let Some(TakenCommand::Journal(changes)) = testing::take_command(&mut harness.inbox) else {
         panic!("now it is")
     };
     assert_eq!((changes.position, changes.deliveries.into_keys().collect()), (7, vec![4, 5, 6, 7]));
@@ -144,9 +147,9 @@ async fn uncommitted_events_are_not_reported_as_passed_and_delivery_continues() 
         harness.store_sync.start_writes(&mut harness.outbox, 7);
         time::advance(JOURNAL_RETRY_DELAY).await;
     }
-    assert!(testing::take_command(&harness.store).is_none());
+    assert!(testing::take_command(&mut harness.inbox).is_none());
     harness.store_sync.start_writes(&mut harness.outbox, 8);
-    let Some(TakenCommand::Journal(changes)) = testing::take_command(&harness.store) else {
+    let Some(TakenCommand::Journal(changes)) = testing::take_command(&mut harness.inbox) else {
         panic!("all is committed")
     };
     assert_eq!((changes.position, changes.deliveries.into_keys().collect()), (8, vec![7, 8]));
@@ -159,7 +162,10 @@ async fn dead_letters_are_asked_for_behind_those_that_were_looked_at_and_not_if_
     harness.register();
     let notice = |requeued| WebhookNotice { requeued, ..WebhookNotice::default() };
     harness.store_sync.redeliver(&mut harness.outbox, &notice(2));
-    assert!(matches!(testing::take_command(&harness.store), Some(TakenCommand::ListRequeued(0))));
+    assert!(matches!(
+        testing::take_command(&mut harness.inbox),
+        Some(TakenCommand::ListRequeued(0))
+    ));
     harness.tick(); // the store gave no answer
     harness.store_sync.redeliver(&mut harness.outbox, &notice(2));
     time::advance(REDELIVERY_RETRY_DELAY).await;
@@ -180,11 +186,14 @@ async fn dead_letters_are_asked_for_behind_those_that_were_looked_at_and_not_if_
     harness.outbox.redeliver(vec![dead_letter], Now::read());
     harness.store_sync.redeliver(&mut harness.outbox, &notice(1));
     assert!(
-        testing::take_command(&harness.store).is_none()
+        testing::take_command(&mut harness.inbox).is_none()
             && harness.store_sync.due(&harness.outbox, &notice(1)).is_none()
     );
     harness.store_sync.redeliver(&mut harness.outbox, &notice(2));
-    assert!(matches!(testing::take_command(&harness.store), Some(TakenCommand::ListRequeued(5))));
+    assert!(matches!(
+        testing::take_command(&mut harness.inbox),
+        Some(TakenCommand::ListRequeued(5))
+    ));
 }
 
 const POLICY: DeliveryPolicy = DeliveryPolicy {

@@ -110,7 +110,7 @@ impl WriterHarness {
             (Metrics::new().unwrap(), MemoryBounds { events: memory_events, bytes: u64::MAX });
         let mut file = StoreFile::open(&path).unwrap();
         let persisted = file.find_or_add_product(&product()).unwrap();
-        let handle = StoreHandle::new(path, 4);
+        let (handle, inbox) = StoreHandle::new(path, 4);
         let epoch = epoch_after(persisted.highest_epoch);
         let log = Log::restored(
             product(),
@@ -132,7 +132,7 @@ impl WriterHarness {
         };
         let log = Arc::new(log);
         let writer = StoreWriter::new(
-            handle,
+            (handle, inbox),
             vec![Arc::clone(&log)],
             file,
             settings,

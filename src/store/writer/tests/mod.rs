@@ -345,7 +345,7 @@ fn many_erasures_do_not_hold_up_entries_that_come_meanwhile() {
         })
         .collect();
     let mut rounds = 0;
-    while harness.writer.handle.has_pending_work() {
+    while harness.writer.has_pending_work() {
         harness.append(1);
         harness.writer.run_round();
         assert_eq!(harness.log.backlog(), 0, "committed before the next few commands");

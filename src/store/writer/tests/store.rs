@@ -96,9 +96,14 @@ async fn a_store_in_memory_that_fails_is_begun_anew_with_its_webhooks() {
     let (store, _log) = in_memory_store(1);
     let settings = WriterHarness::new(16).writer.settings;
     drop(store);
-    let handle = StoreHandle::new(sqlite::IN_MEMORY_PATH.into(), 1);
-    let mut writer =
-        StoreWriter::new(Arc::clone(&handle), vec![], file, settings, metrics.store().clone());
+    let (handle, inbox) = StoreHandle::new(sqlite::IN_MEMORY_PATH.into(), 1);
+    let mut writer = StoreWriter::new(
+        (Arc::clone(&handle), inbox),
+        vec![],
+        file,
+        settings,
+        metrics.store().clone(),
+    );
     let webhook = webhook("w", 4);
     for again in [false, true] {
         let registered = handle.register(webhook.clone());
