@@ -17,7 +17,10 @@ use std::{path::Path, sync::Arc, time::Duration};
 use tokio::{task::spawn_blocking, time::timeout};
 use tracing::{debug, error, info, warn};
 
-use super::{App, assemble, config_watch::ConfigWatcher};
+use super::{
+    App, assemble,
+    config_watch::{ConfigWatcher, ReloadTrigger},
+};
 use crate::{
     auth::{Access, ListenerKey},
     config::{Config, ConfigDiff, Findings, Secret, UpstreamConfig},
@@ -34,22 +37,6 @@ use crate::{
         tls::{TlsError, tls_client_config},
     },
 };
-
-/// Cause of a reload.
-pub(super) enum ReloadTrigger {
-    /// A signal asks for it.
-    Signal,
-    /// The files have changed, and were read.
-    Change(Box<Result<Config, Findings>>),
-}
-
-/// Waits until the files have changed; for ever if there are none.
-pub(super) async fn config_changed(watch: Option<&mut ConfigWatcher>) -> Result<Config, Findings> {
-    match watch {
-        Some(watch) => watch.changed().await,
-        None => std::future::pending().await,
-    }
-}
 
 /// Valid configuration, and what was made of it already.
 struct AcceptedConfig {

@@ -32,6 +32,22 @@ pub(crate) struct ConfigWatcher {
     loaded_digest: Option<ContentDigest>,
 }
 
+/// Cause of a reload.
+pub(crate) enum ReloadTrigger {
+    /// A signal asks for it.
+    Signal,
+    /// The files have changed, and were read.
+    Change(Box<Result<Config, Findings>>),
+}
+
+/// Waits until the files have changed; for ever if there are none.
+pub(crate) async fn config_changed(watch: Option<&mut ConfigWatcher>) -> Result<Config, Findings> {
+    match watch {
+        Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// SHA-256 over all files.
 type ContentDigest = [u8; 32];
 

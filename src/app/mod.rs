@@ -37,9 +37,8 @@ use tokio::{
 use tracing::{info, warn};
 
 use self::{
-    apply_config::{ReloadTrigger, config_changed},
     certificate::{CertificateError, ServedCertificate},
-    config_watch::ConfigWatcher,
+    config_watch::{ConfigWatcher, ReloadTrigger, config_changed},
     listeners::{BoundListeners, serve_public, start_admin},
     products::ProductTasks,
     routes::ListenerRoutes,

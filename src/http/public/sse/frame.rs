@@ -2,7 +2,7 @@
 //!
 //! May use: `event`, `sse`.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
@@ -36,3 +36,7 @@ impl SseFrame {
         }
     }
 }
+
+/// Reconnection delay that subscribers are given, before jitter: a restarted relay is back within
+/// seconds.
+pub(super) const SSE_RETRY_DELAY: Duration = Duration::from_secs(2);

@@ -14,11 +14,12 @@
 mod frame;
 mod hyper_body;
 mod on_shard;
+mod source;
 mod subscriber;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use axum::{
     body::Body,
@@ -30,22 +31,21 @@ use hyper::{
     header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue},
 };
 
-use self::hyper_body::EventBody;
-pub(crate) use self::{on_shard::SseConnection, subscriber::SseSubscriber};
+use self::{frame::SSE_RETRY_DELAY, hyper_body::EventBody};
+pub(crate) use self::{
+    on_shard::SseConnection, source::SubscriptionSource, subscriber::SseSubscriber,
+};
 use super::request::{SubscriptionRequest, accepts_event_stream};
 use crate::{
-    auth::{CredentialHolder, CredentialProof, Grant, StreamExpiry},
     http::{
-        admission::Subscribers,
         methods::body_for_head,
         problem::{Problem, SHED_RETRY_AFTER, jittered},
         state::{Product, Relay},
     },
     metrics::ShedReason,
     net::{Connection, DetachedConnection, Http2StreamState},
-    shard::{ShardPlacement, ShardSubscriber},
+    shard::ShardSubscriber,
     sse,
-    timer_wheel::TimerWheel,
 };
 
 /// Opens the event stream of one subscriber.
@@ -137,46 +137,6 @@ pub(crate) fn open_stream(
     Ok(response)
 }
 
-/// Source of a subscription: what differs between the public and the admin listener.
-#[derive(Debug)]
-pub(crate) struct SubscriptionSource<'a> {
-    /// Admission that issues the permit.
-    pub(crate) subscribers: &'a Arc<Subscribers>,
-    /// Timer of the listener's runtime.
-    pub(crate) wheel: &'a Arc<TimerWheel>,
-    /// Name of the key, for the list of subscribers.
-    pub(crate) key: Arc<str>,
-    /// Holder that the subscriber counts for in limits.
-    pub(crate) holder: CredentialHolder,
-    /// Credential that must stay valid while the stream is open.
-    pub(crate) proof: Arc<CredentialProof>,
-    /// Age at about which the stream is rotated.
-    pub(crate) max_age: Option<Duration>,
-    /// End of the stream with its token, if there is one.
-    pub(crate) expiry: Option<StreamExpiry>,
-    /// Shards that write the stream; with `None`, hyper does.
-    pub(crate) shards: Option<&'a Arc<ShardPlacement>>,
-    /// The stream is an operator tail: not counted as a subscriber, and ended at once when it
-    /// gets a disconnect reason.
-    pub(crate) is_operator_tail: bool,
-}
-
-impl<'a> SubscriptionSource<'a> {
-    fn public(relay: &'a Relay, grant: &Grant, can_detach: bool) -> Self {
-        Self {
-            subscribers: &relay.subscribers,
-            wheel: &relay.wheel,
-            key: Arc::clone(&grant.key),
-            holder: grant.holder.clone(),
-            proof: Arc::clone(&grant.proof),
-            max_age: relay.max_connection_age,
-            expiry: grant.stream_expiry(),
-            shards: can_detach.then_some(&relay.shards),
-            is_operator_tail: false,
-        }
-    }
-}
-
 /// Returns whether the socket can leave hyper after a request of this version.
 ///
 /// HTTP/1.0 has no chunked bodies, and an HTTP/2 connection carries other streams.
@@ -220,7 +180,3 @@ pub(crate) fn shed(reason: ShedReason, headers: &HeaderMap) -> Result<Response, 
     }
     Err(reason.into())
 }
-
-/// Reconnection delay that subscribers are given, before jitter: a restarted relay is back within
-/// seconds.
-const SSE_RETRY_DELAY: Duration = Duration::from_secs(2);

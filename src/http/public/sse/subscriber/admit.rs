@@ -16,7 +16,7 @@ use crate::{
     feed::Feed,
     http::{
         admission::{AdmissionRequest, DisconnectReason},
-        public::{request::SubscriptionRequest, sse::SubscriptionSource},
+        public::{request::SubscriptionRequest, sse::source::SubscriptionSource},
         state::Relay,
     },
     log::ReplayClient,

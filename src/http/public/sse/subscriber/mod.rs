@@ -23,7 +23,7 @@ use std::{
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::{SSE_RETRY_DELAY, frame::SseFrame};
+use super::frame::{SSE_RETRY_DELAY, SseFrame};
 use crate::{
     event::{Event, Scope},
     fanout::{Subscription, SubscriptionItem},

@@ -13,7 +13,7 @@ use futures_sink::Sink;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_websockets::{CloseCode, Error, Message};
 
-use super::{WsConnection, WsPhase, WsStep};
+use super::connection::{WsConnection, WsPhase, WsStep};
 use crate::http::admission::DisconnectReason;
 
 impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {

@@ -21,6 +21,7 @@
 //! May use: `shard`.
 
 mod close;
+mod connection;
 #[cfg(test)]
 mod tests;
 
@@ -37,76 +38,20 @@ use bytes::Bytes;
 use futures_core::Stream;
 use futures_sink::Sink;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_websockets::{CloseCode, Error, Limits, Message, ServerBuilder, WebSocketStream};
+use tokio_websockets::{CloseCode, Error, Message};
 
-use self::close::{close_code, close_timeout};
+pub(super) use self::connection::WsConnection;
+use self::{
+    close::{close_code, close_timeout},
+    connection::{WsPhase, WsStep},
+};
 use super::subscriber::WsSubscriber;
 use crate::{
     http::admission::DisconnectReason,
     shard::{MAX_BATCH_BUFFERS, MAX_BATCH_BYTES, advance, io_slices},
 };
 
-/// A WebSocket subscriber and its socket.
-#[derive(Debug)]
-pub(super) struct WsConnection<S> {
-    pub(super) socket: WebSocketStream<S>,
-    pub(super) subscriber: WsSubscriber,
-    phase: WsPhase,
-    /// Frames that the socket has not accepted yet.
-    pub(super) unwritten: VecDeque<Bytes>,
-    /// The subscriber has every entry, and the socket has accepted all of them.
-    pub(super) is_caught_up: bool,
-    /// The connection waits for entries only, and not for its socket or its client.
-    pub(super) is_idle: bool,
-    /// Tick at which the connection is closed without further waiting.
-    close_due: u64,
-    /// Tick before which the client's next message is not read.
-    next_message_due: u64,
-}
-
-/// Phase of a connection.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum WsPhase {
-    /// Messages go both ways.
-    Open,
-    /// A close frame has been queued; the client's own is awaited.
-    Closing,
-    /// The client violated the protocol and may still be sending. Closing a socket with unread
-    /// input resets the connection, and the reset may overtake the close frame.
-    Lingering,
-}
-
-/// Outcome of one step.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum WsStep {
-    /// There may be more to do.
-    Progressed,
-    /// Nothing to do; a waker is registered.
-    Waiting,
-    /// The connection has ended.
-    Closed,
-}
-
 impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
-    /// Returns the connection of a socket that has just been upgraded.
-    pub(super) fn new(socket: S, subscriber: WsSubscriber) -> Self {
-        // The codec's own limit: it stops reading a larger message before the message is in memory.
-        let limits = Limits::default().max_payload_len(Some(MAX_CLIENT_MESSAGE_BYTES));
-        let socket = ServerBuilder::new().limits(limits).serve(socket);
-        let (phase, close_due) = (WsPhase::Open, u64::MAX);
-        let (unwritten, is_caught_up, is_idle) = (VecDeque::new(), false, false);
-        Self {
-            socket,
-            subscriber,
-            phase,
-            unwritten,
-            is_caught_up,
-            is_idle,
-            close_due,
-            next_message_due: 0,
-        }
-    }
-
     /// Runs steps within the bounds of one poll, and returns `Ready` when the connection has ended.
     ///
     /// `batch` is empty at entry and at exit. `bytes` is increased by the bytes handed over for
@@ -376,9 +321,6 @@ pub(super) fn poll_write_once<S: AsyncWrite + Unpin>(
         written => Poll::Ready(Ok(written)),
     }
 }
-
-/// Largest message of a client: a filter of a thousand values fits.
-const MAX_CLIENT_MESSAGE_BYTES: usize = 64 * 1024;
 
 /// Bytes written in one poll, after which other subscribers get their turn.
 const MAX_HANDOVER_BYTES_PER_POLL: usize = 4 * MAX_BATCH_BYTES;
