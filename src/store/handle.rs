@@ -3,11 +3,12 @@
 //! ```text
 //! callers ──► requests ──► commands ──► writer            one queue, under one lock
 //! reader threads, check ──► damage ───► writer            the file is set aside
+//! reader threads, check ──► repair ───► writer            indices and counters are made anew
 //! syncer ───────────────► sync failed ► writer            the file is closed and opened anew
 //! writer ───────────────► generation ─► reader threads    the file is another one
 //! ```
 //!
-//! May use: `log`.
+//! May use: `log`, `log_limit`.
 
 use std::{
     path::PathBuf,
@@ -18,8 +19,8 @@ use std::{
     time::Duration,
 };
 
-use super::commands::CommandQueue;
-use crate::log::backing::LogBacking;
+use super::{commands::CommandQueue, sqlite::FilesInPlace};
+use crate::{log::backing::LogBacking, log_limit::LogRateLimit};
 
 /// Handle to the store for its callers and its threads.
 ///
@@ -34,6 +35,16 @@ pub(crate) struct StoreHandle {
     generation: AtomicU64,
     /// Generation that was reported as damaged, plus 1; 0 for none.
     damage_report: AtomicU64,
+    /// Generation whose indices or counters were reported as damaged, plus 1; 0 for none.
+    repair_report: AtomicU64,
+    /// Whether the counters of the current file have been found to fit its rows.
+    is_checked: AtomicBool,
+    /// Whether every row has been found in the indices, and none is missing.
+    are_indices_trusted: AtomicBool,
+    /// Limit on the error line that says a read has failed.
+    read_failures: Mutex<LogRateLimit>,
+    /// Files that the writer has open; `None` while it has none.
+    files: Mutex<Option<FilesInPlace>>,
     is_unsynced: AtomicBool,
     sync_failed: AtomicBool,
     #[cfg(test)]
@@ -50,6 +61,11 @@ impl StoreHandle {
             commands: Mutex::default(),
             generation: AtomicU64::new(0),
             damage_report: AtomicU64::new(0),
+            repair_report: AtomicU64::new(0),
+            is_checked: AtomicBool::new(true),
+            are_indices_trusted: AtomicBool::new(true),
+            read_failures: Mutex::new(LogRateLimit::new()),
+            files: Mutex::new(None),
             is_unsynced: AtomicBool::new(false),
             sync_failed: AtomicBool::new(false),
             #[cfg(test)]
@@ -76,6 +92,7 @@ impl StoreHandle {
     /// Returns whether the writer has something to do beside the logs' backlog.
     pub(crate) fn has_pending_work(&self) -> bool {
         self.damage_report.load(SeqCst) > 0
+            || self.repair_report.load(SeqCst) > 0
             || self.sync_failed.load(SeqCst)
             || !self.commands.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
@@ -98,6 +115,64 @@ impl StoreHandle {
         self.damage_report.swap(0, SeqCst) == self.generation() + 1
     }
 
+    /// Records that indices or counters of the file of this generation do not fit its rows. No
+    /// reader uses them until the writer has made them anew.
+    pub(crate) fn report_repair(&self, generation: u64) {
+        if generation == self.generation() {
+            self.are_indices_trusted.store(false, SeqCst);
+        }
+        self.repair_report.fetch_max(generation + 1, SeqCst);
+        self.backing.wake_writer(); // after the report, as in `report_damage`
+    }
+
+    /// Returns whether indices or counters of the current file were reported as damaged since the
+    /// last call. Called by the writer.
+    pub(crate) fn take_repair(&self) -> bool {
+        self.repair_report.swap(0, SeqCst) == self.generation() + 1
+    }
+
+    /// Records that the file is to be checked: it is of an earlier process, or was repaired.
+    pub(crate) fn begin_check(&self) {
+        self.are_indices_trusted.store(false, SeqCst);
+        self.is_checked.store(false, SeqCst);
+    }
+
+    /// Records which files the writer has open.
+    pub(crate) fn set_files(&self, files: Option<FilesInPlace>) {
+        *self.files.lock().unwrap_or_else(PoisonError::into_inner) = files;
+    }
+
+    /// Returns the files that the writer has open, if others have their names by now, or none. The
+    /// other threads must not open these.
+    pub(crate) fn displaced_files(&self) -> Option<FilesInPlace> {
+        let files = *self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let in_place = FilesInPlace::find(&self.path).ok()?;
+        files.filter(|files| *files != in_place)
+    }
+
+    /// Returns whether the check of the current file is over: its counters fit its rows.
+    pub(crate) fn is_checked(&self) -> bool {
+        self.is_checked.load(SeqCst)
+    }
+
+    /// Returns whether readers may use the indices: no row is missing in them, nor in the file.
+    pub(crate) fn are_indices_trusted(&self) -> bool {
+        self.are_indices_trusted.load(SeqCst)
+    }
+
+    /// Records that the file of this generation was checked, and whether its indices may be used.
+    pub(crate) fn mark_checked(&self, generation: u64, are_indices_trusted: bool) {
+        if generation == self.generation() && self.repair_report.load(SeqCst) == 0 {
+            self.are_indices_trusted.store(are_indices_trusted, SeqCst);
+            self.is_checked.store(true, SeqCst);
+        }
+    }
+
+    /// Returns whether to log a read that has failed: clients could fill the log with them.
+    pub(crate) fn allow_read_failure_line(&self) -> bool {
+        self.read_failures.lock().unwrap_or_else(PoisonError::into_inner).allow()
+    }
+
     /// Returns the number of the current file.
     pub(crate) fn generation(&self) -> u64 {
         self.generation.load(SeqCst)
@@ -106,6 +181,15 @@ impl StoreHandle {
     /// Records that the file was replaced: readers open the new one, and reports of damage in the
     /// old one no longer count.
     pub(crate) fn mark_replaced(&self) {
+        self.generation.fetch_add(1, SeqCst);
+        // All of the new file is of this process.
+        self.are_indices_trusted.store(true, SeqCst);
+        self.is_checked.store(true, SeqCst);
+    }
+
+    /// Records that the same file was opened anew, with another write-ahead log: readers open it
+    /// again.
+    pub(crate) fn mark_reopened(&self) {
         self.generation.fetch_add(1, SeqCst);
     }
 

@@ -16,6 +16,7 @@
 //! May use: no other module.
 
 mod append;
+mod audit;
 pub(super) mod checksum;
 mod commit;
 mod dead_letters;
@@ -36,10 +37,14 @@ mod webhooks;
 
 pub(crate) use self::{
     append::AppendBatch,
+    audit::CorrectedCounters,
     dead_letters::{DEAD_LETTER_STEP_ROWS, DeadLetterBound, RetiredDeadLetters},
     error::{FileError, FileFault},
     expire_owed::ExpiredDeliveries,
     file::{CheckpointProgress, IN_MEMORY_PATH, StoreFile, SyncMode},
-    files::{CHECKPOINT_WAL_BYTES, MAX_WAL_BYTES, set_aside, wal_bytes, wal_path},
+    files::{
+        CHECKPOINT_WAL_BYTES, FilesInPlace, MAX_WAL_BYTES, remove_stale_wal, set_aside, wal_bytes,
+        wal_path,
+    },
     webhooks::DeadLetterCounts,
 };
