@@ -109,7 +109,8 @@ impl Log {
         let mut state = self.state();
         let memory_evicted_through = state.ring.evicted_through();
         let newest = state.ring.newest_position();
-        let persisted_id = IdSpans::restored(persisted.spans.iter().copied()).id_at(persisted.newest);
+        let persisted_id =
+            IdSpans::restored(persisted.spans.iter().copied()).id_at(persisted.newest);
         let newest_id = state.ids.id_at(persisted.newest);
         let Some(durable) = &mut state.durable else { return true };
         if durable.product_number != persisted.product_number

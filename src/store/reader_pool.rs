@@ -77,11 +77,10 @@ impl StoreHandle {
                 Err(FileFault::Refused("another file has its name")
                     .at(self.path(), "read entries from"))
             }
-            None => StoreReader::open(self.path())
-                .and_then(|opened| {
-                    let (_, reader) = reader.insert((generation, opened));
-                    self.fetch(reader, generation, request)
-                }),
+            None => StoreReader::open(self.path()).and_then(|opened| {
+                let (_, reader) = reader.insert((generation, opened));
+                self.fetch(reader, generation, request)
+            }),
         }
     }
 

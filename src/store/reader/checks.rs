@@ -110,8 +110,7 @@ const SELECT_INDEXED: &str = concat!(
 );
 
 /// Webhooks whose counters are not those of their dead letters.
-const SELECT_WRONG_COUNTERS: &str =
-    "SELECT 1 FROM webhooks LEFT JOIN ( \
+const SELECT_WRONG_COUNTERS: &str = "SELECT 1 FROM webhooks LEFT JOIN ( \
          SELECT webhook, sum(NOT requeued) AS dead, sum(requeued) AS requeued, sum(bytes) AS bytes \
          FROM dead_letters GROUP BY webhook) AS counted ON counted.webhook = webhooks.number \
      WHERE webhooks.dead <> ifnull(counted.dead, 0) OR webhooks.requeued <> ifnull(counted.requeued, 0) \

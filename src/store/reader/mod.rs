@@ -26,9 +26,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rusqlite::{
-    CachedStatement, Connection, InterruptHandle, OpenFlags, params,
-};
+use rusqlite::{CachedStatement, Connection, InterruptHandle, OpenFlags, params};
 
 use self::chunk::{ChunkBuilder, RowFit};
 use super::sqlite::{
@@ -88,11 +86,7 @@ impl StoreReader {
         self.try_fetch(request, indices).map_err(|fault| fault.at(&self.path, "read entries from"))
     }
 
-    fn try_fetch(
-        &self,
-        request: &ReadRequest,
-        indices: Indices,
-    ) -> Result<StoredChunk, FileFault> {
+    fn try_fetch(&self, request: &ReadRequest, indices: Indices) -> Result<StoredChunk, FileFault> {
         // One snapshot for all statements: retention could otherwise remove a row between the index
         // and the table. Rolled back on drop, which is right for a transaction that only reads.
         let _snapshot = self.connection.unchecked_transaction()?;
@@ -362,8 +356,7 @@ macro_rules! select_header {
 }
 
 /// Without an end: the row behind the range shows whether the range ends there.
-const SELECT_HEADERS: &str =
-    select_header!(" FROM entries WHERE entry > ?1 ORDER BY entry");
+const SELECT_HEADERS: &str = select_header!(" FROM entries WHERE entry > ?1 ORDER BY entry");
 
 /// From the last range that begins before the positions or with them.
 const SELECT_ERASED: &str = "SELECT first, last, sum IS row_sum(product, first, last) FROM erased \

@@ -339,11 +339,8 @@ fn rows_that_are_gone_are_told_and_erased_positions_are_not() {
 #[test]
 fn an_index_that_leaves_out_a_row_is_found_and_not_used_before() {
     for (index, is_gap) in [("by_session", false), ("gaps", true)] {
-        let entry = if is_gap {
-            gap(2, GapReason::Evicted, None)
-        } else {
-            event(2, "s", "k", b"x")
-        };
+        let entry =
+            if is_gap { gap(2, GapReason::Evicted, None) } else { event(2, "s", "k", b"x") };
         let (_directory, file, reader) = stored(&[event(1, "s", "k", b"x"), entry]);
         assert_eq!(reader.check_indices(0).unwrap(), None);
         drop(reader);
@@ -365,10 +362,10 @@ fn empty_index(path: &Path, index: &str) {
         .query_row("SELECT sql FROM sqlite_schema WHERE name = ?1", [index], |row| row.get(0))
         .unwrap();
     let empty = sql.split(" WHERE ").next().unwrap().to_owned() + " WHERE entry < 0";
-    connection.execute_batch(&format!("DROP INDEX {index}; {empty}; PRAGMA writable_schema = 1")).unwrap();
     connection
-        .execute("UPDATE sqlite_schema SET sql = ?2 WHERE name = ?1", [index, &sql])
+        .execute_batch(&format!("DROP INDEX {index}; {empty}; PRAGMA writable_schema = 1"))
         .unwrap();
+    connection.execute("UPDATE sqlite_schema SET sql = ?2 WHERE name = ?1", [index, &sql]).unwrap();
 }
 
 #[test]
@@ -405,7 +402,9 @@ fn no_flipped_byte_of_a_page_of_rows_is_served() {
                 }
                 let seen: Vec<_> = entries.iter().map(position_of).collect();
                 assert!(
-                    entries.len() as u64 + damaged.iter().map(|it| it.position - it.first + 1).sum::<u64>() >= 5,
+                    entries.len() as u64
+                        + damaged.iter().map(|it| it.position - it.first + 1).sum::<u64>()
+                        >= 5,
                     "byte {offset}: a row is gone in silence, read {seen:?} and {damaged:?}"
                 );
                 served_less += usize::from(entries.len() < 5);
@@ -483,9 +482,7 @@ fn payloads_that_are_not_admitted_are_not_read() {
             .unwrap();
         assert_eq!(positions(&chunk), [2]);
         assert!(
-            reader
-                .read(&request_for(session_filter, only([Kind::new("big")]), limits(5)))
-                .is_err()
+            reader.read(&request_for(session_filter, only([Kind::new("big")]), limits(5))).is_err()
         );
     }
 }

@@ -111,7 +111,11 @@ fn an_index_that_leaves_out_a_row_is_made_anew_and_costs_no_event() {
     let relay = data.relay(&connector);
     wait::until("the index is whole", || {
         let check = Connection::open(data.database()).unwrap();
-        check.query_row("SELECT count(*) FROM entries INDEXED BY by_session WHERE session IS NOT NULL", [], |row| row.get(0)) == Ok(40)
+        check.query_row(
+            "SELECT count(*) FROM entries INDEXED BY by_session WHERE session IS NOT NULL",
+            [],
+            |row| row.get(0),
+        ) == Ok(40)
     });
     assert_eq!(lines(&relay, REPAIRED), 0);
 }
@@ -126,7 +130,9 @@ fn counters_of_dead_letters_that_are_wrong_are_made_anew_and_delete_nothing() {
     relay.wait_for_dead("hook", 5);
     relay.stop();
     drop(link);
-    for change in ["dead = 9, dead_bytes = 1 << 50", "dead = -3, requeued = 2, dead_bytes = -1 << 50"] {
+    for change in
+        ["dead = 9, dead_bytes = 1 << 50", "dead = -3, requeued = 2, dead_bytes = -1 << 50"]
+    {
         let update = format!("UPDATE webhooks SET {change}");
         assert_eq!(Connection::open(data.database()).unwrap().execute(&update, []), Ok(1));
         let relay = setup.start();
