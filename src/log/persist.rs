@@ -103,8 +103,8 @@ impl Log {
     /// file's state: a commit, or a step of retention, may have succeeded although it was reported
     /// as failed.
     ///
-    /// A file with another product number, with less than the store has acknowledged, with more than
-    /// the log has, or with other ids is another file.
+    /// A file with another product number, with less than the store has acknowledged, with more
+    /// than the log has, or with other ids is another file.
     pub(crate) fn reconcile_with(&self, persisted: PersistedLog) -> bool {
         let mut state = self.state();
         let memory_evicted_through = state.ring.evicted_through();

@@ -130,8 +130,8 @@ impl Log {
         self.gap_through(&self.state(), reason, after, lost_through)
     }
 
-    /// Records that a reader has found this row of the store damaged, or rows gone. The first report
-    /// is counted and, within a bound, logged.
+    /// Records that a reader has found this row of the store damaged, or rows gone. The first
+    /// report is counted and, within a bound, logged.
     pub(crate) fn record_damaged_row(&self, row: DamagedRow) {
         let (position, positions) = (row.position, row.position - row.first + 1);
         let mut state = self.state();

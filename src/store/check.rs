@@ -49,7 +49,7 @@ pub(super) fn run(handle: &StoreHandle, was_left_open: bool) {
 fn check_rows(handle: &StoreHandle, generation: u64) {
     let checked = StoreReader::open(handle.path()).and_then(|reader| {
         let fits = check_indices(handle, &reader)? && check_dead_letters(handle, &reader)?;
-        let is_complete = fits && interruptible(handle, &reader, StoreReader::has_all_rows)?;
+        let is_complete = fits && interruptible(handle, &reader, StoreReader::compare_row_counts)?;
         Ok((fits, is_complete))
     });
     match checked {
@@ -95,7 +95,7 @@ fn check_dead_letters(handle: &StoreHandle, reader: &StoreReader) -> Result<bool
     match interruptible(handle, reader, StoreReader::check_dead_letters) {
         Err(FileError::Damaged { source, .. }) if source.to_string().contains("index") => Ok(false),
         Err(error) => Err(error),
-        Ok(()) => interruptible(handle, reader, StoreReader::has_right_counters),
+        Ok(()) => interruptible(handle, reader, StoreReader::compare_counters),
     }
 }
 

@@ -43,7 +43,7 @@ pub(crate) struct StoreHandle {
     are_indices_trusted: AtomicBool,
     /// Limit on the error line that says a read has failed.
     read_failures: Mutex<LogRateLimit>,
-    /// Files that the writer has open; `None` while it has none.
+    /// Files that the writer has open, or had open last; `None` if they were set aside.
     files: Mutex<Option<FilesInPlace>>,
     is_unsynced: AtomicBool,
     sync_failed: AtomicBool,
@@ -137,13 +137,13 @@ impl StoreHandle {
         self.is_checked.store(false, SeqCst);
     }
 
-    /// Records which files the writer has open.
+    /// Records which files the writer has open; `None` when they were set aside or are gone.
     pub(crate) fn set_files(&self, files: Option<FilesInPlace>) {
         *self.files.lock().unwrap_or_else(PoisonError::into_inner) = files;
     }
 
-    /// Returns the files that the writer has open, if others have their names by now, or none. The
-    /// other threads must not open these.
+    /// Returns the files that the writer has open, or had last, if others have their names by now,
+    /// or none. The other threads must not open these.
     pub(crate) fn displaced_files(&self) -> Option<FilesInPlace> {
         let files = *self.files.lock().unwrap_or_else(PoisonError::into_inner);
         let in_place = FilesInPlace::find(&self.path).ok()?;

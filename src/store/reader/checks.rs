@@ -62,7 +62,7 @@ impl StoreReader {
     /// # Errors
     ///
     /// When the file cannot be read.
-    pub(crate) fn has_all_rows(&self) -> Result<bool, FileError> {
+    pub(crate) fn compare_row_counts(&self) -> Result<bool, FileError> {
         self.exists(SELECT_INCOMPLETE).map(|is_incomplete| !is_incomplete)
     }
 
@@ -76,7 +76,7 @@ impl StoreReader {
     /// # Errors
     ///
     /// When the file cannot be read.
-    pub(crate) fn has_right_counters(&self) -> Result<bool, FileError> {
+    pub(crate) fn compare_counters(&self) -> Result<bool, FileError> {
         self.exists(SELECT_WRONG_COUNTERS).map(|is_any_wrong| !is_any_wrong)
     }
 }

@@ -1,5 +1,4 @@
-//! Damage between rows: small tables that SQLite finds damaged, rows that belong to no other, and
-//! indices and counters that do not fit the rows.
+//! Damage between rows: small tables that SQLite finds damaged, and rows that belong to no other.
 //!
 //! A row has a checksum and cannot tell of another row that is gone. So tables whose rows depend on
 //! one another are looked at together when the file is opened; what grows with the events is
@@ -10,67 +9,10 @@
 use rusqlite::{Connection, params};
 
 use super::{
-    FileError, StoreFile, SyncMode,
     error::FileFault,
     rows::read_unsigned,
     schema::{MAX_POSITION, entry_key, position_of},
 };
-
-/// Counters of one webhook's dead letters that did not fit its rows.
-#[derive(Debug, Eq, PartialEq)]
-pub(crate) struct CorrectedCounters {
-    /// Id of the webhook.
-    pub(crate) id: String,
-    /// Number of dead letters, requeued ones included, that the counters told.
-    pub(crate) told: i64,
-    /// Number of dead letters that there are.
-    pub(crate) found: i64,
-}
-
-impl StoreFile {
-    /// Makes all indices anew from the rows, counts the dead letters, and returns the counters that
-    /// were wrong.
-    ///
-    /// # Errors
-    ///
-    /// When the rows cannot be read, or the file cannot be written; then nothing has changed.
-    pub(crate) fn repair(&mut self) -> Result<Vec<CorrectedCounters>, FileError> {
-        let repaired = self.in_transaction(SyncMode::Normal, |connection| {
-            connection.execute_batch("REINDEX")?;
-            correct_counters(connection)
-        });
-        repaired.map_err(|fault| fault.at(&self.path, "repair"))
-    }
-
-    /// Moves the whole write-ahead log into the database, so that the database is complete without
-    /// it, whatever names the two have by now.
-    ///
-    /// # Errors
-    ///
-    /// When a reader keeps the write-ahead log in use, or the database cannot be written.
-    pub(crate) fn empty_wal(&self) -> Result<(), FileError> {
-        self.truncate_wal().map_err(|fault| fault.at(&self.path, "move the write-ahead log into"))
-    }
-}
-
-fn correct_counters(connection: &Connection) -> Result<Vec<CorrectedCounters>, FileFault> {
-    let mut select = connection.prepare(
-        "SELECT id, dead + requeued, (SELECT count(*) FROM dead_letters WHERE webhook = webhooks.number) \
-         FROM webhooks",
-    )?;
-    let counters = select.query_and_then([], |row| {
-        Ok(CorrectedCounters { id: row.get(0)?, told: row.get(1)?, found: row.get(2)? })
-    })?;
-    let mut counters: Vec<_> = counters.collect::<Result<_, FileFault>>()?;
-    counters.retain(|counters| counters.told != counters.found);
-    connection.execute(
-        "UPDATE webhooks SET (dead, requeued, dead_bytes) = ( \
-             SELECT ifnull(sum(NOT it.requeued), 0), ifnull(sum(it.requeued), 0), ifnull(sum(it.bytes), 0) \
-             FROM dead_letters AS it WHERE it.webhook = webhooks.number)",
-        [],
-    )?;
-    Ok(counters)
-}
 
 /// Checks the tables that tell what the others hold: their structure, and that no row belongs to a
 /// product or a webhook that is gone. Makes their indices anew if only those are damaged.

@@ -28,6 +28,7 @@ mod file;
 mod files;
 mod migrations;
 mod products;
+mod repair;
 mod retention;
 pub(super) mod rows;
 pub(super) mod schema;
@@ -37,7 +38,6 @@ mod webhooks;
 
 pub(crate) use self::{
     append::AppendBatch,
-    audit::CorrectedCounters,
     dead_letters::{DEAD_LETTER_STEP_ROWS, DeadLetterBound, RetiredDeadLetters},
     error::{FileError, FileFault},
     expire_owed::ExpiredDeliveries,
@@ -46,5 +46,6 @@ pub(crate) use self::{
         CHECKPOINT_WAL_BYTES, FilesInPlace, MAX_WAL_BYTES, remove_stale_wal, set_aside, wal_bytes,
         wal_path,
     },
+    repair::CorrectedCounters,
     webhooks::DeadLetterCounts,
 };

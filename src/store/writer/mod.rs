@@ -9,7 +9,7 @@
 //!         stay in memory as long as its bounds allow
 //! ```
 //!
-//! May use: `error_chain`, `log`, `metrics`, `wall_clock`.
+//! May use: `error_chain`, `log`, `log_limit`, `metrics`, `wall_clock`.
 
 mod commands;
 mod recovery;

@@ -8,7 +8,7 @@
 //! indices, counters ───────────────────────────────► repair: made anew from the rows
 //! ```
 //!
-//! May use: `error_chain`, `log`, `wall_clock`.
+//! May use: `error_chain`, `log`, `log_limit`, `wall_clock`.
 
 use std::{
     io, mem,
@@ -51,7 +51,6 @@ impl StoreWriter {
     /// Closes the file as it is until the next attempt.
     fn abandon(&mut self) {
         let failed = WriterState::Failed { retry_at: Instant::now() + REOPEN_DELAY };
-        self.handle.set_files(None);
         if let WriterState::Open(file) = mem::replace(&mut self.state, failed) {
             file.abandon();
         }
@@ -149,11 +148,36 @@ impl StoreWriter {
         }
     }
 
+    /// Checks that the name has not come to another database while the file was closed.
+    ///
+    /// # Errors
+    ///
+    /// `Damaged` if it has. That database is not opened: SQLite would write the former file's
+    /// write-ahead log into it.
+    fn require_own_file(&self) -> Result<(), FileError> {
+        let path = self.handle.path();
+        let Some(files) = self.handle.displaced_files() else { return Ok(()) };
+        let at = |fault: FileFault| fault.at(path, "open");
+        let in_place = FilesInPlace::find(path).map_err(|error| at(error.into()))?;
+        if in_place.database == files.database {
+            return Ok(());
+        }
+        sqlite::remove_stale_wal(path, files).map_err(|error| at(error.into()))?;
+        match in_place.database {
+            Some(_) => Err(at(FileFault::damage("another file has taken its place"))),
+            None => {
+                self.handle.set_files(None);
+                Ok(())
+            }
+        }
+    }
+
     /// Opens the file, and reconciles the logs with it: a commit that was reported as failed may
     /// have succeeded.
     fn reopen_on_disk(&mut self) -> Result<StoreFile, FileError> {
         #[cfg(test)]
         self.script.record_open();
+        self.require_own_file()?;
         let mut file = StoreFile::open(self.handle.path())?;
         let (mut is_other_store, mut is_empty) = (false, true);
         for log in &self.logs {
@@ -200,6 +224,7 @@ impl StoreWriter {
             error!(file = %path.display(), %problem, "the damaged store cannot be set aside");
             return;
         }
+        self.handle.set_files(None);
         // Before the new file is opened: a reader that has the old file open must not answer for
         // the new one, and a report about the old file must not set the new one aside.
         self.handle.mark_replaced();

@@ -51,6 +51,35 @@ fn the_database_of_another_relay_that_takes_the_name_is_set_aside_with_all_its_b
 }
 
 #[test]
+fn a_database_that_takes_the_name_while_the_store_cannot_be_written_is_not_mixed_with_it() {
+    let (connector, data) = (Connector::new(), DataDir::new());
+    let (other_connector, other) = (Connector::new(), DataDir::new());
+    let stranger = other.relay(&other_connector);
+    stranger.publish(&mut other_connector.stream(), 1000..1040);
+    stranger.wait_until_persisted(40);
+    stranger.stop();
+    let bytes = fs::read(other.database()).unwrap();
+    let relay = data.relay(&connector);
+    let mut link = connector.stream();
+    relay.publish(&mut link, 0..30);
+    relay.wait_until_persisted(30);
+    relay.process.limit_file_size(Some(0));
+    relay.publish(&mut link, 30..31);
+    wait::until("degraded", || degraded(&relay) == Some(1.0));
+    fs::rename(other.database(), data.database()).unwrap();
+    relay.process.limit_file_size(None);
+    assert_eq!(relay.process.log_line(SET_ASIDE)["level"], "ERROR");
+    assert!(fs::read(&data.set_aside()[0]).unwrap() == bytes, "nothing was written to it");
+    assert_eq!(data.set_aside().len(), 1);
+    wait_until_whole(&relay);
+    let live = relay.publish(&mut link, 31..40);
+    relay.wait_until_persisted(16 + 9);
+    relay.stop();
+    let relay = data.relay(&connector);
+    assert_eq!(relay.resume(live[0].id()).event(), live[1]);
+}
+
+#[test]
 fn a_database_that_is_removed_is_begun_anew_within_seconds() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let relay = data.relay(&connector);
