@@ -115,7 +115,8 @@ pub(crate) struct StoredChunk {
     /// Last position that retention had removed, read in the same state of the file. If it is
     /// beyond `after`, entries may be missing.
     pub(crate) evicted_through: u64,
-    /// Damaged row that follows `through`, if the chunk ends before one. It has no entries then.
+    /// Damaged row that follows `through`, or rows that are gone, if the chunk ends before them. It
+    /// has no entries then.
     pub(crate) damaged: Option<DamagedRow>,
 }
 

@@ -3,7 +3,7 @@
 //!
 //! May use: `event`.
 
-use super::{Hole, IdSpan, Log, LogState, PersistedLog, durable_range::DurableRange};
+use super::{Hole, IdSpan, IdSpans, Log, LogState, PersistedLog, durable_range::DurableRange};
 use crate::event::{Entry, GapReason};
 
 /// Entries of one log that the store has not committed.
@@ -103,14 +103,20 @@ impl Log {
     /// file's state: a commit, or a step of retention, may have succeeded although it was reported
     /// as failed.
     ///
-    /// A file with another product number, or with less than the store has acknowledged, is another
-    /// file.
+    /// A file with another product number, with less than the store has acknowledged, with more
+    /// than the log has, or with other ids is another file.
     pub(crate) fn reconcile_with(&self, persisted: PersistedLog) -> bool {
         let mut state = self.state();
         let memory_evicted_through = state.ring.evicted_through();
+        let newest = state.ring.newest_position();
+        let persisted_id =
+            IdSpans::restored(persisted.spans.iter().copied()).id_at(persisted.newest);
+        let newest_id = state.ids.id_at(persisted.newest);
         let Some(durable) = &mut state.durable else { return true };
         if durable.product_number != persisted.product_number
             || persisted.newest < durable.acknowledged_through()
+            || persisted.newest > newest
+            || newest_id.is_some_and(|id| persisted_id.is_some_and(|persisted| persisted != id))
         {
             return false;
         }

@@ -130,18 +130,26 @@ impl Log {
         self.gap_through(&self.state(), reason, after, lost_through)
     }
 
-    /// Records that a reader has found this row of the store damaged. The first report of a row is
-    /// logged and counted.
+    /// Records that a reader has found this row of the store damaged, or rows gone. The first
+    /// report is counted and, within a bound, logged.
     pub(crate) fn record_damaged_row(&self, row: DamagedRow) {
-        let position = row.position;
-        if self.state().damaged_rows.add(row) {
+        let (position, positions) = (row.position, row.position - row.first + 1);
+        let mut state = self.state();
+        if !state.damaged_rows.add(row) {
+            return;
+        }
+        let rows_since = state.damaged_rows.begin_line();
+        drop(state);
+        if let Some(rows) = rows_since {
             tracing::error!(
                 product = %self.product,
                 position,
+                positions,
+                rows,
                 "a row of the store does not fit its checksum: its event is not kept"
             );
-            self.metrics.record_gap(GapReason::NotKept);
         }
+        self.metrics.record_gap(GapReason::NotKept);
     }
 
     /// Returns the event at a position whose row was found damaged, if its other columns are whole.

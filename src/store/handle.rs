@@ -3,23 +3,27 @@
 //! ```text
 //! callers ──► requests ──► channels ──► writer            one of commands, one of journals
 //! reader threads, check ──► damage ───► writer            the file is set aside
+//! reader threads, check ──► repair ───► writer            indices and counters are made anew
 //! syncer ───────────────► sync failed ► writer            the file is closed and opened anew
 //! writer ───────────────► generation ─► reader threads    the file is another one
 //! ```
 //!
-//! May use: `log`.
+//! May use: `log`, `log_limit`.
 
 use std::{
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
     time::Duration,
 };
 
-use super::commands::{self, WriterInbox, WriterSenders};
-use crate::log::backing::LogBacking;
+use super::{
+    commands::{self, WriterInbox, WriterSenders},
+    sqlite::FilesInPlace,
+};
+use crate::{log::backing::LogBacking, log_limit::LogRateLimit};
 
 /// Handle to the store for its callers and its threads.
 #[derive(Debug)]
@@ -32,6 +36,16 @@ pub(crate) struct StoreHandle {
     generation: AtomicU64,
     /// Generation that was reported as damaged, plus 1; 0 for none.
     damage_report: AtomicU64,
+    /// Generation whose indices or counters were reported as damaged, plus 1; 0 for none.
+    repair_report: AtomicU64,
+    /// Whether the counters of the current file have been found to fit its rows.
+    is_checked: AtomicBool,
+    /// Whether every row has been found in the indices, and none is missing.
+    are_indices_trusted: AtomicBool,
+    /// Limit on the error line that says a read has failed.
+    read_failures: Mutex<LogRateLimit>,
+    /// Files that the writer has open, or had open last; `None` if they were set aside.
+    files: Mutex<Option<FilesInPlace>>,
     is_unsynced: AtomicBool,
     sync_failed: AtomicBool,
     #[cfg(test)]
@@ -49,6 +63,11 @@ impl StoreHandle {
             writer,
             generation: AtomicU64::new(0),
             damage_report: AtomicU64::new(0),
+            repair_report: AtomicU64::new(0),
+            is_checked: AtomicBool::new(true),
+            are_indices_trusted: AtomicBool::new(true),
+            read_failures: Mutex::new(LogRateLimit::new()),
+            files: Mutex::new(None),
             is_unsynced: AtomicBool::new(false),
             sync_failed: AtomicBool::new(false),
             #[cfg(test)]
@@ -72,9 +91,11 @@ impl StoreHandle {
         &self.writer
     }
 
-    /// Returns whether the file is to be replaced or closed.
+    /// Returns whether the file is to be replaced, repaired or closed.
     pub(crate) fn has_reports(&self) -> bool {
-        self.damage_report.load(SeqCst) > 0 || self.sync_failed.load(SeqCst)
+        self.damage_report.load(SeqCst) > 0
+            || self.repair_report.load(SeqCst) > 0
+            || self.sync_failed.load(SeqCst)
     }
 
     /// Records that the file of this generation is damaged. The writer sets it aside, unless it has
@@ -95,6 +116,64 @@ impl StoreHandle {
         self.damage_report.swap(0, SeqCst) == self.generation() + 1
     }
 
+    /// Records that indices or counters of the file of this generation do not fit its rows. No
+    /// reader uses them until the writer has made them anew.
+    pub(crate) fn report_repair(&self, generation: u64) {
+        if generation == self.generation() {
+            self.are_indices_trusted.store(false, SeqCst);
+        }
+        self.repair_report.fetch_max(generation + 1, SeqCst);
+        self.backing.wake_writer(); // after the report, as in `report_damage`
+    }
+
+    /// Returns whether indices or counters of the current file were reported as damaged since the
+    /// last call. Called by the writer.
+    pub(crate) fn take_repair(&self) -> bool {
+        self.repair_report.swap(0, SeqCst) == self.generation() + 1
+    }
+
+    /// Records that the file is to be checked: it is of an earlier process, or was repaired.
+    pub(crate) fn begin_check(&self) {
+        self.are_indices_trusted.store(false, SeqCst);
+        self.is_checked.store(false, SeqCst);
+    }
+
+    /// Records which files the writer has open; `None` when they were set aside or are gone.
+    pub(crate) fn set_files(&self, files: Option<FilesInPlace>) {
+        *self.files.lock().unwrap_or_else(PoisonError::into_inner) = files;
+    }
+
+    /// Returns the files that the writer has open, or had last, if others have their names by now,
+    /// or none. The other threads must not open these.
+    pub(crate) fn displaced_files(&self) -> Option<FilesInPlace> {
+        let files = *self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let in_place = FilesInPlace::find(&self.path).ok()?;
+        files.filter(|files| *files != in_place)
+    }
+
+    /// Returns whether the check of the current file is over: its counters fit its rows.
+    pub(crate) fn is_checked(&self) -> bool {
+        self.is_checked.load(SeqCst)
+    }
+
+    /// Returns whether readers may use the indices: no row is missing in them, nor in the file.
+    pub(crate) fn are_indices_trusted(&self) -> bool {
+        self.are_indices_trusted.load(SeqCst)
+    }
+
+    /// Records that the file of this generation was checked, and whether its indices may be used.
+    pub(crate) fn mark_checked(&self, generation: u64, are_indices_trusted: bool) {
+        if generation == self.generation() && self.repair_report.load(SeqCst) == 0 {
+            self.are_indices_trusted.store(are_indices_trusted, SeqCst);
+            self.is_checked.store(true, SeqCst);
+        }
+    }
+
+    /// Returns whether to log a read that has failed: clients could fill the log with them.
+    pub(crate) fn allow_read_failure_line(&self) -> bool {
+        self.read_failures.lock().unwrap_or_else(PoisonError::into_inner).allow()
+    }
+
     /// Returns the number of the current file.
     pub(crate) fn generation(&self) -> u64 {
         self.generation.load(SeqCst)
@@ -103,6 +182,15 @@ impl StoreHandle {
     /// Records that the file was replaced: readers open the new one, and reports of damage in the
     /// old one no longer count.
     pub(crate) fn mark_replaced(&self) {
+        self.generation.fetch_add(1, SeqCst);
+        // All of the new file is of this process.
+        self.are_indices_trusted.store(true, SeqCst);
+        self.is_checked.store(true, SeqCst);
+    }
+
+    /// Records that the same file was opened anew, with another write-ahead log: readers open it
+    /// again.
+    pub(crate) fn mark_reopened(&self) {
         self.generation.fetch_add(1, SeqCst);
     }
 

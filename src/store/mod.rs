@@ -166,11 +166,12 @@ impl Store {
         was_left_open: bool,
         metrics: StoreMetrics,
     ) -> Result<(), StoreError> {
+        self.handle.begin_check();
         if was_left_open {
             tracing::warn!("the store was not closed in order; it is being checked");
             self.handle.backing().set_checking(true);
-            self.spawn("log-check", check::run)?;
         }
+        self.spawn("log-check", move |handle| check::run(handle, was_left_open))?;
         for _ in 0..READER_THREADS {
             self.spawn("log-reader", StoreHandle::serve_reads)?;
         }

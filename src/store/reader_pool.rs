@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{
     handle::StoreHandle,
-    reader::StoreReader,
+    reader::{Indices, StoreReader},
     sqlite::{FileError, FileFault},
 };
 use crate::{
@@ -66,24 +66,53 @@ impl StoreHandle {
         request: &ReadRequest,
     ) -> Result<StoredChunk, FileError> {
         match reader {
-            Some((_, reader)) => reader.fetch(request),
+            Some((_, reader)) => self.fetch(reader, generation, request),
             // The writer may be about to set the file aside, or to record holes in it: an answer
             // from it could miss entries.
             None if self.backing().has_failed() => {
                 Err(FileFault::Refused("its last write failed")
                     .at(self.path(), "read entries from"))
             }
-            None => StoreReader::open(self.path())
-                .and_then(|opened| reader.insert((generation, opened)).1.fetch(request)),
+            None if self.displaced_files().is_some() => {
+                Err(FileFault::Refused("another file has its name")
+                    .at(self.path(), "read entries from"))
+            }
+            None => StoreReader::open(self.path()).and_then(|opened| {
+                let (_, reader) = reader.insert((generation, opened));
+                self.fetch(reader, generation, request)
+            }),
+        }
+    }
+
+    /// Reads with the indices, if the check has passed. Damage that a read without them does not
+    /// find is that of an index.
+    fn fetch(
+        &self,
+        reader: &StoreReader,
+        generation: u64,
+        request: &ReadRequest,
+    ) -> Result<StoredChunk, FileError> {
+        if !self.are_indices_trusted() {
+            return reader.fetch(request, Indices::Unchecked);
+        }
+        match reader.fetch(request, Indices::Trusted) {
+            Err(FileError::Damaged { .. }) => {
+                let chunk = reader.fetch(request, Indices::Unchecked)?;
+                self.report_repair(generation);
+                Ok(chunk)
+            }
+            chunk => chunk,
         }
     }
 
     fn report_read_failure(&self, error: &FileError, generation: u64) {
-        let problem = error_chain(error);
-        tracing::error!(
-            problem,
-            "the store cannot be read: streams get a gap instead, webhooks try again"
-        );
+        if self.allow_read_failure_line() {
+            let problem = error_chain(error);
+            tracing::error!(
+                problem,
+                "the store cannot be read: streams get a gap instead, webhooks try again"
+            );
+        }
         if matches!(error, FileError::Damaged { .. }) {
             self.report_damage(generation);
         }

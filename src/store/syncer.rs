@@ -23,6 +23,11 @@ use crate::{error_chain::error_chain, log_limit::LogRateLimit, metrics::StoreMet
 pub(super) fn run(handle: &StoreHandle, metrics: &StoreMetrics) {
     let (mut blockage, mut log_limit) = (CheckpointBlockage::default(), LogRateLimit::default());
     while !handle.backing().wait_for_stop(SYNC_INTERVAL) {
+        // Before any file is opened: those under the store's names may not be the store's.
+        if handle.displaced_files().is_some() {
+            handle.backing().wake_writer();
+            continue;
+        }
         // The flag is taken before the sync: a commit during the sync sets it again for the next
         // round.
         if handle.take_unsynced()

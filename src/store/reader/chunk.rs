@@ -53,6 +53,27 @@ impl<'a> ChunkBuilder<'a> {
         }
     }
 
+    /// Returns the number of the product.
+    pub(super) fn product_number(&self) -> u32 {
+        self.request.product_number
+    }
+
+    /// Returns the last position that was examined.
+    pub(super) fn through(&self) -> u64 {
+        self.through
+    }
+
+    /// Records that nothing is to be read up to this position.
+    pub(super) fn pass(&mut self, through: u64) {
+        self.through = through;
+    }
+
+    /// Ends the chunk before positions whose rows are gone, and that were not erased.
+    pub(super) fn end_before_missing(&mut self, first: u64, last: u64) {
+        self.end_before(first, last, None);
+        self.through = first - 1;
+    }
+
     /// Adds the entry of a row if the scope admits it and it fits.
     ///
     /// # Errors
@@ -78,17 +99,17 @@ impl<'a> ChunkBuilder<'a> {
         Ok(())
     }
 
-    /// Ends the chunk before a damaged row. Behind entries it is left to the next chunk, so that a
-    /// reader gets those first.
-    fn end_before(&mut self, position: u64, event: Option<DamagedEvent>) {
+    /// Ends the chunk before damaged rows. Behind entries they are left to the next chunk, so that
+    /// a reader gets those first.
+    fn end_before(&mut self, first: u64, position: u64, event: Option<DamagedEvent>) {
         self.is_full = true;
-        self.damaged = self.entries.is_empty().then_some(DamagedRow { position, event });
+        self.damaged = self.entries.is_empty().then_some(DamagedRow { first, position, event });
     }
 
     /// Returns the entry of a row if the scope admits it and one more may be added.
     fn read_admitted(&mut self, row: &Row<'_>, position: u64) -> Result<Option<Entry>, FileFault> {
         if RowFit::read(row)? != RowFit::Head {
-            self.end_before(position, None);
+            self.end_before(position, position, None);
             return Ok(None);
         }
         let header = RowHeader::read(row)?;
@@ -126,7 +147,8 @@ impl<'a> ChunkBuilder<'a> {
                     return Ok(Some(Entry::Event(Arc::new(event))));
                 }
                 drop(rows);
-                self.end_before(position, Some(DamagedEvent { id, kind, session }));
+                let event = DamagedEvent { id, kind, session };
+                self.end_before(position, position, Some(event));
                 Ok(None)
             }
         }

@@ -6,11 +6,17 @@
 //!                 gaps ───────┴─ positions, merged and cut ─ rows by key
 //! ```
 //!
+//! Every position of a range has a row, or is recorded as erased. A pass over the rows therefore
+//! finds each row that is gone, whatever has led SQLite past it: a page's damaged count of rows, a
+//! damaged key. An index can leave out rows in silence, so indices are used only once the check
+//! has found each row in them.
+//!
 //! A read sees one state of the file; it neither waits for the writer nor delays it. It waits for
 //! the disk.
 //!
 //! May use: `event`, `log`.
 
+mod checks;
 mod chunk;
 #[cfg(test)]
 mod tests;
@@ -20,9 +26,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rusqlite::{
-    CachedStatement, Connection, InterruptHandle, OpenFlags, OptionalExtension, params,
-};
+use rusqlite::{CachedStatement, Connection, InterruptHandle, OpenFlags, params};
 
 use self::chunk::{ChunkBuilder, RowFit};
 use super::sqlite::{
@@ -72,16 +76,31 @@ impl StoreReader {
     ///
     /// # Errors
     ///
-    /// When the file cannot be read, or [`StoreReader::interrupt_handle`] was used.
-    pub(crate) fn fetch(&self, request: &ReadRequest) -> Result<StoredChunk, FileError> {
-        self.try_fetch(request).map_err(|fault| fault.at(&self.path, "read entries from"))
+    /// When the file cannot be read, or [`StoreReader::interrupt_handle`] was used. Damage that is
+    /// found with `Indices::Trusted` may be that of an index alone.
+    pub(crate) fn fetch(
+        &self,
+        request: &ReadRequest,
+        indices: Indices,
+    ) -> Result<StoredChunk, FileError> {
+        self.try_fetch(request, indices).map_err(|fault| fault.at(&self.path, "read entries from"))
     }
 
-    fn try_fetch(&self, request: &ReadRequest) -> Result<StoredChunk, FileFault> {
+    fn try_fetch(&self, request: &ReadRequest, indices: Indices) -> Result<StoredChunk, FileFault> {
         // One snapshot for all statements: retention could otherwise remove a row between the index
         // and the table. Rolled back on drop, which is right for a transaction that only reads.
         let _snapshot = self.connection.unchecked_transaction()?;
         let evicted_through = self.evicted_through(request)?;
+        if evicted_through > request.after {
+            // The rows at the begin are gone, which is no damage. The reader announces that.
+            let entries = Vec::new();
+            return Ok(StoredChunk {
+                entries,
+                through: request.after,
+                evicted_through,
+                damaged: None,
+            });
+        }
         self.require_persisted(request)?;
         let range = request.key_range()?;
         let payload = self.connection.prepare_cached(SELECT_PAYLOAD)?;
@@ -89,7 +108,11 @@ impl StoreReader {
         // The session index pays off only if more entries wait than sessions are asked for.
         let pending = request.through.saturating_sub(request.after);
         let indexed = match &request.scope.sessions {
-            Only::These(sessions) if pending > sessions.len() as u64 => Some(sessions),
+            Only::These(sessions)
+                if indices == Indices::Trusted && pending > sessions.len() as u64 =>
+            {
+                Some(sessions)
+            }
             _ => None,
         };
         let mut chunk = ChunkBuilder::new(request, payload, indexed.is_some());
@@ -135,58 +158,76 @@ impl StoreReader {
     }
 
     /// Reads the first `limit` rows of the range, or fewer if the chunk is full, and returns their
-    /// number.
+    /// number. A row under a damaged key is passed over: its position counts as lost.
     fn scan_range(
         &self,
         range: (i64, i64),
         limit: usize,
         chunk: &mut ChunkBuilder<'_>,
     ) -> Result<usize, FileFault> {
-        self.require_begin(range.0)?;
         let mut headers = self.connection.prepare_cached(SELECT_HEADERS)?;
-        // One row more, because the row behind a damaged one shows whether its key is damaged.
-        let mut rows = headers.query(params![range.0, limit as i64 + 1])?;
-        let mut rows_read = 0;
-        while !chunk.is_full
-            && rows_read < limit
-            && let Some(row) = rows.next()?
-        {
+        let mut rows = headers.query([range.0])?;
+        let (mut rows_read, mut rows_skipped) = (0, 0);
+        while !chunk.is_full && rows_read < limit {
+            let Some(row) = rows.next()? else {
+                self.pass_absent(position_of(range.1), chunk)?;
+                break;
+            };
             let key: i64 = row.get(0)?;
-            let is_key_certain = RowFit::read(row)? != RowFit::Nothing;
-            if key > range.1 {
-                // It may be a row of the range, and hide those behind it.
-                require(is_key_certain, "the key of a row does not fit its checksum")?;
+            let is_certain = RowFit::read(row)? != RowFit::Nothing;
+            if is_certain && key > range.1 {
+                self.pass_absent(position_of(range.1), chunk)?;
                 break;
             }
-            chunk.add_row(row)?;
-            rows_read += 1;
-            if !is_key_certain && let Some(next) = rows.next()? {
-                require(next.get::<_, i64>(0)? > key, "its rows are not in order")?;
+            let next = entry_key(chunk.product_number(), chunk.through() + 1)?;
+            if key > range.1 || key < next || (key > next && !is_certain) {
+                // Under a damaged key, or before the range: damaged keys mislead SQLite's search.
+                rows_skipped += 1;
+                require(rows_skipped <= MAX_ROWS_PER_READ, "its rows are not in order")?;
+                continue;
+            }
+            if key > next {
+                self.pass_absent(position_of(key) - 1, chunk)?;
+            }
+            if !chunk.is_full {
+                chunk.add_row(row)?;
+                rows_read += 1;
             }
         }
         Ok(rows_read)
     }
 
-    /// Checks that SQLite finds the begin of a range: a damaged key misleads its binary search past
-    /// rows of the range, and is then the key before the begin.
-    ///
-    /// # Errors
-    ///
-    /// `Damage` when the row before the range does not belong there, or may not.
-    fn require_begin(&self, after: i64) -> Result<(), FileFault> {
-        let mut before = self.connection.prepare_cached(SELECT_HEADER_BEFORE)?;
-        let mut rows = before.query([after])?;
-        let Some(row) = rows.next()? else { return Ok(()) };
-        let key: i64 = row.get(0)?;
-        let mut is_in_order = key <= after && RowFit::read(row)? != RowFit::Nothing;
-        // The first entry has position 1, so no row has the key of position 0.
-        if key == after && position_of(key) > 0 && !is_in_order {
-            // Damaged in its place, or another row under the key of the reader's last one.
-            let mut before = self.connection.prepare_cached(SELECT_KEY_BEFORE)?;
-            let key_before: Option<i64> = before.query_row([after], |row| row.get(0)).optional()?;
-            is_in_order = key_before.is_none_or(|before| before < after);
+    /// Moves the chunk up to `through`, as far as the positions are recorded as erased. Ends the
+    /// chunk before the first that is neither there nor recorded.
+    fn pass_absent(&self, through: u64, chunk: &mut ChunkBuilder<'_>) -> Result<(), FileFault> {
+        if chunk.through() >= through {
+            return Ok(());
         }
-        require(is_in_order, "its rows are not in order")
+        let mut erased = self.connection.prepare_cached(SELECT_ERASED)?;
+        let (first, last) = (signed(chunk.through() + 1), signed(through));
+        let mut rows = erased.query(params![chunk.product_number(), first, last])?;
+        for _ in 0..MAX_ROWS_PER_READ {
+            let next = chunk.through() + 1;
+            if next > through {
+                return Ok(());
+            }
+            let Some(row) = rows.next()? else {
+                chunk.end_before_missing(next, through);
+                return Ok(());
+            };
+            let (first, last) = (read_unsigned(row, 0)?, read_unsigned(row, 1)?);
+            if !row.get::<_, bool>(2)? || last < next {
+                continue;
+            }
+            if first > next {
+                chunk.end_before_missing(next, (first - 1).min(through));
+                return Ok(());
+            }
+            chunk.pass(last.min(through));
+        }
+        // The rest is left to the next chunk.
+        chunk.is_full = true;
+        Ok(())
     }
 
     /// Reads the rows with these keys until the chunk is full.
@@ -226,22 +267,6 @@ impl StoreReader {
         Ok(first.keys)
     }
 
-    /// Checks the structure of the file by SQLite's `quick_check`. Reads all of it.
-    ///
-    /// # Errors
-    ///
-    /// `Damaged` with the first finding; other errors when the file cannot be read or
-    /// [`StoreReader::interrupt_handle`] was used.
-    pub(crate) fn check(&self) -> Result<(), FileError> {
-        self.try_check().map_err(|fault| fault.at(&self.path, "check"))
-    }
-
-    fn try_check(&self) -> Result<(), FileFault> {
-        let finding: String =
-            self.connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-        if finding == "ok" { Ok(()) } else { Err(FileFault::Damage(finding.into())) }
-    }
-
     /// Returns a handle that interrupts this reader from any thread.
     pub(crate) fn interrupt_handle(&self) -> InterruptHandle {
         self.connection.get_interrupt_handle()
@@ -269,6 +294,15 @@ impl ReadRequest {
 
 fn require(is_met: bool, damage: &str) -> Result<(), FileFault> {
     if is_met { Ok(()) } else { Err(FileFault::damage(damage)) }
+}
+
+/// Whether a read may rely on the indices by session and of gaps.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Indices {
+    /// Every row has been found in them.
+    Trusted,
+    /// They may leave out rows: rows are read one after the other.
+    Unchecked,
 }
 
 /// Lowest keys of several lists.
@@ -322,14 +356,12 @@ macro_rules! select_header {
 }
 
 /// Without an end: the row behind the range shows whether the range ends there.
-const SELECT_HEADERS: &str =
-    select_header!(" FROM entries WHERE entry > ?1 ORDER BY entry LIMIT ?2");
+const SELECT_HEADERS: &str = select_header!(" FROM entries WHERE entry > ?1 ORDER BY entry");
 
-const SELECT_KEY_BEFORE: &str =
-    "SELECT entry FROM entries WHERE entry < ?1 ORDER BY entry DESC LIMIT 1";
-
-const SELECT_HEADER_BEFORE: &str =
-    select_header!(" FROM entries WHERE entry <= ?1 ORDER BY entry DESC LIMIT 1");
+/// From the last range that begins before the positions or with them.
+const SELECT_ERASED: &str = "SELECT first, last, sum IS row_sum(product, first, last) FROM erased \
+     WHERE product = ?1 AND first <= ?3 AND first >= ifnull( \
+         (SELECT max(first) FROM erased WHERE product = ?1 AND first <= ?2), ?2) ORDER BY first";
 
 const SELECT_HEADER: &str = select_header!(" FROM entries WHERE entry = ?1");
 

@@ -13,6 +13,13 @@ use crate::{
     },
 };
 
+impl StoreReader {
+    /// Reads with the indices.
+    fn read(&self, request: &ReadRequest) -> Result<StoredChunk, FileError> {
+        self.fetch(request, Indices::Trusted)
+    }
+}
+
 fn limits(entries: usize) -> ReadLimits {
     ReadLimits { entries, bytes: usize::MAX }
 }
@@ -48,6 +55,11 @@ fn stored(entries: &[Entry]) -> (TempDir, StoreFile, StoreReader) {
 fn mark_fully_persisted(file: &StoreFile) {
     let connection = rusqlite::Connection::open(file.path()).unwrap();
     connection.execute("UPDATE products SET newest = 1000000", []).unwrap();
+    schema::configure(&connection, 0).unwrap();
+    let empty = "INSERT INTO erased SELECT number, last + 1, 1000000, row_sum(number, last + 1, 1000000) FROM (
+        SELECT number, ifnull((SELECT max(max(entry) & 0xFFFFFFFFFF, (SELECT ifnull(max(last), 0) FROM erased WHERE product = number))
+            FROM entries WHERE entry >> 40 = number), 0) AS last FROM products)";
+    connection.execute(empty, []).unwrap();
 }
 
 fn positions(chunk: &StoredChunk) -> Vec<u64> {
@@ -74,10 +86,6 @@ fn plan(reader: &StoreReader, query: &str) -> String {
 fn every_query_follows_an_index() {
     let (_directory, _file, reader) = stored(&[]);
     assert_eq!(plan(&reader, SELECT_HEADERS), "SEARCH entries USING INTEGER PRIMARY KEY (rowid>?)");
-    assert_eq!(
-        plan(&reader, SELECT_HEADER_BEFORE),
-        "SEARCH entries USING INTEGER PRIMARY KEY (rowid<?)"
-    );
     assert_eq!(plan(&reader, SELECT_HEADER), "SEARCH entries USING INTEGER PRIMARY KEY (rowid=?)");
     assert_eq!(plan(&reader, SELECT_PAYLOAD), "SEARCH entries USING INTEGER PRIMARY KEY (rowid=?)");
     assert_eq!(
@@ -99,13 +107,13 @@ fn a_full_chunk_ends_before_the_next_entry_and_the_last_at_the_end() {
     ]);
     for session_filter in [Only::Everything, sessions(&["s"])] {
         let mut request = request_for(session_filter, Only::Everything, limits(2));
-        let chunk = reader.fetch(&request).unwrap();
+        let chunk = reader.read(&request).unwrap();
         assert_eq!((positions(&chunk), chunk.through), (vec![1, 3], 3));
         request.limits.entries = 3;
-        let chunk = reader.fetch(&request).unwrap();
+        let chunk = reader.read(&request).unwrap();
         assert_eq!((positions(&chunk), chunk.through), (vec![1, 3, 4], 10_000));
         request.limits.entries = 1;
-        let chunk = reader.fetch(&request).unwrap();
+        let chunk = reader.read(&request).unwrap();
         assert_eq!((positions(&chunk), chunk.through), (vec![1], 2));
     }
 }
@@ -115,7 +123,7 @@ fn one_entry_is_returned_however_low_the_limits() {
     let (_directory, _file, reader) = stored(&[event(1, "s", "k", b"1"), event(2, "s", "k", b"2")]);
     for session_filter in [Only::Everything, sessions(&["s"])] {
         let chunk = reader
-            .fetch(&request_for(
+            .read(&request_for(
                 session_filter,
                 Only::Everything,
                 ReadLimits { entries: 0, bytes: 0 },
@@ -133,7 +141,7 @@ fn bytes_are_limited_as_they_are_on_the_wire() {
     let two = entries[0].wire_bytes() * 2;
     for (bytes, count) in [(two, 2), (two - 1, 1)] {
         let chunk = reader
-            .fetch(&request_for(
+            .read(&request_for(
                 Only::Everything,
                 Only::Everything,
                 ReadLimits { entries: 9, bytes },
@@ -150,7 +158,7 @@ fn a_long_scan_without_admitted_rows_ends_in_several_chunks() {
     for session_filter in [Only::Everything, sessions(&["s"])] {
         let mut request = request_for(session_filter, only([Kind::Summary]), limits(5));
         for through in [1024, 2048, 10_000] {
-            let chunk = reader.fetch(&request).unwrap();
+            let chunk = reader.read(&request).unwrap();
             assert_eq!((positions(&chunk), chunk.through), (vec![], through));
             request.after = chunk.through;
         }
@@ -170,7 +178,7 @@ fn another_products_entries_are_not_seen() {
                 through,
                 ..request_for(session_filter.clone(), Only::Everything, limits(5))
             };
-            let chunk = reader.fetch(&request).unwrap();
+            let chunk = reader.read(&request).unwrap();
             assert_eq!((positions(&chunk), chunk.through), (vec![], through));
         }
     }
@@ -179,7 +187,7 @@ fn another_products_entries_are_not_seen() {
         ..request_for(Only::Everything, Only::Everything, limits(5))
     };
     assert!(matches!(
-        reader.fetch(&beyond),
+        reader.read(&beyond),
         Err(FileError::Unavailable { source: FileFault::Refused(_), .. })
     ));
 }
@@ -191,7 +199,7 @@ fn read_all(
 ) -> Result<(Vec<Entry>, Vec<DamagedRow>), FileError> {
     let (mut entries, mut damaged) = (Vec::new(), Vec::new());
     while request.after < request.through {
-        let chunk = reader.fetch(&request)?;
+        let chunk = reader.read(&request)?;
         assert!(chunk.damaged.is_none() || chunk.entries.is_empty());
         entries.extend(chunk.entries);
         let passed = chunk.damaged.as_ref().map_or(chunk.through, |row| row.position);
@@ -246,7 +254,7 @@ fn a_changed_column_is_a_damaged_row_and_the_others_are_read() {
             kind: Kind::new("k"),
             session: SessionId::new("s3").ok(),
         });
-        assert_eq!(damaged, [DamagedRow { position: 3, event }], "{change}");
+        assert_eq!(damaged, [DamagedRow { first: 3, position: 3, event }], "{change}");
     }
 }
 
@@ -260,7 +268,7 @@ fn a_row_with_all_columns_of_another_row_is_damaged() {
     assert_eq!(file.connection().execute(copy, []), Ok(1));
     let (entries, damaged) = read_all(&reader, everything()).unwrap();
     assert_eq!(entries.iter().map(position_of).collect::<Vec<_>>(), [1, 3, 4, 5]);
-    assert_eq!(damaged, [DamagedRow { position: 2, event: None }]);
+    assert_eq!(damaged, [DamagedRow { first: 2, position: 2, event: None }]);
 }
 
 #[test]
@@ -292,8 +300,72 @@ fn a_row_under_a_key_behind_the_range_hides_no_row_in_silence() {
     assert_eq!(read_all(&reader, request()).unwrap().0.len(), 4, "no matter of this range");
     change("UPDATE entries SET entry = entry + 100 WHERE entry & 0xFFFF = 3");
     change("DELETE FROM entries WHERE entry & 0xFFFF IN (4, 5)");
-    let error = read_all(&reader, request()).unwrap_err();
-    assert!(matches!(error, FileError::Damaged { .. }), "{error:?}");
+    let (entries, damaged) = read_all(&reader, request()).unwrap();
+    assert_eq!(entries.len(), 2);
+    assert_eq!(damaged, [DamagedRow { first: 3, position: 4, event: None }]);
+}
+
+#[test]
+fn rows_that_are_gone_are_told_and_erased_positions_are_not() {
+    let mut entries: Vec<Entry> = (1..=9).map(|it| event(it, "s", "k", b"x")).collect();
+    entries[4] = Entry::Erased;
+    let (_directory, file, reader) = stored(&entries);
+    let of_session = || request_for(sessions(&["s"]), Only::Everything, limits(100));
+    let read = |request: ReadRequest, indices| {
+        let (mut after, mut missing) = (request.after, Vec::new());
+        while after < 9 {
+            let request = ReadRequest { after, through: 9, ..request.clone() };
+            let chunk = reader.fetch(&request, indices).unwrap();
+            after = chunk.damaged.as_ref().map_or(chunk.through, |row| row.position);
+            missing.extend(chunk.damaged.map(|row| (row.first, row.position)));
+        }
+        missing
+    };
+    for (delete, missing) in [
+        ("entry = 0", vec![]),
+        ("entry & 0xFF = 1", vec![(1, 1)]),
+        ("entry & 0xFF = 9", vec![(1, 1), (9, 9)]),
+        ("entry & 0xFF IN (4, 6, 7)", vec![(1, 1), (4, 4), (6, 7), (9, 9)]),
+    ] {
+        file.connection().execute(&format!("DELETE FROM entries WHERE {delete}"), []).unwrap();
+        assert_eq!(read(everything(), Indices::Trusted), missing);
+        assert_eq!(read(of_session(), Indices::Unchecked), missing);
+        assert_eq!(reader.compare_row_counts().unwrap(), missing.is_empty());
+    }
+    file.connection().execute("UPDATE erased SET sum = sum + 1 WHERE first = 5", []).unwrap();
+    assert_eq!(read(everything(), Indices::Trusted), [(1, 1), (4, 7), (9, 9)], "damaged, too");
+}
+
+#[test]
+fn an_index_that_leaves_out_a_row_is_found_and_not_used_before() {
+    for (index, is_gap) in [("by_session", false), ("gaps", true)] {
+        let entry =
+            if is_gap { gap(2, GapReason::Evicted, None) } else { event(2, "s", "k", b"x") };
+        let (_directory, file, reader) = stored(&[event(1, "s", "k", b"x"), entry]);
+        assert_eq!(reader.check_indices(0).unwrap(), None);
+        drop(reader);
+        empty_index(file.path(), index);
+        let reader = StoreReader::open(file.path()).unwrap();
+        let error = reader.check_indices(0).unwrap_err();
+        assert!(matches!(error, FileError::Damaged { .. }), "{index}: {error:?}");
+        let request = request_for(sessions(&["s"]), Only::Everything, limits(100));
+        let trusted = reader.fetch(&request, Indices::Trusted).map(|it| positions(&it));
+        assert_ne!(trusted.unwrap_or_default(), [1, 2], "the index is damaged");
+        assert_eq!(positions(&reader.fetch(&request, Indices::Unchecked).unwrap()), [1, 2]);
+    }
+}
+
+/// Makes an index leave out all rows, by rewriting its definition for a moment.
+fn empty_index(path: &Path, index: &str) {
+    let connection = rusqlite::Connection::open(path).unwrap();
+    let sql: String = connection
+        .query_row("SELECT sql FROM sqlite_schema WHERE name = ?1", [index], |row| row.get(0))
+        .unwrap();
+    let empty = sql.split(" WHERE ").next().unwrap().to_owned() + " WHERE entry < 0";
+    connection
+        .execute_batch(&format!("DROP INDEX {index}; {empty}; PRAGMA writable_schema = 1"))
+        .unwrap();
+    connection.execute("UPDATE sqlite_schema SET sql = ?2 WHERE name = ?1", [index, &sql]).unwrap();
 }
 
 #[test]
@@ -330,7 +402,9 @@ fn no_flipped_byte_of_a_page_of_rows_is_served() {
                 }
                 let seen: Vec<_> = entries.iter().map(position_of).collect();
                 assert!(
-                    entries.len() + damaged.len() >= 5,
+                    entries.len() as u64
+                        + damaged.iter().map(|it| it.position - it.first + 1).sum::<u64>()
+                        >= 5,
                     "byte {offset}: a row is gone in silence, read {seen:?} and {damaged:?}"
                 );
                 served_less += usize::from(entries.len() < 5);
@@ -362,7 +436,7 @@ fn values_that_the_writer_never_writes_are_damage_even_under_their_checksum() {
             entry_sum!()
         );
         file.connection().execute(sums, []).unwrap();
-        let error = reader.fetch(&everything()).unwrap_err();
+        let error = reader.read(&everything()).unwrap_err();
         assert!(matches!(error, FileError::Damaged { .. }), "{change}: {error:?}");
     }
 }
@@ -383,7 +457,7 @@ fn a_page_that_is_overwritten_is_found() {
     let reader = StoreReader::open(&path).unwrap();
     assert!(matches!(reader.check(), Err(FileError::Damaged { source: FileFault::Damage(_), .. })));
     let error =
-        reader.fetch(&request_for(Only::Everything, Only::Everything, limits(1000))).unwrap_err();
+        reader.read(&request_for(Only::Everything, Only::Everything, limits(1000))).unwrap_err();
     assert!(matches!(error, FileError::Damaged { source: FileFault::Sqlite(_), .. }), "{error:?}");
 }
 
@@ -404,13 +478,11 @@ fn payloads_that_are_not_admitted_are_not_read() {
     let reader = StoreReader::open(&path).unwrap();
     for session_filter in [Only::Everything, sessions(&["s"])] {
         let chunk = reader
-            .fetch(&request_for(session_filter.clone(), only([Kind::new("small")]), limits(5)))
+            .read(&request_for(session_filter.clone(), only([Kind::new("small")]), limits(5)))
             .unwrap();
         assert_eq!(positions(&chunk), [2]);
         assert!(
-            reader
-                .fetch(&request_for(session_filter, only([Kind::new("big")]), limits(5)))
-                .is_err()
+            reader.read(&request_for(session_filter, only([Kind::new("big")]), limits(5))).is_err()
         );
     }
 }
@@ -437,7 +509,7 @@ fn a_reader_can_be_interrupted_and_used_again() {
     });
     assert_eq!(
         positions(
-            &reader.fetch(&request_for(Only::Everything, Only::Everything, limits(5))).unwrap()
+            &reader.read(&request_for(Only::Everything, Only::Everything, limits(5))).unwrap()
         ),
         [1]
     );
@@ -494,7 +566,7 @@ proptest! {
         let expected: Vec<String> = (1..).zip(&entries).filter(is_expected).map(|(_, it)| visible_facts(it)).collect();
         let mut read = Vec::new();
         while request.after < request.through {
-            let chunk = reader.fetch(&request).unwrap();
+            let chunk = reader.read(&request).unwrap();
             let bytes: usize = chunk.entries.iter().map(Entry::wire_bytes).sum();
             prop_assert!(chunk.entries.len() <= entry_limit.max(1));
             prop_assert!(bytes <= byte_limit || chunk.entries.len() == 1);

@@ -66,8 +66,8 @@ impl AppendBatch<'_> {
         self.holes.iter().fold(end, |newest, hole| newest.max(hole.last))
     }
 
-    /// Inserts the entries and returns the number of rows and their bytes. An erased entry has no
-    /// row.
+    /// Inserts the entries and returns the number of rows and their bytes. Of an erased entry the
+    /// file has the position alone.
     fn write_entries(&self, connection: &Connection, now: i64) -> Result<(u64, u64), FileFault> {
         let mut event_row = connection.prepare_cached(
             "INSERT INTO entries (entry, epoch, sequence, suffix, kept_at, kind, session, head_sum, payload_sum, \
@@ -79,13 +79,19 @@ impl AppendBatch<'_> {
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, \
              row_sum(?1, ?2, ?3, ?4, ?5, ?6, ?7, NULL, NULL), row_sum(?1, NULL))",
         )?;
+        let mut erased_row = connection.prepare_cached(
+            "INSERT OR REPLACE INTO erased VALUES (?1, ?2, ?2, row_sum(?1, ?2, ?2))",
+        )?;
         let (mut rows, mut bytes) = (0, 0);
         for (position, entry) in (self.first..).zip(self.entries) {
             let key = entry_key(self.product_number, position)?;
             match entry {
                 Entry::Event(event) => bytes += write_event(&mut event_row, key, now, event)?,
                 Entry::Gap(gap) => write_gap(&mut gap_row, key, now, gap)?,
-                Entry::Erased => continue,
+                Entry::Erased => {
+                    erased_row.execute(params![self.product_number, signed(position)])?;
+                    continue;
+                }
             }
             rows += 1;
         }

@@ -72,7 +72,7 @@ impl StoreFile {
     }
 
     /// Moves the whole write-ahead log into the database and truncates it to nothing.
-    fn truncate_wal(&self) -> Result<(), FileFault> {
+    pub(super) fn truncate_wal(&self) -> Result<(), FileFault> {
         let is_busy: bool =
             self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
         if is_busy {
@@ -143,6 +143,18 @@ fn erase_entries(
         "UPDATE entries INDEXED BY by_session SET payload = zeroblob(octet_length(payload)) \
          WHERE session = ?1 AND entry BETWEEN ?2 AND ?3",
         rows,
+    )?;
+    // A position without a row that is not recorded here counts as lost, see `reader`.
+    connection.execute(
+        "INSERT OR REPLACE INTO erased \
+         SELECT entry >> 40, entry & ?4, entry & ?4, row_sum(entry >> 40, entry & ?4, entry & ?4) \
+         FROM entries INDEXED BY by_session WHERE session = ?1 AND entry BETWEEN ?2 AND ?3",
+        params![
+            session.as_str(),
+            entry_key(number, 0)?,
+            entry_key(number, MAX_POSITION)?,
+            signed(MAX_POSITION)
+        ],
     )?;
     connection.execute(
         "DELETE FROM entries INDEXED BY by_session WHERE session = ?1 AND entry BETWEEN ?2 AND ?3",

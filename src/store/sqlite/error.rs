@@ -118,6 +118,39 @@ impl FileError {
     pub(crate) fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable { source, .. } if source.is_transient())
     }
+
+    /// Returns whether an index is damaged, so that the rows may be whole.
+    pub(crate) fn is_of_index(&self) -> bool {
+        let Self::Damaged { source: FileFault::Sqlite(error), .. } = self else { return false };
+        error
+            .sqlite_error()
+            .is_some_and(|error| error.extended_code == rusqlite::ffi::SQLITE_CORRUPT_INDEX)
+    }
+
+    /// Returns what an operator is to do so that the store can be written again.
+    pub(crate) fn remedy(&self) -> &'static str {
+        let code = match self {
+            Self::Unavailable { source: FileFault::Sqlite(error), .. } => error.sqlite_error_code(),
+            Self::Unavailable { source: FileFault::Io(error), .. } => match error.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    Some(ErrorCode::DiskFull)
+                }
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                    Some(ErrorCode::ReadOnly)
+                }
+                _ => None,
+            },
+            _ => None,
+        };
+        match code {
+            Some(ErrorCode::DiskFull) => "make room on the disk of log.data_dir",
+            Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => {
+                "make log.data_dir and all files in it writable for the relay, and check that its disk is \
+                 mounted for writing"
+            }
+            _ => "check the disk and the files of log.data_dir",
+        }
+    }
 }
 
 impl FileFault {
@@ -182,7 +215,12 @@ fn shows_damage(error: &rusqlite::Error) -> bool {
         E::SqliteFailure(_, Some(message)) if message.starts_with("no such ") => true,
         other => matches!(
             other.sqlite_error_code(),
-            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
+            // No statement of this crate breaks a constraint in a file that is as it was written.
+            Some(
+                ErrorCode::DatabaseCorrupt
+                    | ErrorCode::NotADatabase
+                    | ErrorCode::ConstraintViolation
+            )
         ),
     }
 }

@@ -13,6 +13,7 @@ use std::{
 use rusqlite::{Connection, OpenFlags, TransactionBehavior, config::DbConfig};
 
 use super::{
+    audit,
     error::{FileError, FileFault},
     files::{MAX_WAL_BYTES, create_private, put_in_place, remove_leftovers, unfinished, wal_bytes},
     rows::signed,
@@ -62,6 +63,7 @@ impl StoreFile {
         schema::configure_writer(&connection)?;
         schema::migrate_to_newest(&mut connection, version)?;
         schema::require_complete(&connection)?;
+        audit::require_consistent(&connection)?;
         let state = "SELECT is_open, needs_scrub FROM state";
         let (was_left_open, needs_scrub) =
             connection.query_row(state, [], |row| Ok((row.get(0)?, row.get(1)?)))?;

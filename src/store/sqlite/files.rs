@@ -5,7 +5,7 @@
 use std::{
     ffi::OsString,
     fs, io,
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -39,6 +39,49 @@ pub(crate) const CHECKPOINT_WAL_BYTES: u64 = 4 << 20;
 /// Size of the write-ahead log beyond which the writer runs a checkpoint itself, 16 times the size
 /// at which the syncer does, and beyond which a reader that prevents it is reported.
 pub(crate) const MAX_WAL_BYTES: u64 = 64 << 20;
+
+/// Identity of the files under a store's names, which tells whether others have taken their place.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct FilesInPlace {
+    /// Device and inode of the database; `None` if there is no file.
+    pub(crate) database: Option<(u64, u64)>,
+    /// The same of its write-ahead log.
+    pub(crate) wal: Option<(u64, u64)>,
+}
+
+impl FilesInPlace {
+    /// Looks up the files of the database at `path`. Opens none of them: to close a descriptor of
+    /// the database would release SQLite's locks on it.
+    ///
+    /// # Errors
+    ///
+    /// When the file system does not tell.
+    pub(crate) fn find(path: &Path) -> io::Result<Self> {
+        Ok(Self { database: identity(path)?, wal: identity(&wal_path(path))? })
+    }
+}
+
+fn identity(path: &Path) -> io::Result<Option<(u64, u64)>> {
+    match fs::metadata(path) {
+        Ok(file) => Ok(Some((file.dev(), file.ino()))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes the write-ahead log at `path` and its index if it is the one of `files`, whose database
+/// has another name by now or none: SQLite would write that log into the database at `path`.
+///
+/// # Errors
+///
+/// When the files cannot be looked up or removed.
+pub(crate) fn remove_stale_wal(path: &Path, files: FilesInPlace) -> io::Result<()> {
+    if files.wal.is_some() && FilesInPlace::find(path)?.wal == files.wal {
+        remove_if_there(&wal_path(path))?;
+        remove_if_there(&with_suffix(path, "-shm"))?;
+    }
+    Ok(())
+}
 
 /// Renames a damaged database and the files that SQLite keeps beside it, and returns the new path.
 /// The writer must have closed it. `now`, in Unix milliseconds, becomes part of the name, or the

@@ -8,6 +8,7 @@
 //! spans         product, place, id         id of this position; the positions behind count on from it
 //! empty_epochs  product, epoch, place      reserved behind this position; no entry of it was persisted
 //! missing       product, first, last       holes: positions that were never persisted
+//! erased        product, first, last       positions without a row because their events were erased
 //! webhooks      number, id, product, position, …      one row per webhook, with counters of dead letters
 //! owed          webhook, place, id, attempts, …       owed although the webhook has passed the position
 //! dead_letters  number, webhook, place, …, payload    given up, numbered in that order; `requeued` if
@@ -159,9 +160,10 @@ SELECT
 FROM products CROSS JOIN entries ON entry BETWEEN number << 40 AND (number << 40) + 1099511627775;
 ";
 
-/// Checksums of rows, see `checksum`, and the epochs of which no entry was kept. SQLite adds a
-/// column only behind the others, where a scan would follow each long row to it, so both tables
-/// with payloads are written anew: once, within `log.retention_bytes`.
+/// Checksums of rows, see `checksum`, the epochs of which no entry was kept, and the positions that
+/// were erased: in a file of version 1 that is every position without a row. SQLite adds a column
+/// only behind the others, where a scan would follow each long row to it, so both tables with
+/// payloads are written anew: once, within `log.retention_bytes`.
 const VERSION_2: &str = concat!(
     "
 DROP VIEW log;
@@ -268,5 +270,23 @@ CREATE TABLE empty_epochs (
     sum INTEGER NOT NULL,
     PRIMARY KEY (product, epoch)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE erased (
+    product INTEGER NOT NULL,
+    first INTEGER NOT NULL,
+    last INTEGER NOT NULL,
+    sum INTEGER NOT NULL,
+    PRIMARY KEY (product, first)
+) STRICT, WITHOUT ROWID;
+WITH RECURSIVE positions (product, place, newest) AS (
+    SELECT number, evicted_through + 1, newest FROM products WHERE newest > evicted_through
+    UNION ALL
+    SELECT product, place + 1, newest FROM positions WHERE place < newest
+)
+INSERT INTO erased
+SELECT product, place, place, row_sum(product, place, place) FROM positions
+WHERE NOT EXISTS (SELECT 1 FROM entries WHERE entry = product << 40 | place)
+AND NOT EXISTS (
+    SELECT 1 FROM missing WHERE missing.product = positions.product AND place BETWEEN first AND last
+);
 "
 );

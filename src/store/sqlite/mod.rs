@@ -16,6 +16,7 @@
 //! May use: no other module.
 
 mod append;
+mod audit;
 pub(super) mod checksum;
 mod commit;
 mod dead_letters;
@@ -27,6 +28,7 @@ mod file;
 mod files;
 mod migrations;
 mod products;
+mod repair;
 mod retention;
 pub(super) mod rows;
 pub(super) mod schema;
@@ -40,6 +42,10 @@ pub(crate) use self::{
     error::{FileError, FileFault},
     expire_owed::ExpiredDeliveries,
     file::{CheckpointProgress, IN_MEMORY_PATH, StoreFile, SyncMode},
-    files::{CHECKPOINT_WAL_BYTES, MAX_WAL_BYTES, set_aside, wal_bytes, wal_path},
+    files::{
+        CHECKPOINT_WAL_BYTES, FilesInPlace, MAX_WAL_BYTES, remove_stale_wal, set_aside, wal_bytes,
+        wal_path,
+    },
+    repair::CorrectedCounters,
     webhooks::DeadLetterCounts,
 };

@@ -9,7 +9,7 @@
 //!         stay in memory as long as its bounds allow
 //! ```
 //!
-//! May use: `error_chain`, `log`, `metrics`, `wall_clock`.
+//! May use: `error_chain`, `log`, `log_limit`, `metrics`, `wall_clock`.
 
 mod commands;
 mod recovery;
@@ -31,12 +31,13 @@ use super::{
     StoreSettings,
     commands::{WebhookJournal, WriterInbox},
     handle::StoreHandle,
-    sqlite::{self, AppendBatch, FileError, FileFault, StoreFile, SyncMode},
+    sqlite::{self, AppendBatch, FileError, FileFault, FilesInPlace, StoreFile, SyncMode},
     syncer,
 };
 use crate::{
     error_chain::error_chain,
     log::{Log, persist::UnpersistedBatch},
+    log_limit::LogRateLimit,
     metrics::StoreMetrics,
     wall_clock,
 };
@@ -62,6 +63,10 @@ pub(super) struct StoreWriter {
     may_retire: bool,
     /// Next entry, by its key, of those that a wrong clock has stamped with a time in the future.
     restamp_from: Option<i64>,
+    /// Repairs of the current file, see `recovery`.
+    repairs: u32,
+    /// Limit on the error line that says the file still cannot be opened.
+    failure_limit: LogRateLimit,
     #[cfg(test)]
     script: tests::DiskScript,
 }
@@ -89,6 +94,9 @@ impl StoreWriter {
         let now = Instant::now();
         let (scrub_at, is_in_memory) = (file.needs_scrub().then_some(now), file.is_in_memory());
         let state = WriterState::Open(Box::new(file));
+        if !is_in_memory {
+            handle.set_files(FilesInPlace::find(handle.path()).ok());
+        }
         Self {
             handle,
             inbox,
@@ -104,6 +112,8 @@ impl StoreWriter {
             last_scrubbed: None,
             may_retire: true,
             restamp_from: None,
+            repairs: 0,
+            failure_limit: LogRateLimit::default(),
             #[cfg(test)]
             script: tests::DiskScript::default(),
         }
@@ -193,13 +203,17 @@ impl StoreWriter {
                     .at(self.handle.path(), "sync"),
             );
         }
+        if !self.is_in_memory {
+            self.follow_displaced_files();
+        }
         if let WriterState::Failed { retry_at } = self.state
             && (Instant::now() >= retry_at || self.handle.is_stopping())
         {
             self.reopen();
         }
         let result = self
-            .commit_backlog()
+            .repair_reported()
+            .and_then(|()| self.commit_backlog())
             .and_then(|()| self.execute_commands())
             .and_then(|()| self.retire())
             .and_then(|()| self.scrub());
@@ -207,6 +221,9 @@ impl StoreWriter {
         self.handle.end_write();
         match result {
             Ok(()) => {}
+            Err(error) if error.is_of_index() && self.repairs < MAX_REPAIRS => {
+                self.handle.report_repair(self.handle.generation());
+            }
             Err(error @ FileError::Damaged { .. }) => self.replace(&error_chain(&error)),
             Err(error) => self.fail(&error),
         }
@@ -333,6 +350,10 @@ const MAX_COMMAND_TIME: Duration = Duration::from_millis(20);
 
 /// Maximum number of entries of one log in one commit.
 const MAX_BATCH_ENTRIES: usize = 4096;
+
+/// Maximum number of repairs of one file. A disk that damages it again and again is not to be
+/// trusted with the rows either: then the file is set aside.
+const MAX_REPAIRS: u32 = 3;
 
 /// Maximum number of commits before commands and retention get their turn.
 const MAX_COMMITS_PER_ROUND: usize = 8;

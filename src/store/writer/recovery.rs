@@ -5,24 +5,30 @@
 //!                                                      │        an empty file: begun with what is in memory
 //!                                                      ▼        another store, or damage
 //! damage ──────────────────────────────────────────► replace: set aside, and a new file begun
+//! indices, counters ───────────────────────────────► repair: made anew from the rows
 //! ```
 //!
-//! May use: `error_chain`, `log`, `wall_clock`.
+//! May use: `error_chain`, `log`, `log_limit`, `wall_clock`.
 
 use std::{
-    mem,
+    io, mem,
+    path::Path,
     time::{Duration, Instant},
 };
 
 use tracing::{error, info};
 
-use super::{StoreWriter, WriterState};
+use super::{MAX_REPAIRS, StoreWriter, WriterState};
 use crate::{
     error_chain::error_chain,
     log::Hole,
+    log_limit::LogRateLimit,
     store::{
         opening::set_aside,
-        sqlite::{AppendBatch, FileError, FileFault, StoreFile, SyncMode},
+        sqlite::{
+            self, AppendBatch, CorrectedCounters, FileError, FileFault, FilesInPlace, StoreFile,
+            SyncMode,
+        },
     },
     wall_clock,
 };
@@ -35,6 +41,7 @@ impl StoreWriter {
     pub(super) fn fail(&mut self, error: &FileError) {
         error!(
             problem = error_chain(error),
+            remedy = error.remedy(),
             "the store cannot be written: events are delivered, but kept in memory alone; tried again every second"
         );
         self.handle.set_failed(true);
@@ -55,16 +62,112 @@ impl StoreWriter {
             if self.is_in_memory { self.reopen_in_memory() } else { self.reopen_on_disk() };
         match opened {
             Ok(file) => {
-                self.state = WriterState::Open(Box::new(file));
-                self.handle.set_failed(false);
+                self.begin(file);
+                self.failure_limit = LogRateLimit::default();
                 info!("the store can be written again");
             }
             Err(error @ FileError::Damaged { .. }) if !self.is_in_memory => {
                 self.replace(&error_chain(&error));
             }
             Err(error) => {
-                tracing::debug!(problem = error_chain(&error), "the store still cannot be written");
+                if self.failure_limit.allow() {
+                    let (problem, remedy) = (error_chain(&error), error.remedy());
+                    error!(problem, remedy, "the store still cannot be written");
+                }
                 self.state = WriterState::Failed { retry_at: Instant::now() + REOPEN_DELAY };
+            }
+        }
+    }
+
+    /// Continues with a file that was opened.
+    fn begin(&mut self, file: StoreFile) {
+        if !self.is_in_memory {
+            self.handle.set_files(FilesInPlace::find(self.handle.path()).ok());
+        }
+        self.state = WriterState::Open(Box::new(file));
+        self.handle.set_failed(false);
+    }
+
+    /// Makes indices and counters anew from the rows if a reader, the check or a write has found
+    /// them damaged.
+    pub(super) fn repair_reported(&mut self) -> Result<(), FileError> {
+        if !self.handle.take_repair() {
+            return Ok(());
+        }
+        let WriterState::Open(file) = &mut self.state else { return Ok(()) };
+        if self.repairs == MAX_REPAIRS {
+            return Err(FileFault::damage("its indices are damaged again and again")
+                .at(self.handle.path(), "repair"));
+        }
+        self.repairs += 1;
+        self.handle.begin_write();
+        let corrected = file.repair()?;
+        error!(
+            file = %self.handle.path().display(),
+            "indices or counters of the store were damaged: they are made anew from its rows"
+        );
+        for CorrectedCounters { id, told, found } in corrected {
+            error!(webhook = id, told, found, "the number of dead letters was wrong");
+        }
+        self.webhooks.report_counts(file)?;
+        // A row may be gone whose key only the former index had.
+        self.handle.begin_check();
+        Ok(())
+    }
+
+    /// Follows the file's names if they were taken away: by another file, or by none. The file that
+    /// is open gets all of its content before it is closed, wherever it is by now.
+    pub(super) fn follow_displaced_files(&mut self) {
+        let Some(files) = self.handle.displaced_files() else { return };
+        let WriterState::Open(file) = &self.state else { return };
+        let path = self.handle.path().clone();
+        let emptied = file.empty_wal();
+        let in_place = FilesInPlace::find(&path).unwrap_or_default();
+        if in_place.database == files.database {
+            // Only once the write-ahead log is empty can the file be opened with another one. A
+            // reader in the way is gone a second later.
+            if emptied.is_err() {
+                return;
+            }
+            error!(file = %path.display(), "the store's write-ahead log was taken away: begun anew, and nothing is lost");
+            self.handle.mark_reopened();
+        } else {
+            error!(file = %path.display(), "the store's file was taken away or another has its name");
+        }
+        self.handle.set_failed(true);
+        self.abandon();
+        if let Err(problem) = remove_wal(&path, files, in_place) {
+            error!(file = %path.display(), %problem, "the former write-ahead log cannot be removed");
+            return;
+        }
+        if in_place.database.is_some() && in_place.database != files.database {
+            // Not opened: it keeps all its bytes.
+            self.replace("another file has taken its place");
+        } else {
+            self.reopen();
+        }
+    }
+
+    /// Checks that the name has not come to another database while the file was closed.
+    ///
+    /// # Errors
+    ///
+    /// `Damaged` if it has. That database is not opened: SQLite would write the former file's
+    /// write-ahead log into it.
+    fn require_own_file(&self) -> Result<(), FileError> {
+        let path = self.handle.path();
+        let Some(files) = self.handle.displaced_files() else { return Ok(()) };
+        let at = |fault: FileFault| fault.at(path, "open");
+        let in_place = FilesInPlace::find(path).map_err(|error| at(error.into()))?;
+        if in_place.database == files.database {
+            return Ok(());
+        }
+        sqlite::remove_stale_wal(path, files).map_err(|error| at(error.into()))?;
+        match in_place.database {
+            Some(_) => Err(at(FileFault::damage("another file has taken its place"))),
+            None => {
+                self.handle.set_files(None);
+                Ok(())
             }
         }
     }
@@ -74,6 +177,7 @@ impl StoreWriter {
     fn reopen_on_disk(&mut self) -> Result<StoreFile, FileError> {
         #[cfg(test)]
         self.script.record_open();
+        self.require_own_file()?;
         let mut file = StoreFile::open(self.handle.path())?;
         let (mut is_other_store, mut is_empty) = (false, true);
         for log in &self.logs {
@@ -120,6 +224,7 @@ impl StoreWriter {
             error!(file = %path.display(), %problem, "the damaged store cannot be set aside");
             return;
         }
+        self.handle.set_files(None);
         // Before the new file is opened: a reader that has the old file open must not answer for
         // the new one, and a report about the old file must not set the new one aside.
         self.handle.mark_replaced();
@@ -130,8 +235,8 @@ impl StoreWriter {
         });
         match opened {
             Ok(file) => {
-                self.state = WriterState::Open(Box::new(file));
-                self.handle.set_failed(false);
+                self.begin(file);
+                self.repairs = 0;
             }
             Err(error) => self.fail(&error),
         }
@@ -159,6 +264,12 @@ impl StoreWriter {
         }
         Ok(())
     }
+}
+
+/// Removes the write-ahead log under the store's name if it does not belong to the database there.
+fn remove_wal(path: &Path, files: FilesInPlace, in_place: FilesInPlace) -> io::Result<()> {
+    let is_foreign = in_place.database == files.database && in_place.wal != files.wal;
+    sqlite::remove_stale_wal(path, if is_foreign { in_place } else { files })
 }
 
 /// Wait before a file that failed is opened again.

@@ -81,9 +81,12 @@ impl StoreWriter {
             }
             file.restamp_future_dead_letters(latest, now.unix_ms)?;
         }
+        // Damaged counters of dead letters would delete what is within the bounds.
+        let is_checked = self.handle.is_checked();
+        let if_checked = |bytes| if is_checked { bytes } else { u64::MAX };
         let retired = file.retire(
             now.oldest_kept(settings.retention),
-            settings.retention_bytes,
+            if_checked(settings.retention_bytes),
             now.unix_ms,
         )?;
         if let Some(retired) = &retired {
@@ -95,7 +98,7 @@ impl StoreWriter {
         }
         let retired_dead_letters = file.retire_dead_letters(
             now.oldest_kept(settings.dead_letter_retention),
-            settings.dead_letter_bytes,
+            if_checked(settings.dead_letter_bytes),
         )?;
         self.webhooks.record_retired_dead_letters(&retired_dead_letters);
         if !retired_dead_letters.is_empty()

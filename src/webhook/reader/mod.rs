@@ -233,7 +233,9 @@ impl EventReloader {
                 Ok(chunk) if chunk.evicted_through >= position => {
                     Reloaded::Expired { through: chunk.evicted_through }
                 }
-                Ok(StoredChunk { damaged: Some(row), .. }) if row.position == position => {
+                Ok(StoredChunk { damaged: Some(row), .. })
+                    if (row.first..=row.position).contains(&position) =>
+                {
                     self.fanout.log().record_damaged_row(row);
                     Reloaded::Damaged
                 }

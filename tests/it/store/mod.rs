@@ -3,9 +3,11 @@
 mod clock;
 mod damage;
 mod disk;
+mod displaced;
 mod durable;
 mod erasure;
 mod lost_ids;
+mod missing_rows;
 mod outside_reader;
 mod rows;
 mod turns;

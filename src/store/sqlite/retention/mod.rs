@@ -160,7 +160,8 @@ impl OldestEntry {
     /// Finds the oldest entry by one look-up per product.
     fn find(connection: &Connection) -> Result<Option<Self>, FileFault> {
         let mut statement = connection.prepare_cached(
-            "SELECT number, evicted_through, kept_at FROM products CROSS JOIN entries ON entry = ( \
+            "SELECT number, evicted_through, iif(typeof(kept_at) = 'integer', kept_at, 0) AS kept_at \
+             FROM products CROSS JOIN entries ON entry = ( \
                  SELECT min(entry) FROM entries \
                  WHERE entry > (number << 40) + evicted_through AND entry < (number + 1) << 40 \
              ) WHERE events > 0 ORDER BY kept_at, number LIMIT 1",
@@ -184,7 +185,7 @@ impl OldestEntry {
         page_bytes: u64,
     ) -> Result<RetentionCut, FileFault> {
         let mut statement = connection.prepare_cached(
-            "SELECT entry, kept_at, ifnull(octet_length(session), 0), ifnull(octet_length(kind), 0), \
+            "SELECT entry, iif(typeof(kept_at) = 'integer', kept_at, 0), ifnull(octet_length(session), 0), ifnull(octet_length(kind), 0), \
                     ifnull(octet_length(payload), 0) \
              FROM entries WHERE entry > ?1 AND entry <= ?2 ORDER BY entry LIMIT ?3",
         )?;
@@ -259,7 +260,7 @@ impl OldestEntry {
             signed(cut.events),
             signed(cut.bytes)
         ])?;
-        delete_holes(connection, self.product_number, evicted_through)?;
+        delete_absent(connection, self.product_number, evicted_through)?;
         delete_spans(connection, self.product_number, evicted_through)?;
         Ok(RetentionStep {
             product_number: self.product_number,
@@ -329,13 +330,17 @@ fn footprint(row_bytes: u64, page_bytes: u64) -> u64 {
     }
 }
 
-fn delete_holes(
+/// Deletes holes and erased positions up to `evicted_through`.
+fn delete_absent(
     connection: &Connection,
     product_number: u32,
     evicted_through: u64,
 ) -> Result<(), FileFault> {
     let mut delete =
         connection.prepare_cached("DELETE FROM missing WHERE product = ?1 AND last <= ?2")?;
+    delete.execute(params![product_number, signed(evicted_through)])?;
+    let mut delete =
+        connection.prepare_cached("DELETE FROM erased WHERE product = ?1 AND last <= ?2")?;
     delete.execute(params![product_number, signed(evicted_through)])?;
     Ok(())
 }

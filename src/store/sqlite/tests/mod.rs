@@ -23,7 +23,7 @@ use crate::{
     log::{
         EmptyEpoch, Hole, IdSpan, MAX_EMPTY_EPOCHS, PersistedLog, ReadLimits, backing::ReadRequest,
     },
-    store::reader::StoreReader,
+    store::reader::{Indices, StoreReader},
 };
 
 /// Returns a directory for a store's file, and the file's path.
@@ -151,7 +151,7 @@ fn read_back(path: &Path, number: u32) -> Vec<Entry> {
         scope,
         limits,
     };
-    StoreReader::open(path).unwrap().fetch(&request).unwrap().entries
+    StoreReader::open(path).unwrap().fetch(&request, Indices::Trusted).unwrap().entries
 }
 
 /// Returns the bytes of the database and of the files beside it, in the order of

@@ -211,8 +211,9 @@ fn read_dead_letter_counts(connection: &Connection) -> Result<Vec<DeadLetterCoun
     let read = |row: &Row<'_>| {
         Ok(DeadLetterCounts {
             id: row.get(0)?,
-            dead: read_unsigned(row, 1)?,
-            requeued: read_unsigned(row, 2)?,
+            // Under no checksum: the check corrects one that is damaged.
+            dead: row.get::<_, i64>(1)?.max(0).cast_unsigned(),
+            requeued: row.get::<_, i64>(2)?.max(0).cast_unsigned(),
         })
     };
     statement.query_and_then([], read)?.collect()
@@ -242,7 +243,8 @@ fn read_webhooks(connection: &Connection) -> Result<Vec<StoredWebhook>, FileFaul
 }
 
 /// Reads what a webhook is owed. A row that does not fit its checksum is made again from its event:
-/// only its attempts are forgotten.
+/// only its attempts are forgotten. One of which nothing is known is left out, and counted as lost
+/// by retention.
 fn read_owed(
     connection: &Connection,
     number: i64,
@@ -253,32 +255,50 @@ fn read_owed(
          sum IS row_sum(webhook, place, epoch, sequence, suffix, kind, session, created_at, next_attempt_at, \
          attempts), key_sum IS row_sum(webhook, place) FROM owed WHERE webhook = ?1 ORDER BY place",
     )?;
-    let read = |row: &Row<'_>| {
-        if !row.get::<_, bool>(9)? {
-            require_whole(row, 10, "the row of an owed delivery")?;
-            return rebuild_owed(connection, product, read_unsigned(row, 0)?);
+    let mut rows = statement.query([number])?;
+    let (mut owed, mut rebuilt, mut unknown) = (Vec::new(), 0, 0);
+    while let Some(row) = rows.next()? {
+        if row.get(9)? {
+            let next_attempt_at = row.get::<_, Option<i64>>(8)?.map(i64::cast_unsigned);
+            owed.push(OwedDelivery { delivery: read_delivery(row)?, next_attempt_at });
+            continue;
         }
-        let next_attempt_at = row.get::<_, Option<i64>>(8)?.map(i64::cast_unsigned);
-        Ok(OwedDelivery { delivery: read_delivery(row)?, next_attempt_at })
-    };
-    statement.query_and_then([number], read)?.collect()
+        let is_key_whole: bool = row.get(10)?;
+        let event = match is_key_whole {
+            true => rebuild_owed(connection, product, read_unsigned(row, 0)?)?,
+            false => None,
+        };
+        (rebuilt, unknown) = match event {
+            Some(_) => (rebuilt + 1, unknown),
+            None => (rebuilt, unknown + 1),
+        };
+        owed.extend(event);
+    }
+    if rebuilt > 0 {
+        tracing::error!(
+            deliveries = rebuilt,
+            "deliveries that are owed do not fit their checksum: their attempts are forgotten"
+        );
+    }
+    if unknown > 0 {
+        tracing::error!(
+            deliveries = unknown,
+            "deliveries that are owed are damaged, and so are their events: they are lost"
+        );
+    }
+    Ok(owed)
 }
 
-/// Returns the delivery of an event whose owed row is damaged.
+/// Returns the delivery of an event whose owed row is damaged, unless the event's row is, too.
 fn rebuild_owed(
     connection: &Connection,
     product: u32,
     position: u64,
-) -> Result<OwedDelivery, FileFault> {
+) -> Result<Option<OwedDelivery>, FileFault> {
     let entry = EntryRow::find(connection, entry_key(product, position)?)?;
-    let EntryHead { id, kind, session, kept_at } =
-        entry.and_then(|entry| entry.head).ok_or_else(|| {
-            FileFault::damage("the row of an owed delivery does not fit its checksum")
-        })?;
-    tracing::error!(
-        position,
-        "a delivery that is owed does not fit its checksum: its attempts are forgotten"
-    );
+    let Some(EntryHead { id, kind, session, kept_at }) = entry.and_then(|entry| entry.head) else {
+        return Ok(None);
+    };
     let delivery = Delivery {
         position,
         event_id: id,
@@ -287,7 +307,7 @@ fn rebuild_owed(
         created_at: kept_at,
         attempts: Vec::new(),
     };
-    Ok(OwedDelivery { delivery, next_attempt_at: None })
+    Ok(Some(OwedDelivery { delivery, next_attempt_at: None }))
 }
 
 /// Writes a webhook's journal within the caller's transaction, and returns whether its dead letters
@@ -374,19 +394,14 @@ impl WebhookRow {
         Ok(false)
     }
 
-    /// Returns whether the event at a position has been erased since the worker read it: the
-    /// position is in the file's range, outside its holes, and has no row. The worker's copy must
-    /// not bring the event back then.
+    /// Returns whether the event at a position has been erased since the worker read it. The
+    /// worker's copy must not bring the event back then.
     fn event_is_erased(&self, connection: &Connection, position: u64) -> Result<bool, FileFault> {
         let mut statement = connection.prepare_cached(
-            "SELECT 1 FROM products WHERE number = ?1 AND ?2 > evicted_through AND ?2 <= newest \
-             AND NOT EXISTS (SELECT 1 FROM entries WHERE entry = ?3) \
-             AND NOT EXISTS (SELECT 1 FROM missing WHERE product = ?1 AND ?2 BETWEEN first AND last)",
+            "SELECT 1 FROM ( \
+                 SELECT last FROM erased WHERE product = ?1 AND first <= ?2 ORDER BY first DESC LIMIT 1) \
+             WHERE last >= ?2",
         )?;
-        Ok(statement.exists(params![
-            self.product,
-            signed(position),
-            entry_key(self.product, position)?
-        ])?)
+        Ok(statement.exists(params![self.product, signed(position)])?)
     }
 }

@@ -18,7 +18,7 @@ use super::*;
 use crate::{
     event::{EventId, SessionId, StartPosition},
     log::{Hole, ReplayClient, ResolvedStart, backing::ReadRequest},
-    store::reader::StoreReader,
+    store::reader::{Indices, StoreReader},
 };
 
 #[test]
@@ -171,7 +171,7 @@ fn a_store_that_is_lost_while_the_relay_runs_is_begun_anew_and_goes_on_with_the_
             harness.writer.replace("says the test");
             let reader = StoreReader::open(harness.writer.handle.path()).unwrap();
             assert!(
-                reader.fetch(&harness.request()).is_err(),
+                reader.fetch(&harness.request(), Indices::Trusted).is_err(),
                 "a reader of the old file gets an error, no empty range"
             );
             harness.writer.run_round();
