@@ -1,6 +1,6 @@
 //! Reader threads: answer the requests of readers from the store's file.
 //!
-//! May use: `error_chain`, `log`.
+//! May use: `error_chain`, `log`, `log_limit`.
 
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use super::{
 use crate::{
     error_chain::error_chain,
     log::backing::{QueuedRead, ReadRequest, StoreUnreadable, StoredChunk},
+    log_limit::LogRateLimit,
 };
 
 impl StoreHandle {
@@ -22,6 +23,7 @@ impl StoreHandle {
         // than the one read.
         let generation = self.generation();
         let mut reader = StoreReader::open(self.path()).ok().map(|reader| (generation, reader));
+        let mut log_limit = LogRateLimit::new();
         while let Some((QueuedRead { request, answer }, permit)) = self.backing().next_read() {
             // The reader has gone: dropping the request frees its permit.
             if answer.is_closed() {
@@ -50,7 +52,7 @@ impl StoreHandle {
             }
             let chunk = chunk.map_err(|error| {
                 reader = None;
-                self.report_read_failure(&error, generation);
+                self.report_read_failure(&error, generation, &mut log_limit);
                 StoreUnreadable
             });
             drop(permit); // before the answer: the reader's next request may follow at once
@@ -78,12 +80,19 @@ impl StoreHandle {
         }
     }
 
-    fn report_read_failure(&self, error: &FileError, generation: u64) {
-        let problem = error_chain(error);
-        tracing::error!(
-            problem,
-            "the store cannot be read: streams get a gap instead, webhooks try again"
-        );
+    fn report_read_failure(
+        &self,
+        error: &FileError,
+        generation: u64,
+        log_limit: &mut LogRateLimit,
+    ) {
+        // Clients cause this as often as they resume or ask for a page.
+        if log_limit.allow() {
+            tracing::error!(
+                problem = error_chain(error),
+                "the store cannot be read: streams get a gap instead, webhooks try again"
+            );
+        }
         if matches!(error, FileError::Damaged { .. }) {
             self.report_damage(generation);
         }
