@@ -6,6 +6,8 @@
 //!
 //! May use: no other module.
 
+use std::ops::RangeInclusive;
+
 /// Returns the name among `known` to which `given` is so close that a mistake is more likely than
 /// another meaning. The caller has checked that `given` is none of `known`.
 pub(crate) fn find_near(given: &str, known: &[&'static str]) -> Option<&'static str> {
@@ -36,7 +38,7 @@ fn fold(name: &str) -> Vec<char> {
             '[' => is_in_brackets = true,
             ']' => is_in_brackets = false,
             '_' | '-' => {}
-            _ if is_in_brackets || is_invisible(letter) => {}
+            _ if is_in_brackets || INVISIBLE.iter().any(|range| range.contains(&letter)) => {}
             _ => folded.extend(letter.to_lowercase()),
         }
     }
@@ -56,16 +58,6 @@ fn narrow(letter: char) -> char {
     }
 }
 
-/// Returns whether a character is one that a copied text may hold unseen: a soft hyphen, a joiner,
-/// a mark of direction, a byte order mark.
-fn is_invisible(letter: char) -> bool {
-    matches!(
-        letter,
-        '\u{AD}' | '\u{200B}'..='\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2060}'..='\u{206F}'
-            | '\u{FEFF}'
-    )
-}
-
 /// Returns whether two names differ by one letter that is added, left out or changed, or by two
 /// neighbours that are swapped.
 fn differ_by_one(one: &[char], other: &[char]) -> bool {
@@ -83,6 +75,16 @@ fn differ_by_one(one: &[char], other: &[char]) -> bool {
 /// Names that are no misspellings and can still mean one thing only, after folding.
 const ALIASES: [(&str, &str); 3] =
     [("session", "session_id"), ("user", "user_id"), ("event", "type")];
+
+/// Characters that a copied text may hold unseen: soft hyphens, joiners, marks of direction, byte
+/// order marks.
+const INVISIBLE: [RangeInclusive<char>; 5] = [
+    '\u{AD}'..='\u{AD}',
+    '\u{200B}'..='\u{200F}',
+    '\u{202A}'..='\u{202E}',
+    '\u{2060}'..='\u{206F}',
+    '\u{FEFF}'..='\u{FEFF}',
+];
 
 /// With fewer letters, half of all short names would be close.
 const MIN_NEAR_CHARS: usize = 4;

@@ -1,11 +1,11 @@
 //! A stream that fails when its peer has sent nothing for longer than any attempt lasts, or more
 //! than its requests allow.
 //!
-//! In: a stream and a budget. Out: the same stream, with an error where it would wait for ever. hyper writes the
-//! rest of a request before it closes a connection, even when the caller of the request has given
-//! up: an endpoint that reads a byte now and then would keep one more connection with each attempt.
-//! After its deadline an attempt reads nothing, so silence is what all such connections have in
-//! common.
+//! In: a stream and a budget. Out: the same stream, with an error where it would wait for ever.
+//! hyper writes the rest of a request before it closes a connection, even when the caller of the
+//! request has given up: an endpoint that reads a byte now and then would keep one more connection
+//! with each attempt. After its deadline an attempt reads nothing, so silence is what all such
+//! connections have in common.
 //!
 //! May use: no other module.
 

@@ -37,7 +37,7 @@ const OVER_HTTP1: [(&str, &str, Behaviour); 24] = [
     ("slow-head", "timeout", |to| drip(to, b"HTTP/1.1 200 OK")),
     ("slow-body", "accepted", |to| drip(to, with_length(1000, "").as_bytes())),
     ("endless-body", "accepted", |to| {
-        send(to, &with_length(usize::MAX >> 1, ""));
+        send(to, with_length(usize::MAX >> 1, ""));
         repeat(to, [b'x'; 4096], Duration::ZERO);
     }),
     ("endless-chunks", "accepted", |to| {
@@ -63,7 +63,7 @@ const OVER_HTTP1: [(&str, &str, Behaviour); 24] = [
     }),
     ("asks-to-wait-for-ever", "refused", |to| {
         let wait = "Retry-After: 99999999999999999999\r\nContent-Length: 0\r\n";
-        send(to, &format!("HTTP/1.1 429 Slow\r\n{wait}\r\n"));
+        send(to, format!("HTTP/1.1 429 Slow\r\n{wait}\r\n"));
     }),
     ("is-gone", "refused", |to| send(to, "HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n")),
     ("resets", "connect", |to| reset(to)),
@@ -76,14 +76,14 @@ const OVER_HTTP1: [(&str, &str, Behaviour); 24] = [
         send(to, "HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Length: 0\r\n\r\n");
     }),
     ("answers-twice", "accepted", |to| {
-        send(to, &with_length(0, "").repeat(2));
+        send(to, with_length(0, "").repeat(2));
         hold(to);
     }),
-    ("length-too-long", "accepted", |to| send(to, &with_length(1000, "ok"))),
-    ("length-too-short", "accepted", |to| send(to, &with_length(1, "longer"))),
+    ("length-too-long", "accepted", |to| send(to, with_length(1000, "ok"))),
+    ("length-too-short", "accepted", |to| send(to, with_length(1, "longer"))),
     ("gzip-bomb", "accepted", |to| {
         let fields = "Content-Encoding: gzip\r\nContent-Length: 99999999\r\n";
-        send(to, &format!("HTTP/1.1 200 OK\r\n{fields}\r\n\x1F\u{8B}\x08"));
+        send(to, format!("HTTP/1.1 200 OK\r\n{fields}\r\n\x1F\u{8B}\x08"));
         repeat(to, [0; 4096], Duration::ZERO);
     }),
     ("wrong-chunks", "accepted", |to| {
@@ -99,9 +99,11 @@ const OVER_HTTP1: [(&str, &str, Behaviour); 24] = [
 
 type Secure = StreamOwned<ServerConnection, TcpStream>;
 
+type BehaviourOverHttp2 = fn(&mut Secure, u32);
+
 /// Ways in which a receiver misbehaves over HTTP/2, from the first request on: its frames, sent
 /// once or again and again.
-const OVER_HTTP2: [(&str, &str, fn(&mut Secure, u32)); 18] = [
+const OVER_HTTP2: [(&str, &str, BehaviourOverHttp2); 18] = [
     ("h2-says-nothing", "timeout", |to, _| hold(to)),
     ("h2-interim-answers", "failed", |to, stream| flood(to, &status(stream, 0, "103"))),
     ("h2-pings", "failed", |to, _| flood(to, &frame(PING, 0, 0, b"whatever"))),
@@ -113,43 +115,43 @@ const OVER_HTTP2: [(&str, &str, fn(&mut Secure, u32)); 18] = [
         flood(to, &frame(GOAWAY, 0, 0, &[stream.to_be_bytes(), [0; 4]].concat()));
     }),
     ("h2-continuations", "connect", |to, stream| {
-        send(to, &frame(HEADERS, 0, stream, &[0x88]));
+        send(to, frame(HEADERS, 0, stream, &[0x88]));
         flood(to, &frame(CONTINUATION, 0, stream, b"\0\x01a\x01b"));
     }),
     ("h2-resets", "connect", |to, stream| {
-        send(to, &frame(RST_STREAM, 0, stream, &[0, 0, 0, 2]));
+        send(to, frame(RST_STREAM, 0, stream, &[0, 0, 0, 2]));
         hold(to);
     }),
     ("h2-goes-away", "connect", |to, stream| {
-        send(to, &frame(GOAWAY, 0, 0, &[stream.to_be_bytes(), [0; 4]].concat()));
+        send(to, frame(GOAWAY, 0, 0, &[stream.to_be_bytes(), [0; 4]].concat()));
     }),
     ("h2-promises", "connect", |to, stream| {
-        send(to, &frame(5, END_HEADERS, stream, b"\0\0\0\x02\x82\x86\x84\x41\x01a"));
+        send(to, frame(5, END_HEADERS, stream, b"\0\0\0\x02\x82\x86\x84\x41\x01a"));
         hold(to);
     }),
     ("h2-another-stream", "connect", |to, stream| {
-        send(to, &status(stream + 100, END_STREAM, "200"));
+        send(to, status(stream + 100, END_STREAM, "200"));
         hold(to);
     }),
     ("h2-data-beyond-all-windows", "accepted", |to, stream| {
-        send(to, &status(stream, 0, "200"));
+        send(to, status(stream, 0, "200"));
         flood(to, &frame(DATA, 0, stream, &[b'x'; 100]));
     }),
     ("h2-endless-trailers", "accepted", |to, stream| {
-        send(to, &status(stream, 0, "200"));
+        send(to, status(stream, 0, "200"));
         flood(to, &frame(HEADERS, END_HEADERS, stream, b"\0\x01a\x01b"));
     }),
     ("h2-window-that-never-opens", "timeout", |to, _| {
-        send(to, &settings(&[(INITIAL_WINDOW_SIZE, 0)]));
+        send(to, settings(&[(INITIAL_WINDOW_SIZE, 0)]));
         hold(to);
     }),
     ("h2-no-stream-allowed", "timeout", |to, _| {
-        send(to, &settings(&[(MAX_CONCURRENT_STREAMS, 0)]));
+        send(to, settings(&[(MAX_CONCURRENT_STREAMS, 0)]));
         hold(to);
     }),
     ("h2-resets-after-the-head", "accepted", |to, stream| {
-        send(to, &status(stream, 0, "200"));
-        send(to, &frame(RST_STREAM, 0, stream, &[0, 0, 0, 2]));
+        send(to, status(stream, 0, "200"));
+        send(to, frame(RST_STREAM, 0, stream, &[0, 0, 0, 2]));
         hold(to);
     }),
 ];
@@ -167,8 +169,8 @@ fn hostile_receivers_delay_no_delivery_to_others_and_cost_little() {
         )
     });
     let ca_file = authority.root().display().to_string();
-    let mut attacked = Good::new(hostile_tables.collect(), &ca_file);
-    let mut control = Good::new(String::new(), &ca_file);
+    let mut attacked = Good::new(&hostile_tables.collect::<String>(), &ca_file);
+    let mut control = Good::new("", &ca_file);
     let mut waits = Waits::default();
     let mut usage = Usage::of(&attacked.relay);
     for_an_attack(|number| {
@@ -202,14 +204,14 @@ struct Good {
 }
 
 impl Good {
-    fn new(more: String, ca_file: &str) -> Self {
+    fn new(more: &str, ca_file: &str) -> Self {
         let (connector, receivers) =
             (Connector::new(), (0..GOOD).map(|_| Receiver::accepting()).collect::<Vec<_>>());
         let tables = receivers.iter().enumerate();
         let tables: String =
             tables.map(|(nth, receiver)| table(&format!("good-{nth}"), receiver, "")).collect();
         let egress = format!("[egress]\nallow_networks = ['127.0.0.0/8']\nca_file = '{ca_file}'\n");
-        let relay = Setup::behind(&connector).more(&(tables + &more + &egress)).start();
+        let relay = Setup::behind(&connector).more(&(tables + more + &egress)).start();
         Self { link: connector.stream(), relay, receivers, _connector: connector }
     }
 }
@@ -245,7 +247,7 @@ fn hostile_receivers(
         (name, outcome, "http", peer)
     });
     let unread = HostilePeer::new(|mut socket| {
-        send(&mut socket, &with_length(0, ""));
+        send(&mut socket, with_length(0, ""));
         hold(&mut socket);
     });
     let over_http2 = OVER_HTTP2.map(|(name, outcome, behave)| {
@@ -289,16 +291,16 @@ fn secure(
 }
 
 /// Reads frames up to the head of the first request, and then misbehaves.
-fn serve_http2(stream: &mut Secure, behave: fn(&mut Secure, u32)) {
+fn serve_http2(stream: &mut Secure, behave: BehaviourOverHttp2) {
     let mut preface = [0; PREFACE.len()];
-    send(stream, &settings(&[]));
+    send(stream, settings(&[]));
     let mut is_open = stream.read_exact(&mut preface).is_ok();
     let mut head = [0; 9];
     while is_open && stream.read_exact(&mut head).is_ok() {
         let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
         is_open = stream.read_exact(&mut vec![0; length]).is_ok();
         match head[3] {
-            SETTINGS if head[4] & ACK == 0 => send(stream, &frame(SETTINGS, ACK, 0, b"")),
+            SETTINGS if head[4] & ACK == 0 => send(stream, frame(SETTINGS, ACK, 0, b"")),
             HEADERS => {
                 return behave(stream, u32::from_be_bytes([head[5], head[6], head[7], head[8]]));
             }
