@@ -6,6 +6,8 @@
 //!
 //! May use: no other module.
 
+use std::ops::RangeInclusive;
+
 /// Returns the name among `known` to which `given` is so close that a mistake is more likely than
 /// another meaning. The caller has checked that `given` is none of `known`.
 pub(crate) fn find_near(given: &str, known: &[&'static str]) -> Option<&'static str> {
@@ -25,18 +27,18 @@ pub(crate) fn find_near(given: &str, known: &[&'static str]) -> Option<&'static 
     meant.or_else(|| known.iter().find(is_near)).copied()
 }
 
-/// Returns a name in the form in which names are compared: lower case, without `_`, `-`, `[…]` and
-/// one final `s`.
+/// Returns a name in the form in which names are compared: lower case, without `_`, `-`, `[…]`,
+/// invisible characters and one final `s`, its full-width letters as ASCII.
 fn fold(name: &str) -> Vec<char> {
     let mut is_in_brackets = false;
     let mut folded: Vec<char> = Vec::new();
-    for letter in name.chars() {
+    for letter in name.chars().map(narrow) {
         match letter {
             // A bracket that is never closed takes the rest of the name along.
             '[' => is_in_brackets = true,
             ']' => is_in_brackets = false,
             '_' | '-' => {}
-            _ if is_in_brackets => {}
+            _ if is_in_brackets || INVISIBLE.iter().any(|range| range.contains(&letter)) => {}
             _ => folded.extend(letter.to_lowercase()),
         }
     }
@@ -44,6 +46,16 @@ fn fold(name: &str) -> Vec<char> {
         folded.pop();
     }
     folded
+}
+
+/// Returns the ASCII character of a full-width form (U+FF01 to U+FF5E), which input methods for
+/// East Asian scripts write, and any other character unchanged.
+fn narrow(letter: char) -> char {
+    let code = u32::from(letter);
+    match code {
+        0xFF01..=0xFF5E => char::from_u32(code - 0xFF01 + 0x21).unwrap_or(letter),
+        _ => letter,
+    }
 }
 
 /// Returns whether two names differ by one letter that is added, left out or changed, or by two
@@ -63,6 +75,16 @@ fn differ_by_one(one: &[char], other: &[char]) -> bool {
 /// Names that are no misspellings and can still mean one thing only, after folding.
 const ALIASES: [(&str, &str); 3] =
     [("session", "session_id"), ("user", "user_id"), ("event", "type")];
+
+/// Characters that a copied text may hold unseen: soft hyphens, joiners, marks of direction, byte
+/// order marks.
+const INVISIBLE: [RangeInclusive<char>; 5] = [
+    '\u{AD}'..='\u{AD}',
+    '\u{200B}'..='\u{200F}',
+    '\u{202A}'..='\u{202E}',
+    '\u{2060}'..='\u{206F}',
+    '\u{FEFF}'..='\u{FEFF}',
+];
 
 /// With fewer letters, half of all short names would be close.
 const MIN_NEAR_CHARS: usize = 4;
@@ -85,6 +107,8 @@ mod tests {
             ("typ", "type"),
             ("SUB", "sub"),
             ("subs", "sub"),
+            ("session\u{200B}\u{200D}_\u{FEFF}id", "session_id"),
+            ("\u{FF33}\u{FF35}\u{FF22}\u{FF3F}", "sub"),
         ] {
             assert_eq!(find_near(given, KNOWN), Some(meant), "{given}");
         }

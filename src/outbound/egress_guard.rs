@@ -25,7 +25,7 @@ use socket2::SockRef;
 use tokio::{net::TcpStream, time::timeout};
 use tower::Service;
 
-use super::idle_timeout::IdleTimeoutStream;
+use super::{answer_budget::AnswerBudget, idle_timeout::IdleTimeoutStream};
 use crate::config::Network;
 
 /// Decides which addresses webhooks may reach: public ones, and those in `egress.allow_networks`.
@@ -85,12 +85,21 @@ pub(crate) struct EgressConnector {
     guard: Arc<EgressGuard>,
     resolver: Resolver,
     attempt_timeout: Duration,
+    budget: Arc<AnswerBudget>,
 }
 
 impl EgressConnector {
-    /// Creates a connector whose caller gives each attempt `attempt_timeout` and no longer.
+    /// Creates a connector whose caller gives each attempt `attempt_timeout` and no longer. Its
+    /// peers may send one answer's bytes, until [`EgressConnector::within`] sets a budget.
     pub(crate) fn new(guard: Arc<EgressGuard>, attempt_timeout: Duration) -> Self {
-        Self { guard, resolver: Resolver::System, attempt_timeout }
+        let budget = Arc::new(AnswerBudget::new(1));
+        Self { guard, resolver: Resolver::System, attempt_timeout, budget }
+    }
+
+    /// Sets the budget that all connections share. Each connection adds its handshake to it, and
+    /// the caller adds each request's answer.
+    pub(crate) fn within(self, budget: Arc<AnswerBudget>) -> Self {
+        Self { budget, ..self }
     }
 
     /// Replaces the resolver.
@@ -107,9 +116,11 @@ impl EgressConnector {
         for (tried, address) in addresses.iter().enumerate() {
             match timeout(self.dial_timeout(addresses.len() - tried), self.dial(*address)).await {
                 Ok(Ok(stream)) => {
+                    self.budget.grant();
                     return Ok(TokioIo::new(IdleTimeoutStream::new(
                         stream,
                         self.attempt_timeout + MAX_EGRESS_IDLE,
+                        Arc::clone(&self.budget),
                     )));
                 }
                 Ok(Err(error)) => failure = EgressError::Connect(*address, error),

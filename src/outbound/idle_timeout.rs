@@ -1,10 +1,11 @@
-//! A stream that fails when its peer has sent nothing for longer than any attempt lasts.
+//! A stream that fails when its peer has sent nothing for longer than any attempt lasts, or more
+//! than its requests allow.
 //!
-//! In: a stream. Out: the same stream, with an error where it would wait for ever. hyper writes the
-//! rest of a request before it closes a connection, even when the caller of the request has given
-//! up: an endpoint that reads a byte now and then would keep one more connection with each attempt.
-//! After its deadline an attempt reads nothing, so silence is what all such connections have in
-//! common.
+//! In: a stream and a budget. Out: the same stream, with an error where it would wait for ever.
+//! hyper writes the rest of a request before it closes a connection, even when the caller of the
+//! request has given up: an endpoint that reads a byte now and then would keep one more connection
+//! with each attempt. After its deadline an attempt reads nothing, so silence is what all such
+//! connections have in common.
 //!
 //! May use: no other module.
 
@@ -12,6 +13,7 @@ use std::{
     future::Future,
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -22,18 +24,21 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-/// Stream that fails once nothing was read for `idle_timeout`.
+use super::answer_budget::AnswerBudget;
+
+/// Stream that fails once nothing was read for `idle_timeout`, or more than `budget` has.
 #[derive(Debug)]
 pub(crate) struct IdleTimeoutStream<S> {
     stream: S,
+    budget: Arc<AnswerBudget>,
     idle_timeout: Duration,
     deadline: Pin<Box<Sleep>>,
 }
 
 impl<S: Unpin> IdleTimeoutStream<S> {
-    /// Wraps `stream`; the idle time starts now.
-    pub(crate) fn new(stream: S, idle_timeout: Duration) -> Self {
-        Self { stream, idle_timeout, deadline: Box::pin(sleep(idle_timeout)) }
+    /// Wraps `stream`, whose peer may send what `budget` has; the idle time starts now.
+    pub(crate) fn new(stream: S, idle_timeout: Duration, budget: Arc<AnswerBudget>) -> Self {
+        Self { stream, budget, idle_timeout, deadline: Box::pin(sleep(idle_timeout)) }
     }
 
     /// Returns `polled`, or an error if it is pending and the deadline is over.
@@ -58,7 +63,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for IdleTimeoutStream<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let filled = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        let count = buffer.filled().len().saturating_sub(filled);
+        if let Err(error) = self.budget.spend(count) {
+            return Poll::Ready(Err(error));
+        }
         // Reads alone restart the deadline. Writes do not: see the module's header.
         if read.is_ready() {
             let deadline = Instant::now() + self.idle_timeout;
@@ -116,6 +126,12 @@ mod tests {
 
     const TEST_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 
+    fn budget() -> Arc<AnswerBudget> {
+        let budget = AnswerBudget::new(1);
+        budget.grant();
+        Arc::new(budget)
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_accepts_a_byte_now_and_then_and_sends_nothing_is_disconnected() {
         let (near, mut far) = duplex(16);
@@ -125,7 +141,7 @@ mod tests {
             }
         });
         let began = Instant::now();
-        let error = IdleTimeoutStream::new(near, TEST_IDLE_TIMEOUT)
+        let error = IdleTimeoutStream::new(near, TEST_IDLE_TIMEOUT, budget())
             .write_all(&[b'x'; 4096])
             .await
             .unwrap_err();
@@ -135,7 +151,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_far_side_that_is_heard_of_is_not() {
         let (near, mut far) = duplex(16);
-        let mut near = IdleTimeoutStream::new(near, TEST_IDLE_TIMEOUT);
+        let mut near = IdleTimeoutStream::new(near, TEST_IDLE_TIMEOUT, budget());
         let speaks = tokio::spawn(async move {
             for _ in 0..5 {
                 tokio::time::sleep(Duration::from_secs(10)).await;

@@ -190,6 +190,9 @@ impl Upstream {
             if let Some(arrival) = arrival {
                 return arrival;
             }
+            // A backlog of `retry` fields is always ready, and would keep the thread from its other
+            // tasks.
+            tokio::task::consume_budget().await;
         }
     }
 

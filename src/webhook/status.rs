@@ -32,6 +32,30 @@ struct StateLogLimits {
     throttled: LogRateLimit,
     open: LogRateLimit,
     disabled: LogRateLimit,
+    dead_letters: DeadLetterLogLimit,
+}
+
+/// Limit of the lines about dead letters: their number doubles some sixty times at most, but it can
+/// also fall and rise again, where a bound on dead letters removes the oldest.
+#[derive(Debug, Default)]
+struct DeadLetterLogLimit {
+    highest: u64,
+    others: LogRateLimit,
+}
+
+impl DeadLetterLogLimit {
+    /// Returns whether to log that there are `dead` dead letters after `before`: the first, and
+    /// each doubling, but those below the highest number so far once a minute.
+    fn allow(&mut self, before: u64, dead: u64) -> bool {
+        // The logarithm of 0 is `None`, which is below any other.
+        if dead.checked_ilog2() <= before.checked_ilog2() {
+            return false;
+        }
+        let is_highest = dead.checked_ilog2() > self.highest.checked_ilog2();
+        self.highest = self.highest.max(dead);
+        // Asked in any case: a line of the first kind counts for the minute of the second.
+        self.others.allow() || is_highest
+    }
 }
 
 impl StateLogLimits {
@@ -143,14 +167,35 @@ fn log_changes(before: &mut PublishedStatus, status: &WebhookStatus) {
     }
     // The first dead letter is logged, and then each doubling: a receiver that refuses everything
     // must not fill the log.
-    if status.dead > before.status.dead
-        && status.dead.ilog2() > before.status.dead.checked_ilog2().unwrap_or_default()
-        || (status.dead > 0 && before.status.dead == 0)
-    {
+    if before.log_limits.dead_letters.allow(before.status.dead, status.dead) {
         warn!(
             webhook,
             dead = status.dead,
             "deliveries have been given up; they are listed as dead and can be redelivered"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn dead_letters_are_logged_at_each_doubling_and_again_once_a_minute() {
+        let mut limit = DeadLetterLogLimit::default();
+        let lines = |limit: &mut DeadLetterLogLimit, numbers: &[u64]| {
+            let steps = numbers.windows(2).map(|pair| limit.allow(pair[0], pair[1]));
+            steps.filter(|logged| *logged).count()
+        };
+        let to_a_thousand: Vec<u64> = (0..=1000).collect();
+        assert_eq!(lines(&mut limit, &to_a_thousand), 10, "1, 2, 4 … 512");
+        // A bound on dead letters lets their number swing around 512, or around none.
+        assert_eq!(lines(&mut limit, &[511, 512].repeat(1000)), 0);
+        assert_eq!(lines(&mut limit, &[0, 1].repeat(1000)), 0);
+        tokio::time::advance(Duration::from_secs(61)).await;
+        assert_eq!(lines(&mut limit, &[511, 512].repeat(1000)), 1);
+        assert_eq!(lines(&mut limit, &[1000, 2000]), 1, "a new height is logged at once");
     }
 }

@@ -12,7 +12,7 @@
 //!
 //! May use: `error_chain`, `outbound`, `webhook_delivery`.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use hyper::{HeaderMap, StatusCode};
 use hyper_util::client::legacy::{self, connect::Connected};
@@ -20,7 +20,10 @@ use hyper_util::client::legacy::{self, connect::Connected};
 use crate::{
     error_chain::find_in_chain,
     outbound::{
-        client::parse_retry_after, egress_guard::EgressError, interim_answers::MAX_INTERIM_ANSWERS,
+        answer_budget::{BUDGET_EXCEEDED, MAX_ANSWER_BYTES},
+        client::parse_retry_after,
+        egress_guard::EgressError,
+        interim_answers::MAX_INTERIM_ANSWERS,
         tls_problem::describe_tls_problem,
     },
     webhook::Disposition,
@@ -61,6 +64,10 @@ impl Classification {
 
     /// Classifies the error of an attempt without a response.
     pub(super) fn of_error(failure: &legacy::Error) -> Self {
+        if find_in_chain::<io::Error>(failure).is_some_and(|error| error.kind() == BUDGET_EXCEEDED)
+        {
+            return Self::too_many_bytes();
+        }
         let Some(error) = find_in_chain::<EgressError>(failure) else {
             return Self::retry(Outcome::Connect, describe_lost_connection(failure));
         };
@@ -90,6 +97,15 @@ impl Classification {
         Self::retry(
             Outcome::Failed,
             format!("more than {MAX_INTERIM_ANSWERS} interim answers (1xx) and no other"),
+        )
+    }
+
+    /// Returns the classification of a receiver that sends more than answers.
+    fn too_many_bytes() -> Self {
+        let kib = MAX_ANSWER_BYTES / 1024;
+        Self::retry(
+            Outcome::Failed,
+            format!("the receiver sent more than {kib} KiB for each request, and no whole head"),
         )
     }
 

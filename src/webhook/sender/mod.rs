@@ -34,6 +34,7 @@ use super::{Disposition, signature::Signer};
 use crate::{
     config::{Secret, WebhookConfig},
     outbound::{
+        answer_budget::AnswerBudget,
         egress_guard::{EgressConnector, EgressGuard},
         header_spelling::contract_spelling,
         interim_answers::InterimAnswerLimit,
@@ -48,6 +49,7 @@ pub(super) struct WebhookSender {
     timeout: Duration,
     signer: Signer,
     client: EndpointClient,
+    budget: Arc<AnswerBudget>,
 }
 
 impl WebhookSender {
@@ -71,11 +73,14 @@ impl WebhookSender {
         previous: Option<&Secret>,
         tls: &ClientConfig,
     ) -> Self {
+        let budget = Arc::new(AnswerBudget::new(webhook.max_in_flight));
+        let connector = connector.within(Arc::clone(&budget));
         Self {
             url: webhook.url.as_uri().clone(),
             timeout: webhook.timeout,
             signer: Signer::new(&webhook.secret, previous),
             client: EndpointClient::new(connector, tls, webhook.timeout, webhook.max_in_flight),
+            budget,
         }
     }
 
@@ -135,6 +140,7 @@ impl WebhookSender {
         loop {
             let mut request = request.clone();
             let limit = InterimAnswerLimit::of(&mut request);
+            self.budget.grant();
             let sent = timeout_at(deadline, limit.run(self.client.send(request))).await;
             match sent {
                 Ok(Some(Ok(response))) => {

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::peers::Usage;
 use crate::common::{
     STREAM,
     canaries::Canaries,
@@ -81,6 +82,33 @@ fn slow_bodies_do_not_block_other_publishers() {
             );
         }
     });
+}
+
+#[test]
+fn two_thousand_slow_heads_and_bodies_delay_no_subscriber_and_take_little_memory() {
+    const OF_EACH: usize = 1000;
+    let connector = Connector::new();
+    let relay = setup(&connector).start();
+    let mut canaries = Canaries::of(&relay, &connector);
+    let mut usage = Usage::of(&relay);
+    let to = relay.public;
+    let beginnings = [
+        format!("GET {STREAM} HTTP/1.1\r\nHost: {to}\r\nX-Filler: "),
+        http::request(to, "POST", PAGES, &[("Content-Length", "1000")]),
+    ];
+    let mut slow: Vec<_> = (0..2 * OF_EACH).map(|_| Wire::connect(to)).collect();
+    slow.iter_mut().enumerate().for_each(|(nth, wire)| wire.send(&beginnings[nth % 2]));
+    let mut longest = Duration::ZERO;
+    for _ in 0..10 {
+        slow.iter_mut().for_each(|wire| wire.send("1"));
+        let begin = Instant::now();
+        canaries.deliver_event();
+        longest = longest.max(begin.elapsed());
+        usage.sample();
+    }
+    assert!(longest < Duration::from_secs(2), "an event took {longest:?}");
+    // hyper's read buffer of each connection, and its task.
+    usage.assert_bounded(2 * OF_EACH as u64 * 40, 2.0, 10);
 }
 
 #[test]

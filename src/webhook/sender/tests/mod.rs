@@ -1,5 +1,6 @@
 //! The sender against scripted receivers: requests, classification of responses, bounds.
 
+mod floods;
 mod frames;
 mod heads;
 mod receiver;
