@@ -9,7 +9,7 @@
 //!                        both read subscriber: SseSubscriber, independent of the socket
 //! ```
 //!
-//! May use: `auth`, `metrics`, `net`, `shard`, `sse`, `timer_wheel`.
+//! May use: `metrics`, `net`, `shard`, `sse`.
 
 mod frame;
 mod hyper_body;

@@ -12,16 +12,16 @@ use crate::http::public::ws::subscriber::WsSubscriber;
 
 /// A WebSocket subscriber and its socket.
 #[derive(Debug)]
-pub(in crate::http::public::ws) struct WsConnection<S> {
-    pub(in crate::http::public::ws) socket: WebSocketStream<S>,
-    pub(in crate::http::public::ws) subscriber: WsSubscriber,
+pub(crate) struct WsConnection<S> {
+    pub(crate) socket: WebSocketStream<S>,
+    pub(crate) subscriber: WsSubscriber,
     pub(super) phase: WsPhase,
     /// Frames that the socket has not accepted yet.
-    pub(in crate::http::public::ws) unwritten: VecDeque<Bytes>,
+    pub(crate) unwritten: VecDeque<Bytes>,
     /// The subscriber has every entry, and the socket has accepted all of them.
-    pub(in crate::http::public::ws) is_caught_up: bool,
+    pub(crate) is_caught_up: bool,
     /// The connection waits for entries only, and not for its socket or its client.
-    pub(in crate::http::public::ws) is_idle: bool,
+    pub(crate) is_idle: bool,
     /// Tick at which the connection is closed without further waiting.
     pub(super) close_due: u64,
     /// Tick before which the client's next message is not read.
@@ -53,7 +53,7 @@ pub(super) enum WsStep {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
     /// Returns the connection of a socket that has just been upgraded.
-    pub(in crate::http::public::ws) fn new(socket: S, subscriber: WsSubscriber) -> Self {
+    pub(crate) fn new(socket: S, subscriber: WsSubscriber) -> Self {
         // The codec's own limit: it stops reading a larger message before the message is in memory.
         let limits = Limits::default().max_payload_len(Some(MAX_CLIENT_MESSAGE_BYTES));
         let socket = ServerBuilder::new().limits(limits).serve(socket);
