@@ -158,7 +158,8 @@ impl WebhookSender {
     }
 }
 
-/// Reads the body up to [`MAX_RESPONSE_BYTES`], so that HTTP/1.1 can use the connection again.
+/// Reads the body up to [`MAX_RESPONSE_BYTES`] or [`MAX_RESPONSE_FRAMES`], so that HTTP/1.1 can
+/// use the connection again.
 ///
 /// The outcome is decided by the head: a body that is truncated, reset or late costs only its
 /// connection, as a longer body does. Common servers end a TLS connection without `close_notify`,
@@ -166,7 +167,10 @@ impl WebhookSender {
 async fn drain(mut body: Incoming, deadline: Instant) {
     let drained = async {
         let mut read = 0;
-        while read < MAX_RESPONSE_BYTES && !body.is_end_stream() {
+        for _ in 0..MAX_RESPONSE_FRAMES {
+            if read >= MAX_RESPONSE_BYTES || body.is_end_stream() {
+                return;
+            }
             let Some(Ok(frame)) = body.frame().await else { return };
             read += frame.data_ref().map_or(0, Bytes::len);
         }
@@ -180,6 +184,10 @@ fn milliseconds(time: Duration) -> u64 {
 
 /// Bytes of a response body that are read: receivers answer "ok", and the body is not used.
 const MAX_RESPONSE_BYTES: usize = 16 * 1024;
+
+/// Chunks and frames of a response body that are read: with a byte in each, the bytes alone would
+/// be thousands of them for each delivery.
+const MAX_RESPONSE_FRAMES: usize = 64;
 
 /// Resends of a request that was not processed. A receiver renews a connection once in a while; the
 /// next one takes the request unless all slots meet a receiver that takes very few streams at once.

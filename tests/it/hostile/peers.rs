@@ -212,8 +212,8 @@ pub(super) fn for_an_attack(mut step: impl FnMut(usize)) {
 /// Length of an attack: several attempts of each hostile peer.
 const ATTACK: Duration = Duration::from_secs(4);
 
-/// Pause between two events of the good ones.
-const EVENT_INTERVAL: Duration = Duration::from_millis(30);
+/// Pause between two events of the good ones. Hostile receivers get them, too: each costs attempts.
+const EVENT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Waits that a busy machine adds to one relay and not to the other.
 const MAX_MORE_WAIT: Duration = Duration::from_millis(500);

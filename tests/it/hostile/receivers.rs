@@ -26,6 +26,7 @@ use crate::common::{
     receiver::Receiver,
     relay::{Relay, Setup},
     tls::Authority,
+    wait::TIMEOUT,
     webhooks::{SECRET, table},
 };
 
@@ -163,8 +164,8 @@ fn hostile_receivers_delay_no_delivery_to_others_and_cost_little() {
     let hostile_tables = hostile.iter().map(|(name, _, scheme, peer)| {
         format!(
             "\n[[webhooks]]\nid = '{name}'\nproduct_id = '{PRODUCT}'\n\
-             url = '{scheme}://{}/'\nsecret = '{SECRET}'\ntypes = []\ntimeout = '1500ms'\n\
-             initial_backoff = '300ms'\nmax_backoff = '1s'\nmax_in_flight = 4\n",
+             url = '{scheme}://{}/'\nsecret = '{SECRET}'\ntypes = []\ntimeout = '2s'\n\
+             initial_backoff = '1s'\nmax_backoff = '2s'\nmax_in_flight = 1\n",
             peer.address
         )
     });
@@ -182,17 +183,33 @@ fn hostile_receivers_delay_no_delivery_to_others_and_cost_little() {
     });
     usage.assert_bounded(MAX_GROWTH_KIB, MAX_CORES, hostile.len() * MAX_LINES);
     waits.assert_alike();
-    let metrics = attacked.relay.metrics();
+    // Each outcome comes sooner or later, on a busy machine after attempts without an answer in
+    // time.
+    let mut unexpected = Vec::new();
+    let begin = Instant::now();
+    while begin.elapsed() < TIMEOUT {
+        unexpected = without_outcome(&attacked.relay, &hostile);
+        if unexpected.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(unexpected, [""; 0], "each has attempts of its outcome");
+}
+
+/// Returns the hostile receivers none of whose attempts has had the expected outcome yet, each with
+/// the outcomes of its attempts.
+fn without_outcome(relay: &Relay, hostile: &[Hostile]) -> Vec<String> {
+    let metrics = relay.metrics();
     let count = |name: &str, outcome: &str| {
         let labels = [("webhook", name), ("outcome", outcome)];
         metrics.value("autoplay_relay_webhook_attempts_total", &labels).unwrap_or(0.0)
     };
     let unexpected = hostile.iter().filter(|(name, outcome, ..)| count(name, outcome) == 0.0);
-    let unexpected = unexpected.map(|(name, outcome, _, peer)| {
+    let described = unexpected.map(|(name, outcome, ..)| {
         let counts = OUTCOMES.map(|outcome| (outcome, count(name, outcome)));
-        (name, outcome, peer.connections(), counts)
+        format!("{name} without {outcome}: {counts:?}")
     });
-    assert_eq!(unexpected.collect::<Vec<_>>(), [], "without an attempt of the outcome");
+    described.collect()
 }
 
 /// A relay with good receivers of each event.
@@ -228,9 +245,7 @@ fn deliver(link: &mut Link, receivers: &[Receiver], number: usize) -> Duration {
 
 /// Starts every hostile receiver. Returns each with its name, the outcome of its attempts, and the
 /// scheme of its URL.
-fn hostile_receivers(
-    authority: &Authority,
-) -> Vec<(&'static str, &'static str, &'static str, HostilePeer)> {
+fn hostile_receivers(authority: &Authority) -> Vec<Hostile> {
     authority.issue_as("expired", "IP:127.0.0.1", EXPIRED);
     let expired = (
         vec![authority.certificate("expired")],
@@ -262,6 +277,9 @@ fn hostile_receivers(
     ];
     over_http1.into_iter().chain(over_http2).chain(handshakes).collect()
 }
+
+/// Name, outcome of the attempts, scheme of the URL, server.
+type Hostile = (&'static str, &'static str, &'static str, HostilePeer);
 
 type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
@@ -346,6 +364,6 @@ const MAX_LINES: usize = 8;
 /// A window, a head and a body for each of four attempts at one time, and what is pending.
 const MAX_GROWTH_KIB: u64 = 48 * 1024;
 
-/// A flood that is read until the time-out takes a whole processor. Attempts with TLS cost
-/// something in a build without optimisation.
-const MAX_CORES: f64 = 0.8;
+/// A receiver that makes the relay spin costs a whole processor more. Attempts cost about a half in
+/// a build without optimisation: each of a flood reads 128 KiB of frames.
+const MAX_CORES: f64 = 1.2;

@@ -225,4 +225,4 @@ const MAX_GROWTH_KIB: u64 = 64 * 1024;
 
 /// A loop without a wait takes a whole processor, and all floods together half of it in a build
 /// without optimisation.
-const MAX_CORES: f64 = 0.8;
+const MAX_CORES: f64 = 1.1;
