@@ -22,7 +22,11 @@ use std::{
 use hyper::Uri;
 use hyper_util::rt::TokioIo;
 use socket2::SockRef;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    net::TcpStream,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 use tower::Service;
 
 use super::idle_timeout::IdleTimeoutStream;
@@ -85,12 +89,49 @@ pub(crate) struct EgressConnector {
     guard: Arc<EgressGuard>,
     resolver: Resolver,
     attempt_timeout: Duration,
+    connections: Option<EgressConnections>,
+    of_webhook: Option<Arc<Semaphore>>,
 }
+
+/// Bound on the connections of all webhooks, because each of them is a file descriptor, and the
+/// store and the listeners need descriptors, too.
+#[derive(Clone, Debug)]
+pub(crate) struct EgressConnections {
+    of_all: Arc<Semaphore>,
+    share: usize,
+}
+
+impl EgressConnections {
+    /// Allows `max` connections at one time, and a quarter of them to one webhook, so that a few
+    /// receivers that stand still leave the others theirs.
+    pub(crate) fn new(max: usize) -> Self {
+        let max = max.clamp(1, Semaphore::MAX_PERMITS);
+        Self { of_all: Arc::new(Semaphore::new(max)), share: max.div_ceil(4) }
+    }
+}
+
+/// Permits of one connection, returned when its socket is closed.
+pub(crate) type EgressPermits = [OwnedSemaphorePermit; 2];
 
 impl EgressConnector {
     /// Creates a connector whose caller gives each attempt `attempt_timeout` and no longer.
     pub(crate) fn new(guard: Arc<EgressGuard>, attempt_timeout: Duration) -> Self {
-        Self { guard, resolver: Resolver::System, attempt_timeout }
+        let resolver = Resolver::System;
+        Self { guard, resolver, attempt_timeout, connections: None, of_webhook: None }
+    }
+
+    /// Counts this connector's connections among those of all webhooks.
+    pub(crate) fn bounded_by(self, connections: EgressConnections) -> Self {
+        let of_webhook = Some(Arc::new(Semaphore::new(connections.share)));
+        Self { connections: Some(connections), of_webhook, ..self }
+    }
+
+    /// Waits for the permits of a connection, its webhook's first: so of each webhook a few wait in
+    /// the common queue, and not as many as it has attempts. The caller bounds the wait.
+    async fn acquire_permits(&self) -> Option<EgressPermits> {
+        let of_webhook = Arc::clone(self.of_webhook.as_ref()?).acquire_owned().await.ok()?;
+        let of_all = Arc::clone(&self.connections.as_ref()?.of_all).acquire_owned().await.ok()?;
+        Some([of_webhook, of_all])
     }
 
     /// Replaces the resolver.
@@ -100,6 +141,8 @@ impl EgressConnector {
     }
 
     async fn connect(self, url: Uri) -> Result<TokioIo<IdleTimeoutStream<TcpStream>>, EgressError> {
+        // Before the name is looked up, which takes a descriptor, too.
+        let permits = self.acquire_permits().await;
         let addresses = self.resolver.resolve(&url).await.map_err(EgressError::Dns)?;
         self.guard.check(&addresses)?;
         // For a name that resolves to an empty list.
@@ -107,10 +150,9 @@ impl EgressConnector {
         for (tried, address) in addresses.iter().enumerate() {
             match timeout(self.dial_timeout(addresses.len() - tried), self.dial(*address)).await {
                 Ok(Ok(stream)) => {
-                    return Ok(TokioIo::new(IdleTimeoutStream::new(
-                        stream,
-                        self.attempt_timeout + MAX_EGRESS_IDLE,
-                    )));
+                    let idle_timeout = self.attempt_timeout + MAX_EGRESS_IDLE;
+                    let stream = IdleTimeoutStream::new(stream, idle_timeout);
+                    return Ok(TokioIo::new(stream.holding(permits)));
                 }
                 Ok(Err(error)) => failure = EgressError::Connect(*address, error),
                 Err(_) => failure = EgressError::Connect(*address, io::ErrorKind::TimedOut.into()),

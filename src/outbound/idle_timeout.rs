@@ -19,6 +19,7 @@ use std::{
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::OwnedSemaphorePermit,
     time::{Instant, Sleep, sleep},
 };
 
@@ -28,12 +29,18 @@ pub(crate) struct IdleTimeoutStream<S> {
     stream: S,
     idle_timeout: Duration,
     deadline: Pin<Box<Sleep>>,
+    _permits: Option<[OwnedSemaphorePermit; 2]>,
 }
 
 impl<S: Unpin> IdleTimeoutStream<S> {
     /// Wraps `stream`; the idle time starts now.
     pub(crate) fn new(stream: S, idle_timeout: Duration) -> Self {
-        Self { stream, idle_timeout, deadline: Box::pin(sleep(idle_timeout)) }
+        Self { stream, idle_timeout, deadline: Box::pin(sleep(idle_timeout)), _permits: None }
+    }
+
+    /// Keeps these permits until the stream is dropped.
+    pub(crate) fn holding(self, permits: Option<[OwnedSemaphorePermit; 2]>) -> Self {
+        Self { _permits: permits, ..self }
     }
 
     /// Returns `polled`, or an error if it is pending and the deadline is over.

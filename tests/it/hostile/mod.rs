@@ -3,3 +3,4 @@
 mod framing;
 mod http1;
 mod http2;
+mod tls;
