@@ -244,3 +244,37 @@ const MAX_EGRESS_IDLE: Duration = Duration::from_secs(5);
 /// Two lost SYNs are sent again within this time; an address that answers later is tried again with
 /// the next attempt.
 const MAX_DIAL_PER_ADDRESS: Duration = Duration::from_secs(3);
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_webhook_holds_a_quarter_of_all_connections_and_leaves_the_others_theirs() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let to: Uri = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
+        let guard = Arc::new(EgressGuard::new(&[Network::parse("127.0.0.1").unwrap()]));
+        let connections = EgressConnections::new(4);
+        let webhook = || {
+            let connector = EgressConnector::new(Arc::clone(&guard), Duration::from_secs(60));
+            connector.bounded_by(connections.clone())
+        };
+        let first = webhook();
+        let held = first.clone().connect(to.clone()).await.unwrap();
+        let waiting = tokio::spawn(first.connect(to.clone()));
+        let mut of_others = Vec::new();
+        for _ in 0..3 {
+            of_others.push(webhook().connect(to.clone()).await.unwrap());
+        }
+        let beyond = tokio::spawn(webhook().connect(to));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(!waiting.is_finished() && !beyond.is_finished(), "all are in use");
+        of_others.pop();
+        beyond.await.unwrap().unwrap();
+        assert!(!waiting.is_finished(), "its webhook has its share");
+        drop(held);
+        waiting.await.unwrap().unwrap();
+    }
+}
