@@ -147,15 +147,7 @@ impl TlsClient {
 
     /// Connects, and completes the handshake or returns its error.
     pub(crate) fn try_connect(to: SocketAddr, config: &Arc<ClientConfig>) -> std::io::Result<Self> {
-        Self::shake_hands(TcpStream::connect_timeout(&to, TIMEOUT)?, config)
-    }
-
-    /// Completes the handshake on this connection or returns its error.
-    pub(crate) fn shake_hands(
-        mut socket: TcpStream,
-        config: &Arc<ClientConfig>,
-    ) -> std::io::Result<Self> {
-        let to = socket.peer_addr()?;
+        let mut socket = TcpStream::connect_timeout(&to, TIMEOUT)?;
         socket.set_read_timeout(Some(TIMEOUT))?;
         socket.set_write_timeout(Some(TIMEOUT))?;
         let mut connection = ClientConnection::new(Arc::clone(config), to.ip().into()).unwrap();

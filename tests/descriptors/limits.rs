@@ -112,7 +112,7 @@ fn the_descriptor_limit_bounds_subscribers_and_leaves_the_relay_its_own() {
         .server("head_timeout = '60s'")
         .start_under("prlimit --nofile=400:400");
     let line = relay.process.log_line(TOO_FEW_FILES);
-    assert_eq!((line["level"].as_str(), line["connections"].as_u64()), (Some("INFO"), Some(172)));
+    assert_eq!((line["level"].as_str(), line["connections"].as_u64()), (Some("INFO"), Some(139)));
     let link = connector.stream();
     let mut connected = relay.subscribe();
     let subscribe = http::request(relay.public, "GET", STREAM, &[]);

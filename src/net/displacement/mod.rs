@@ -124,16 +124,15 @@ impl ConnectionTable {
     /// Dropping the future leaves the connection ended, and the newcomer without a place.
     pub(super) async fn make_room(&self, newcomer: IpAddr, is_full: bool) {
         let block = ClientAddress::new(newcomer).block();
-        if !self.lock().must_displace(block, &self.shares, is_full) {
-            return;
+        if let Some(displaced) = self.displace(block, is_full) {
+            // Its task drops the socket at its next turn. Bounded, so that the accept loop does not
+            // depend on it.
+            let _ = timeout(DISPLACEMENT_TIMEOUT, displaced.has_ended.notified()).await;
+        } else if self.shares.per_address < usize::MAX {
+            // A share is soon reached. On a runtime of one thread the tasks of earlier connections
+            // run now, so that none of them has to give way before its request was looked for.
+            yield_now().await;
         }
-        // The tasks of earlier connections run, so that none of them has to give way before its
-        // request was looked for.
-        yield_now().await;
-        let Some(displaced) = self.displace(block, is_full) else { return };
-        // Its task drops the socket at its next turn. Bounded, so that the accept loop does not
-        // depend on it.
-        let _ = timeout(DISPLACEMENT_TIMEOUT, displaced.has_ended.notified()).await;
     }
 
     /// Adds a connection.
