@@ -331,12 +331,10 @@ impl Place {
     ) -> Option<F::Output> {
         poll_fn(|context| {
             self.0.waker.register(context.waker());
-            if let Poll::Ready(ended) = connection.as_mut().poll(context) {
-                return Poll::Ready(Some(ended));
-            }
+            // Before the poll, which may answer many requests that have arrived together.
             match self.0.must_give_way.load(SeqCst) {
                 true => Poll::Ready(None),
-                false => Poll::Pending,
+                false => connection.as_mut().poll(context).map(Some),
             }
         })
         .await
