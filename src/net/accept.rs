@@ -3,7 +3,7 @@
 //! In: a bound listener and its routes. Out: requests to the router in force. Each connection is
 //! one task, owned by the listener's tracker; the loop itself never waits for a peer.
 //!
-//! May use: no other module.
+//! May use: `client_address`.
 
 use std::{
     convert::Infallible,

@@ -1,8 +1,8 @@
 //! Turns of TLS handshakes: their computations do not fill the runtime.
 //!
-//! A handshake costs some tenths of a millisecond of computation, with an RSA key more, and a client
+//! A handshake computes for some tenths of a millisecond, with an RSA key for longer, and a client
 //! may begin as many as it opens connections. So only some compute at one time, and of one address
-//! block no more than these wait in the common queue: a flood of one address delays the handshakes of
+//! block no more than these wait in the common queue: a flood of one address delays handshakes of
 //! others by a turn or two, and every other task of the runtime by no more than one.
 //!
 //! ```text
