@@ -123,7 +123,7 @@ mod tests {
         time::Duration,
     };
 
-    use tokio::task::yield_now;
+    use tokio::{task::yield_now, time::timeout};
 
     use super::*;
     use crate::client_address::ClientAddress;
@@ -187,6 +187,7 @@ mod tests {
         let turns = HandshakeTurns::with(1);
         let mut waiting = pin!(turns.run(block(1), std::future::pending::<()>()));
         assert!(poll_fn(|context| Poll::Ready(waiting.as_mut().poll(context))).await.is_pending());
-        assert_eq!(turns.run(block(1), async { 1 }).await, 1);
+        let other = timeout(Duration::from_secs(5), turns.run(block(1), async { 1 })).await;
+        assert_eq!(other, Ok(1));
     }
 }

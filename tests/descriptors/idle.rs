@@ -87,6 +87,8 @@ fn streams_requests_in_work_and_the_few_connections_of_another_address_stay_besi
     let relay = crowded(&connector).start();
     let mut link = connector.stream();
     let to = relay.public;
+    let mut kept = Wire::connect_from([127, 0, 0, 2], to);
+    ask(&mut kept, to);
     let mut over_http2 = Http2Subscriber::open(to);
     let mut over_http1 = relay.subscribe();
     let mut over_old_http = Wire::connect(to);
@@ -96,8 +98,6 @@ fn streams_requests_in_work_and_the_few_connections_of_another_address_stay_besi
     let length = body.len().to_string();
     let mut publisher = Wire::connect(to);
     publisher.send(http::request(to, "POST", PAGES, &[("Content-Length", &length)]));
-    let mut kept = Wire::connect_from([127, 0, 0, 2], to);
-    ask(&mut kept, to);
     let mut idle = fill(to, http::request(to, "GET", "/nothing", &[]).as_bytes());
     wait::until("the first one has given way", || is_closed(&mut idle[0]));
     link.event(event(0));
