@@ -23,7 +23,7 @@ pub(crate) struct ClientAddress(IpAddr);
 ///
 /// A host chooses freely among the addresses of its /64 (RFC 4291, section 2.5.4; RFC 8981), so a
 /// limit by single addresses would limit nothing.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) struct AddressBlock(IpAddr);
 
 impl ClientAddress {

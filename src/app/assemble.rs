@@ -8,7 +8,7 @@ use std::{sync::Arc, time::SystemTime};
 use dashmap::DashMap;
 use tokio::time::Instant;
 
-use super::products::UpstreamStatuses;
+use super::{fd_limit::DescriptorPlan, products::UpstreamStatuses};
 use crate::{
     auth::{Access, ListenerKey},
     config::{self, Config, Secret, ServerConfig, UpstreamConfig},
@@ -76,6 +76,7 @@ pub(super) fn start_webhooks(
         max_memory_bytes: config.log.memory_bytes,
         allow_networks: &config.egress.allow_networks,
         tls: tls_client_config(config.egress.ca_file.as_deref())?,
+        max_connections: DescriptorPlan::new(config).webhooks,
         metrics: Arc::clone(&relay.metrics),
     };
     Ok(Webhooks::start(dependencies, &config.webhooks, stored))

@@ -23,6 +23,8 @@ pub(super) struct DescriptorPlan {
     pub(super) over_limit: usize,
     /// Connections of the admin listener, and as many of the probe listener.
     pub(super) operators: usize,
+    /// Connections to the receivers of all webhooks, those of the admin API included.
+    pub(super) webhooks: usize,
 }
 
 impl DescriptorPlan {
@@ -35,7 +37,8 @@ impl DescriptorPlan {
         let in_flight: usize = config.webhooks.iter().map(|webhook| webhook.max_in_flight).sum();
         let own = OWN_DESCRIPTORS.max(open_descriptors() + LATER_DESCRIPTORS);
         let own = own.saturating_add(config.upstreams.len()).saturating_add(in_flight);
-        Self::divide(raise_descriptor_limit(), own, requested)
+        let plan = Self::divide(raise_descriptor_limit(), own, requested);
+        Self { webhooks: plan.webhooks.saturating_add(in_flight), ..plan }
     }
 
     /// Divides the descriptors that `own` leaves. Where the limit is far too low, connections get a
@@ -45,8 +48,10 @@ impl DescriptorPlan {
             files.map_or(usize::MAX, |files| files.saturating_sub(own).max(files / 4));
         let operators = (for_clients / 8).clamp(1, MAX_OPERATOR_CONNECTIONS);
         let over_limit = (for_clients / 8).min(MAX_OVER_LIMIT_CONNECTIONS);
-        let public = for_clients.saturating_sub(2 * operators + over_limit).clamp(1, requested);
-        Self { files, public, over_limit, operators }
+        let webhooks = (for_clients / 8).clamp(1, MAX_API_WEBHOOK_CONNECTIONS);
+        let others = 2 * operators + over_limit + webhooks;
+        let public = for_clients.saturating_sub(others).clamp(1, requested);
+        Self { files, public, over_limit, operators, webhooks }
     }
 
     /// Reports a limit that leaves room for fewer subscribers than configured.
@@ -99,6 +104,11 @@ const LATER_DESCRIPTORS: usize = 64;
 /// Connections at one time to each of the admin and probe listeners.
 const MAX_OPERATOR_CONNECTIONS: usize = 320;
 
+/// Connections to receivers beside those that the webhooks of the file may need: a webhook of the
+/// admin API is not known when the listeners start. Some hundred receivers with the default of 16
+/// attempts at one time; a connection of HTTP/2 carries more than one.
+const MAX_API_WEBHOOK_CONNECTIONS: usize = 4096;
+
 /// Connections that are being answered 503 at one time.
 const MAX_OVER_LIMIT_CONNECTIONS: usize = 64;
 
@@ -112,7 +122,7 @@ mod tests {
     fn the_relay_itself_keeps_its_files_whatever_clients_open() {
         for files in [256, 257, 400, 1024, 65_536, 1_048_576, usize::MAX] {
             let plan = DescriptorPlan::divide(Some(files), 150, REQUESTED);
-            let sum = plan.public + plan.over_limit + 2 * plan.operators;
+            let sum = plan.public + plan.over_limit + 2 * plan.operators + plan.webhooks;
             assert!(sum <= files - 150, "{files}: {plan:?}");
             assert!(sum == files - 150 || plan.public == REQUESTED, "{files}: {plan:?}");
         }
@@ -120,16 +130,17 @@ mod tests {
 
     #[test]
     fn a_limit_that_is_far_too_low_is_shared_and_none_is_no_bound() {
-        let plan = |files, public, over_limit, operators| DescriptorPlan {
+        let plan = |files, public, over_limit, operators, webhooks| DescriptorPlan {
             files,
             public,
             over_limit,
             operators,
+            webhooks,
         };
         let divide = |files| DescriptorPlan::divide(files, 150, REQUESTED);
-        assert_eq!(divide(Some(64)), plan(Some(64), 10, 2, 2));
-        assert_eq!(divide(Some(0)), plan(Some(0), 1, 0, 1));
-        assert_eq!(divide(Some(256)), plan(Some(256), 67, 13, 13));
-        assert_eq!(divide(None), plan(None, REQUESTED, 64, 320));
+        assert_eq!(divide(Some(64)), plan(Some(64), 8, 2, 2, 2));
+        assert_eq!(divide(Some(0)), plan(Some(0), 1, 0, 1, 1));
+        assert_eq!(divide(Some(256)), plan(Some(256), 54, 13, 13, 13));
+        assert_eq!(divide(None), plan(None, REQUESTED, 64, 320, 4096));
     }
 }

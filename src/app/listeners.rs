@@ -66,7 +66,7 @@ pub(super) fn serve_public(
         first_byte_timeout: config.server.head_timeout,
         max_connections: plan.public,
         max_over_limit: plan.over_limit,
-        shares: None,
+        shares: ConnectionShares::UNTIL_FULL,
         tls: certificate.map(|certificate| Arc::clone(certificate.tls())),
         ..operator_settings(config, &plan, &relay.wheel)
     };
@@ -142,7 +142,7 @@ fn operator_settings(
         first_byte_timeout: config.server.head_timeout.min(OPERATOR_FIRST_BYTE_TIMEOUT),
         max_connections: plan.operators,
         max_over_limit: 0,
-        shares: Some(operator_shares(plan.operators)),
+        shares: operator_shares(plan.operators),
         tls: None,
     }
 }
@@ -154,7 +154,7 @@ fn operator_shares(connections: usize) -> ConnectionShares {
     let exempt = (connections / 5).min(MAX_OPERATOR_TAILS);
     let total = connections - exempt;
     let per_address = (total / 4).max(MIN_OPERATOR_SHARE).min(total);
-    ConnectionShares { total, per_address, exempt }
+    ConnectionShares { total, per_address, exempt, spares_working: false }
 }
 
 /// Time for the first byte on the admin and probe listeners: their clients connect to ask at once.
@@ -169,7 +169,12 @@ mod tests {
 
     #[test]
     fn an_address_has_a_quarter_of_an_operators_listener_and_streams_a_fifth() {
-        let shares = |total, per_address, exempt| ConnectionShares { total, per_address, exempt };
+        let shares = |total, per_address, exempt| ConnectionShares {
+            total,
+            per_address,
+            exempt,
+            spares_working: false,
+        };
         assert_eq!(operator_shares(320), shares(256, 64, 64));
         assert_eq!(operator_shares(15), shares(12, 8, 3));
         assert_eq!(operator_shares(4), shares(4, 4, 0));

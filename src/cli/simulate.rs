@@ -13,7 +13,7 @@ use tracing::info;
 use super::{CliError, CommandRuntime, parse_duration, print_line};
 use crate::{
     error_chain::error_chain,
-    net::{self, BindError, ConnectionSettings, Listener, Routes},
+    net::{self, BindError, ConnectionSettings, ConnectionShares, Listener, Routes},
     simulate::{SimulationOptions, Simulator},
     timer_wheel::TimerWheel,
 };
@@ -148,7 +148,7 @@ impl BackgroundServer {
             first_byte_timeout: SIMULATED_SOCKET_TIMEOUT,
             max_connections: usize::MAX,
             max_over_limit: 0,
-            shares: None,
+            shares: ConnectionShares::UNTIL_FULL,
             tls: None,
         };
         let mut tasks = JoinSet::new();

@@ -3,7 +3,7 @@
 //! In: a bound listener and its routes. Out: requests to the router in force. Each connection is
 //! one task, owned by the listener's tracker; the loop itself never waits for a peer.
 //!
-//! May use: no other module.
+//! May use: `client_address`.
 
 use std::{
     convert::Infallible,
@@ -26,7 +26,6 @@ use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest},
     net::{TcpListener, TcpStream},
-    task::yield_now,
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -40,6 +39,7 @@ use super::{
     detach::ConnectionState,
     detached::Detachable,
     displacement::{ConnectionTable, Place},
+    handshake_turns::HandshakeTurns,
     http1,
     http2::{self, Http2Connection},
     listener::Listener,
@@ -52,6 +52,7 @@ use super::{
     tls::{self, ReloadableTls},
     write_coalescing::cork,
 };
+use crate::client_address::ClientAddress;
 
 /// Serves `routes` on `listener` until `stop`, then shuts the connections down.
 ///
@@ -70,25 +71,22 @@ pub(crate) async fn serve(
 ) -> io::Result<()> {
     let listener = TcpListener::from_std(listener.socket)?;
     let connection_limit = ConnectionLimit::new(settings.max_connections, settings.max_over_limit);
-    let table = settings.shares.map(ConnectionTable::new);
+    let table = ConnectionTable::new(settings.shares);
     let mut reserve = ReserveDescriptor::new();
-    let server = Arc::new(ConnectionServer { routes, settings, tasks: Arc::default() });
+    let (tasks, handshake_turns) = (Arc::default(), HandshakeTurns::new());
+    let server = Arc::new(ConnectionServer { routes, settings, tasks, handshake_turns });
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         match accepted {
             Ok((stream, peer)) => {
-                let state = Arc::new(ConnectionState::new(&server.settings.wheel));
-                let place = table.as_ref().map(|table| table.admit(peer.ip(), &state));
-                if place.is_some() {
-                    // The connection that gave way ends, and returns its permit. And the tasks of
-                    // earlier connections run, so that none of them has to give way before its
-                    // request was looked for.
-                    yield_now().await;
-                }
+                table.make_room(peer.ip(), connection_limit.is_exhausted()).await;
                 match connection_limit.try_acquire() {
                     Some((permit, is_over_limit)) => {
+                        let state = Arc::new(ConnectionState::new(&server.settings.wheel));
+                        let place = table.admit(peer.ip(), &state);
+                        let (entry, tasks) = (Arc::clone(place.entry()), Arc::clone(&server.tasks));
+                        let connection =
+                            Connection { peer, state, is_over_limit, place: entry, tasks };
                         let socket = AcceptedSocket { stream, permit };
-                        let tasks = Arc::clone(&server.tasks);
-                        let connection = Connection { peer, state, is_over_limit, tasks };
                         let serving = Arc::clone(&server).serve_peer(socket, connection, place);
                         server.tasks.tracker.spawn(serving);
                     }
@@ -165,30 +163,23 @@ pub(super) struct ConnectionServer {
     pub(super) routes: Routes,
     pub(super) settings: ConnectionSettings,
     pub(super) tasks: Arc<ConnectionTasks>,
+    pub(super) handshake_turns: HandshakeTurns,
 }
 
 impl ConnectionServer {
-    /// Serves one connection to its end.
+    /// Serves one connection until it ends or gives way.
     async fn serve_peer(
         self: Arc<Self>,
         socket: AcceptedSocket,
         connection: Connection,
-        place: Option<Place>,
+        place: Place,
     ) {
-        let ended = match (&self.settings.tls, &place) {
-            (None, None) => self.serve_plain(socket, connection).await,
-            // Boxed: a task has the size of its largest branch, so each of the public listener's
-            // connections without TLS would pay for the other branches.
-            (None, Some(place)) => {
-                Box::pin(place.run(self.serve_plain(socket, connection))).await.unwrap_or(Ok(()))
-            }
-            (Some(tls), None) => Box::pin(self.serve_tls(tls, socket, connection)).await,
-            (Some(tls), Some(place)) => {
-                let serving = place.run(self.serve_tls(tls, socket, connection));
-                Box::pin(serving).await.unwrap_or(Ok(()))
-            }
+        // Boxed: a task has the size of its largest branch.
+        let ended = match &self.settings.tls {
+            None => place.run(Box::pin(self.serve_plain(socket, connection))).await,
+            Some(tls) => place.run(Box::pin(self.serve_tls(tls, socket, connection))).await,
         };
-        if let Err(error) = ended {
+        if let Some(Err(error)) = ended {
             debug!(%error, "connection ended");
         }
     }
@@ -228,7 +219,9 @@ impl ConnectionServer {
         // The handshake is limited by the head deadline of this socket: no request has come yet, so
         // its reads fail with `TimedOut` once `head_timeout` is over.
         let socket_io = DeadlineSocket::new(socket, &self.settings, Arc::clone(&connection.state));
-        let mut io = match shutdown.run_until_graceful(tls.accept(socket_io)).await {
+        let block = ClientAddress::new(connection.peer.ip()).block();
+        let handshake = self.handshake_turns.run(block, tls.accept(socket_io));
+        let mut io = match shutdown.run_until_graceful(handshake).await {
             Some(Ok(io)) => io,
             Some(Err(error)) => {
                 debug!(%error, "no TLS on the connection");

@@ -4,7 +4,7 @@
 //!
 //! May use: `timer_wheel`.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use crate::timer_wheel::TimerWheel;
 
@@ -15,7 +15,6 @@ use crate::timer_wheel::TimerWheel;
 pub(super) struct ConnectionActivity {
     running: AtomicU32,
     idle_since: AtomicU64,
-    is_exempt: AtomicBool,
 }
 
 impl ConnectionActivity {
@@ -23,15 +22,6 @@ impl ConnectionActivity {
     pub(super) fn begin_request<'a>(&'a self, wheel: &'a TimerWheel) -> RunningRequest<'a> {
         self.running.fetch_add(1, Relaxed);
         RunningRequest { activity: self, wheel }
-    }
-
-    /// Exempts the connection from giving way, for a stream that is to last.
-    pub(super) fn exempt(&self) {
-        self.is_exempt.store(true, Relaxed);
-    }
-
-    pub(super) fn is_exempt(&self) -> bool {
-        self.is_exempt.load(Relaxed)
     }
 
     /// Returns whether a handler is working on a request.

@@ -22,6 +22,7 @@ use super::{
     connection_limit::AcceptedSocket,
     deadline_socket::DeadlineSocket,
     detach::{ConnectionState, DetachingBody},
+    displacement::{Exemption, TableEntry},
     forced_close::ForcedClose,
     refused_head::RefusalIo,
     shutdown::ShutdownSignal,
@@ -38,6 +39,7 @@ pub(crate) struct Connection {
     pub(crate) state: Arc<ConnectionState>,
     /// The connection was accepted beyond the limit, only to be answered 503.
     pub(crate) is_over_limit: bool,
+    pub(super) place: Arc<TableEntry>,
     pub(super) tasks: Arc<ConnectionTasks>,
 }
 
@@ -53,13 +55,20 @@ impl Connection {
         first: Bytes,
         continuation: impl FnOnce(AcceptedSocket, Option<TlsSession>) + Send + 'static,
     ) -> Body {
-        self.state.detach.arm(Box::new(continuation));
+        let exemption = self.exempt_from_displacement();
+        self.state.detach.arm(Box::new(move |socket, session| {
+            drop(exemption); // the connection has left hyper
+            continuation(socket, session);
+        }));
         Body::new(DetachingBody { first: Some(first), state: Arc::clone(&self.state) })
     }
 
-    /// Exempts the connection from giving way to newcomers, for a stream that is to last.
-    pub(crate) fn exempt_from_displacement(&self) {
-        self.state.activity.exempt();
+    /// Exempts the connection from giving way to newcomers while the returned guard lives, for a
+    /// stream that is to last or a body that takes long.
+    ///
+    /// Only for requests that were authorized: a client without a key must not hold a connection.
+    pub(crate) fn exempt_from_displacement(&self) -> Exemption {
+        self.place.exempt()
     }
 
     /// Returns the forced-close deadline of the running exchange.
@@ -82,11 +91,13 @@ impl Connection {
     ) {
         // A WebSocket has its own closing handshake (RFC 6455, section 7.1.1).
         self.state.lingers.store(false, Relaxed);
-        let tasks = Arc::clone(&self.tasks);
+        let (tasks, exemption) = (Arc::clone(&self.tasks), self.exempt_from_displacement());
         self.tasks.tracker.spawn(async move {
             // Not `run_until_graceful`: a WebSocket ends by its own closing handshake, and has the
             // grace for it.
-            match tasks.shutdown.run_until_aborted(upgrade).await {
+            let upgraded = tasks.shutdown.run_until_aborted(upgrade).await;
+            drop(exemption); // the connection has left hyper, or has ended
+            match upgraded {
                 Some(Ok(socket)) => {
                     tasks.shutdown.run_until_aborted(work(UpgradedConnection::from(socket))).await;
                 }

@@ -52,6 +52,11 @@ impl ConnectionLimit {
         Self { within_limit: semaphore(max_connections), over_limit: semaphore(max_over_limit) }
     }
 
+    /// Returns whether the next permit is one beyond the limit.
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.within_limit.available_permits() == 0
+    }
+
     /// Returns a permit, and whether it is one beyond the limit; `None` if those are taken, too.
     ///
     /// Never waits: a connection that must wait for a permit would hold a descriptor meanwhile.

@@ -29,6 +29,7 @@ mod detach;
 mod detached;
 mod displacement;
 mod forced_close;
+mod handshake_turns;
 mod http1;
 mod http2;
 mod lingering_close;
@@ -50,7 +51,7 @@ pub(crate) use self::connection::{Connection, ShedConnection, UpgradedConnection
 pub(crate) use self::connection_limit::{AcceptedSocket, ConnectionPermit};
 pub(crate) use self::deadline_socket::DeadlineSocket;
 pub(crate) use self::detached::{DetachedConnection, Written};
-pub(crate) use self::displacement::ConnectionShares;
+pub(crate) use self::displacement::{ConnectionShares, Exemption};
 pub(crate) use self::forced_close::ForcedClose;
 pub(crate) use self::listener::{BindError, Listener, local_address};
 pub(crate) use self::request_framing::AmbiguousFraming;

@@ -56,8 +56,8 @@ pub(crate) struct ConnectionSettings {
     pub(crate) max_connections: usize,
     /// Further connections that are only answered 503.
     pub(crate) max_over_limit: usize,
-    /// Places, where the oldest idle connection gives way to a newcomer. [`None`]: none gives way.
-    pub(crate) shares: Option<ConnectionShares>,
+    /// Rules by which the oldest idle connection gives way to a newcomer.
+    pub(crate) shares: ConnectionShares,
     /// TLS settings; with them every connection must begin with a handshake.
     pub(crate) tls: Option<Arc<ReloadableTls>>,
 }

@@ -37,6 +37,8 @@ use super::{
     accept::{ConnectionServer, HTTP2_PREFACE},
     connection::ConnectionTasks,
     detach::ConnectionState,
+    displacement::{ConnectionTable, TableEntry},
+    handshake_turns::HandshakeTurns,
     *,
 };
 use crate::{config::TlsFiles, timer_wheel::TimerWheel};
@@ -170,8 +172,10 @@ impl Http2BroadcastHarness {
         let state = Arc::new(ConnectionState::new(&wheel));
         let peer = ([127, 0, 0, 1], 1).into();
         let connection =
-            Connection { peer, state, is_over_limit: false, tasks: Arc::clone(&tasks) };
-        let server = ConnectionServer { routes, settings: lenient_settings(&wheel), tasks };
+            Connection { place: place_of(&state), peer, state, is_over_limit: false, tasks };
+        let tasks = Arc::clone(&connection.tasks);
+        let (settings, handshake_turns) = (lenient_settings(&wheel), HandshakeTurns::new());
+        let server = ConnectionServer { routes, settings, tasks, handshake_turns };
         let (near, far) = duplex(1 << 20);
         let writes = Arc::new(AtomicUsize::new(0));
         let io = WriteCountingIo { io: far, writes: Arc::clone(&writes) };
@@ -276,7 +280,7 @@ fn serve_endless_body(
         first_byte_timeout: NET_TEST_TIMEOUT,
         max_connections: 10,
         max_over_limit: 0,
-        shares: None,
+        shares: ConnectionShares::UNTIL_FULL,
         tls,
     };
     let listener = Listener::bind(([127, 0, 0, 1], 0).into(), NET_TEST_NEVER_REACHED).unwrap();
@@ -296,7 +300,7 @@ pub(super) fn lenient_settings(wheel: &Arc<TimerWheel>) -> ConnectionSettings {
         first_byte_timeout: NET_TEST_NEVER_REACHED,
         max_connections: 1,
         max_over_limit: 0,
-        shares: None,
+        shares: ConnectionShares::UNTIL_FULL,
         tls: None,
     }
 }
@@ -312,7 +316,14 @@ pub(crate) fn deadline_socket(
         &lenient_settings(wheel),
         Arc::clone(&state),
     );
-    (socket, Connection { peer, state, is_over_limit: false, tasks: Arc::default() })
+    let (place, tasks) = (place_of(&state), Arc::default());
+    (socket, Connection { peer, state, is_over_limit: false, place, tasks })
+}
+
+/// Returns the place of a connection in a table of its own, where it never has to give way.
+fn place_of(state: &Arc<ConnectionState>) -> Arc<TableEntry> {
+    let table = ConnectionTable::new(ConnectionShares::UNTIL_FULL);
+    Arc::clone(table.admit([127, 0, 0, 1].into(), state).entry())
 }
 
 /// Creates a certificate for this machine, its own root, and its key.

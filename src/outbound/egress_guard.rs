@@ -22,7 +22,11 @@ use std::{
 use hyper::Uri;
 use hyper_util::rt::TokioIo;
 use socket2::SockRef;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    net::TcpStream,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 use tower::Service;
 
 use super::{answer_budget::AnswerBudget, idle_timeout::IdleTimeoutStream};
@@ -86,20 +90,57 @@ pub(crate) struct EgressConnector {
     resolver: Resolver,
     attempt_timeout: Duration,
     budget: Arc<AnswerBudget>,
+    connections: Option<EgressConnections>,
+    of_webhook: Option<Arc<Semaphore>>,
 }
+
+/// Bound on the connections of all webhooks, because each of them is a file descriptor, and the
+/// store and the listeners need descriptors, too.
+#[derive(Clone, Debug)]
+pub(crate) struct EgressConnections {
+    of_all: Arc<Semaphore>,
+    share: usize,
+}
+
+impl EgressConnections {
+    /// Allows `max` connections at one time, and a quarter of them to one webhook, so that a few
+    /// receivers that stand still leave the others theirs.
+    pub(crate) fn new(max: usize) -> Self {
+        let max = max.clamp(1, Semaphore::MAX_PERMITS);
+        Self { of_all: Arc::new(Semaphore::new(max)), share: max.div_ceil(4) }
+    }
+}
+
+/// Permits of one connection, returned when its socket is closed.
+pub(crate) type EgressPermits = [OwnedSemaphorePermit; 2];
 
 impl EgressConnector {
     /// Creates a connector whose caller gives each attempt `attempt_timeout` and no longer. Its
     /// peers may send one answer's bytes, until [`EgressConnector::within`] sets a budget.
     pub(crate) fn new(guard: Arc<EgressGuard>, attempt_timeout: Duration) -> Self {
         let budget = Arc::new(AnswerBudget::new(1));
-        Self { guard, resolver: Resolver::System, attempt_timeout, budget }
+        let resolver = Resolver::System;
+        Self { guard, resolver, attempt_timeout, budget, connections: None, of_webhook: None }
     }
 
     /// Sets the budget that all connections share. Each connection adds its handshake to it, and
     /// the caller adds each request's answer.
     pub(crate) fn within(self, budget: Arc<AnswerBudget>) -> Self {
         Self { budget, ..self }
+    }
+
+    /// Counts this connector's connections among those of all webhooks.
+    pub(crate) fn bounded_by(self, connections: EgressConnections) -> Self {
+        let of_webhook = Some(Arc::new(Semaphore::new(connections.share)));
+        Self { connections: Some(connections), of_webhook, ..self }
+    }
+
+    /// Waits for the permits of a connection, its webhook's first: so of each webhook a few wait in
+    /// the common queue, and not as many as it has attempts. The caller bounds the wait.
+    async fn acquire_permits(&self) -> Option<EgressPermits> {
+        let of_webhook = Arc::clone(self.of_webhook.as_ref()?).acquire_owned().await.ok()?;
+        let of_all = Arc::clone(&self.connections.as_ref()?.of_all).acquire_owned().await.ok()?;
+        Some([of_webhook, of_all])
     }
 
     /// Replaces the resolver.
@@ -109,6 +150,8 @@ impl EgressConnector {
     }
 
     async fn connect(self, url: Uri) -> Result<TokioIo<IdleTimeoutStream<TcpStream>>, EgressError> {
+        // Before the name is looked up, which takes a descriptor, too.
+        let permits = self.acquire_permits().await;
         let addresses = self.resolver.resolve(&url).await.map_err(EgressError::Dns)?;
         self.guard.check(&addresses)?;
         // For a name that resolves to an empty list.
@@ -117,11 +160,10 @@ impl EgressConnector {
             match timeout(self.dial_timeout(addresses.len() - tried), self.dial(*address)).await {
                 Ok(Ok(stream)) => {
                     self.budget.grant();
-                    return Ok(TokioIo::new(IdleTimeoutStream::new(
-                        stream,
-                        self.attempt_timeout + MAX_EGRESS_IDLE,
-                        Arc::clone(&self.budget),
-                    )));
+                    let idle_timeout = self.attempt_timeout + MAX_EGRESS_IDLE;
+                    let budget = Arc::clone(&self.budget);
+                    let stream = IdleTimeoutStream::new(stream, idle_timeout, budget);
+                    return Ok(TokioIo::new(stream.holding(permits)));
                 }
                 Ok(Err(error)) => failure = EgressError::Connect(*address, error),
                 Err(_) => failure = EgressError::Connect(*address, io::ErrorKind::TimedOut.into()),
@@ -213,3 +255,37 @@ const MAX_EGRESS_IDLE: Duration = Duration::from_secs(5);
 /// Two lost SYNs are sent again within this time; an address that answers later is tried again with
 /// the next attempt.
 const MAX_DIAL_PER_ADDRESS: Duration = Duration::from_secs(3);
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_webhook_holds_a_quarter_of_all_connections_and_leaves_the_others_theirs() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let to: Uri = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
+        let guard = Arc::new(EgressGuard::new(&[Network::parse("127.0.0.1").unwrap()]));
+        let connections = EgressConnections::new(4);
+        let webhook = || {
+            let connector = EgressConnector::new(Arc::clone(&guard), Duration::from_secs(60));
+            connector.bounded_by(connections.clone())
+        };
+        let first = webhook();
+        let held = first.clone().connect(to.clone()).await.unwrap();
+        let waiting = tokio::spawn(first.connect(to.clone()));
+        let mut of_others = Vec::new();
+        for _ in 0..3 {
+            of_others.push(webhook().connect(to.clone()).await.unwrap());
+        }
+        let beyond = tokio::spawn(webhook().connect(to));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(!waiting.is_finished() && !beyond.is_finished(), "all are in use");
+        of_others.pop();
+        beyond.await.unwrap().unwrap();
+        assert!(!waiting.is_finished(), "its webhook has its share");
+        drop(held);
+        waiting.await.unwrap().unwrap();
+    }
+}

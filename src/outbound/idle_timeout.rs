@@ -21,6 +21,7 @@ use std::{
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::OwnedSemaphorePermit,
     time::{Instant, Sleep, sleep},
 };
 
@@ -33,12 +34,19 @@ pub(crate) struct IdleTimeoutStream<S> {
     budget: Arc<AnswerBudget>,
     idle_timeout: Duration,
     deadline: Pin<Box<Sleep>>,
+    _permits: Option<[OwnedSemaphorePermit; 2]>,
 }
 
 impl<S: Unpin> IdleTimeoutStream<S> {
     /// Wraps `stream`, whose peer may send what `budget` has; the idle time starts now.
     pub(crate) fn new(stream: S, idle_timeout: Duration, budget: Arc<AnswerBudget>) -> Self {
-        Self { stream, budget, idle_timeout, deadline: Box::pin(sleep(idle_timeout)) }
+        let deadline = Box::pin(sleep(idle_timeout));
+        Self { stream, budget, idle_timeout, deadline, _permits: None }
+    }
+
+    /// Keeps these permits until the stream is dropped.
+    pub(crate) fn holding(self, permits: Option<[OwnedSemaphorePermit; 2]>) -> Self {
+        Self { _permits: permits, ..self }
     }
 
     /// Returns `polled`, or an error if it is pending and the deadline is over.

@@ -15,7 +15,11 @@ use super::{
     outbox::{DeliveryPolicy, EventStorage},
     sender::WebhookSender,
 };
-use crate::{config::WebhookConfig, outbound::egress_guard::EgressGuard, store::StoreHandle};
+use crate::{
+    config::WebhookConfig,
+    outbound::egress_guard::{EgressConnections, EgressGuard},
+    store::StoreHandle,
+};
 
 /// Settings and handles for every worker, created once.
 #[derive(Debug)]
@@ -29,6 +33,8 @@ pub(super) struct WebhookContext {
     /// Policy for every sender built from now on. A blocking lock: it is held only to clone or
     /// replace two references, never across an await.
     pub(super) egress: RwLock<EgressPolicy>,
+    /// Bound on the connections of all webhooks, under every egress policy.
+    pub(super) connections: EgressConnections,
 }
 
 /// Addresses that webhooks may reach, and roots that they trust.
@@ -49,7 +55,7 @@ impl WebhookContext {
         let previous = definition.previous_secret.as_ref().map(|previous| &previous.secret);
         let EgressPolicy { guard, tls } =
             self.egress.read().unwrap_or_else(PoisonError::into_inner).clone();
-        WebhookSender::new(&definition.webhook, previous, guard, &tls)
+        WebhookSender::new(&definition.webhook, previous, guard, self.connections.clone(), &tls)
     }
 
     /// Removes a webhook from the store, retrying until the store can be written, and returns

@@ -30,7 +30,7 @@ use crate::{
     event::ProductId,
     fanout::Fanout,
     metrics::Metrics,
-    outbound::egress_guard::EgressGuard,
+    outbound::egress_guard::{EgressConnections, EgressGuard},
     store::{OwedDelivery, StoreHandle, StoreUnwritable, StoredWebhook},
 };
 
@@ -80,6 +80,8 @@ pub(crate) struct WebhookDependencies<'a> {
     pub(crate) allow_networks: &'a [Network],
     /// TLS settings and trusted roots for connections to receivers.
     pub(crate) tls: rustls::ClientConfig,
+    /// Connections to receivers at one time.
+    pub(crate) max_connections: usize,
     /// Metrics of the process.
     pub(crate) metrics: Arc<Metrics>,
 }
@@ -100,6 +102,7 @@ impl Webhooks {
                 guard: Arc::new(EgressGuard::new(dependencies.allow_networks)),
                 tls: dependencies.tls,
             }),
+            connections: EgressConnections::new(dependencies.max_connections),
         };
         let webhooks = Self {
             products: Mutex::new(

@@ -6,6 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use socket2::{Domain, Socket, Type};
+
 use super::wait::TIMEOUT;
 
 /// A connection, and the received bytes that no caller has taken.
@@ -26,6 +28,14 @@ pub(crate) enum Look {
 impl Wire {
     pub(crate) fn connect(to: SocketAddr) -> Self {
         Self::of(TcpStream::connect_timeout(&to, TIMEOUT).unwrap())
+    }
+
+    /// Connects from this address of the machine.
+    pub(crate) fn connect_from(from: [u8; 4], to: SocketAddr) -> Self {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
+        socket.connect_timeout(&to.into(), TIMEOUT).unwrap();
+        Self::of(socket.into())
     }
 
     pub(crate) fn of(socket: TcpStream) -> Self {

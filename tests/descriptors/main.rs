@@ -12,6 +12,7 @@
 mod common;
 
 mod drain;
+mod idle;
 mod limits;
 mod probes;
 mod process_one;

@@ -8,6 +8,7 @@ use std::{
 };
 
 use crate::common::{
+    STREAM,
     connector::Connector,
     events::event,
     http::{self, Look, Wire},
@@ -83,8 +84,11 @@ fn the_store_goes_on_while_clients_occupy_every_connection_of_a_low_descriptor_l
     let relay = setup.start_under("prlimit --nofile=256:256");
     let mut link = connector.stream();
     let mut connected = relay.subscribe();
-    let idle: Vec<Vec<Wire>> =
-        [relay.public, relay.admin, relay.probe.unwrap()].map(|to| connect(to, b"")).into();
+    let subscribe = http::request(relay.public, "GET", STREAM, &[]);
+    let occupied: Vec<Vec<Wire>> =
+        [(relay.public, &subscribe[..]), (relay.admin, ""), (relay.probe.unwrap(), "")]
+            .map(|(to, beginning)| connect(to, beginning.as_bytes()))
+            .into();
     wait::until("the public listener is full", || relay.shed("max_connections") > 0.0);
     // A round of the syncer for each.
     for n in 0..4 {
@@ -98,7 +102,7 @@ fn the_store_goes_on_while_clients_occupy_every_connection_of_a_low_descriptor_l
     assert_eq!(relay.metrics().value("autoplay_relay_log_degraded", &[]), Some(0.0));
     let log = relay.process.stderr.so_far().join("\n");
     assert!(!log.contains("may not have reached the disk"), "{log}");
-    drop(idle);
+    drop(occupied);
 }
 
 /// Opens connections again and again, 600 each time, and checks that `/healthz` answers meanwhile,

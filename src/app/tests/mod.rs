@@ -122,7 +122,9 @@ async fn a_relay_is_not_ready_while_a_log_is_recovering() {
     let log = harness.log("p");
     assert_eq!(harness.get("/readyz").await, ready("false"));
     log.begin_recovery();
-    let recovering = r#"{"degraded":false,"status":"recovering","upstreams":{}}"#.to_owned();
+    let recovering =
+        r#"{"degraded":false,"log_degraded":false,"status":"recovering","upstreams":{}}"#
+            .to_owned();
     assert_eq!(harness.get("/readyz").await, (StatusCode::SERVICE_UNAVAILABLE, recovering));
     log.finish_replay();
     assert_eq!(harness.get("/readyz").await, ready("false"));
@@ -161,5 +163,10 @@ async fn a_replay_that_begins_long_after_the_start_does_not_end_readiness() {
 
 /// Returns the answer of a relay that is ready, with this value of `degraded`.
 fn ready(degraded: &str) -> (StatusCode, String) {
-    (StatusCode::OK, format!(r#"{{"degraded":{degraded},"status":"ready","upstreams":{{}}}}"#))
+    (
+        StatusCode::OK,
+        format!(
+            r#"{{"degraded":{degraded},"log_degraded":false,"status":"ready","upstreams":{{}}}}"#
+        ),
+    )
 }

@@ -89,12 +89,14 @@ async fn readyz(State(admin): State<Arc<AdminState>>, RawQuery(query): RawQuery)
     let upstreams: BTreeMap<_, _> =
         upstreams.into_iter().map(|(product, state)| (product, state.as_str())).collect();
     let code = if state == READY { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let degraded = degraded(&admin.relay, in_replay_grace);
-    (
-        code,
-        Json(serde_json::json!({ "status": state, "degraded": degraded, "upstreams": upstreams })),
-    )
-        .into_response()
+    let body = serde_json::json!({
+        "status": state,
+        "degraded": degraded(&admin.relay, in_replay_grace),
+        // Beside the products of `degraded`, which would hide it.
+        "log_degraded": admin.relay.is_degraded(),
+        "upstreams": upstreams,
+    });
+    (code, Json(body)).into_response()
 }
 
 /// Returns the products whose replay is not over, unless it still keeps the relay from being ready;

@@ -65,10 +65,7 @@ pub(in crate::http) async fn tail(
         shards: None, // the socket belongs to the admin runtime, shards to others
         is_operator_tail: true,
     };
-    let response =
-        sse::open_stream(&admin.relay, &source, &product, request, &connection, &headers)?;
-    connection.exempt_from_displacement();
-    Ok(response)
+    sse::open_stream(&admin.relay, &source, &product, request, &connection, &headers)
 }
 
 /// Operator streams at one time: some consoles and terminals.

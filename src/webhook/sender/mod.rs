@@ -35,7 +35,7 @@ use crate::{
     config::{Secret, WebhookConfig},
     outbound::{
         answer_budget::AnswerBudget,
-        egress_guard::{EgressConnector, EgressGuard},
+        egress_guard::{EgressConnections, EgressConnector, EgressGuard},
         header_spelling::contract_spelling,
         interim_answers::InterimAnswerLimit,
     },
@@ -61,9 +61,11 @@ impl WebhookSender {
         webhook: &WebhookConfig,
         previous: Option<&Secret>,
         guard: Arc<EgressGuard>,
+        connections: EgressConnections,
         tls: &ClientConfig,
     ) -> Self {
-        Self::with_connector(EgressConnector::new(guard, webhook.timeout), webhook, previous, tls)
+        let connector = EgressConnector::new(guard, webhook.timeout).bounded_by(connections);
+        Self::with_connector(connector, webhook, previous, tls)
     }
 
     /// Creates a sender that dials with `connector`.

@@ -5,4 +5,5 @@ mod http1;
 mod http2;
 mod peers;
 mod receivers;
+mod tls;
 mod upstreams;

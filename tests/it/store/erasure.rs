@@ -214,6 +214,7 @@ fn expect_degraded(relay: &Relay, is_degraded: bool) {
         (200, &is_degraded.into()),
         "the relay serves all the same"
     );
+    assert_eq!(ready.json()["log_degraded"], is_degraded, "beside a list of products, too");
     assert_eq!(relay.status()["store"]["degraded"], is_degraded);
 }
 

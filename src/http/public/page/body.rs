@@ -17,7 +17,7 @@ use http_body::{Frame, SizeHint};
 
 use crate::{
     http::memory_quota::QuotaPermit,
-    net::{ForcedClose, Http2StreamState},
+    net::{Exemption, ForcedClose, Http2StreamState},
     timer_wheel::TimerWheel,
 };
 
@@ -36,6 +36,7 @@ pub(super) struct PageBody {
     /// Tick of the wheel by which the page must have been taken.
     send_due: u64,
     _permit: QuotaPermit,
+    _exemption: Option<Exemption>,
 }
 
 impl PageBody {
@@ -57,7 +58,14 @@ impl PageBody {
             wheel: Arc::clone(wheel),
             send_due,
             _permit: permit,
+            _exemption: None,
         }
+    }
+
+    /// Keeps the connection from giving way to a newcomer until the page is sent.
+    pub(super) fn with_exemption(mut self, exemption: Exemption) -> Self {
+        self._exemption = Some(exemption);
+        self
     }
 }
 

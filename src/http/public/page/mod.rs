@@ -100,6 +100,7 @@ pub(crate) async fn page(
     let stream_state = Http2StreamState::current();
     let forced_close = connection.forced_close(stream_state.as_deref());
     let body = PageBody::new(page.into_json(), permit, &relay.wheel, forced_close, stream_state);
+    let body = body.with_exemption(connection.exempt_from_displacement());
     Ok((head, Body::new(body)).into_response())
 }
 

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http_body::Frame;
 
 use super::subscriber::{SseSubscriber, StreamFault};
-use crate::net::{Connection, Http2StreamState};
+use crate::net::{Connection, Exemption, Http2StreamState};
 
 /// Body of one subscriber's response, one frame for each event.
 #[derive(Debug)]
@@ -22,6 +22,7 @@ pub(super) struct EventBody {
     subscriber: SseSubscriber,
     connection: Connection,
     stream_state: Option<Arc<Http2StreamState>>,
+    _exemption: Exemption,
 }
 
 impl EventBody {
@@ -32,7 +33,8 @@ impl EventBody {
         connection: &Connection,
         stream_state: Option<Arc<Http2StreamState>>,
     ) -> Self {
-        Self { first: Some(first), subscriber, connection: connection.clone(), stream_state }
+        let (_exemption, connection) = (connection.exempt_from_displacement(), connection.clone());
+        Self { first: Some(first), subscriber, connection, stream_state, _exemption }
     }
 }
 

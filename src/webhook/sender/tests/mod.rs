@@ -42,8 +42,13 @@ fn guard(allow: &[&str]) -> Arc<EgressGuard> {
     Arc::new(EgressGuard::new(&networks))
 }
 
+/// Returns a bound on connections that no test reaches.
+fn connections() -> EgressConnections {
+    EgressConnections::new(1000)
+}
+
 fn sender(url: &str, keys: &str) -> WebhookSender {
-    WebhookSender::new(&webhook(url, keys), None, guard(&["127.0.0.0/8"]), &tls())
+    WebhookSender::new(&webhook(url, keys), None, guard(&["127.0.0.0/8"]), connections(), &tls())
 }
 
 async fn post(sender: &WebhookSender) -> (Attempt, Disposition) {
@@ -163,7 +168,14 @@ async fn a_former_secret_signs_too() {
     let receiver = ScriptedReceiver::new(OK, AfterAnswer::KeepOpen).await;
     let previous = Secret::inline("former".to_owned());
     let webhook = webhook(&receiver.url(), "");
-    post(&WebhookSender::new(&webhook, Some(&previous), guard(&["127.0.0.1"]), &tls())).await;
+    post(&WebhookSender::new(
+        &webhook,
+        Some(&previous),
+        guard(&["127.0.0.1"]),
+        connections(),
+        &tls(),
+    ))
+    .await;
     let request = receiver.requests().remove(0);
     assert_eq!(request.header("webhook-signature").unwrap().split(' ').count(), 2);
 }

@@ -206,9 +206,10 @@ async fn no_spelling_of_an_inner_address_is_reached() {
     let mut wrong = Vec::new();
     for url in SPELLINGS {
         let webhook = webhook(&url.replace("PORT", &canary.port.to_string()), "timeout = '2s'");
-        let (attempt, disposition) = WebhookSender::new(&webhook, None, Arc::clone(&guard), &tls)
-            .send("7-1", Bytes::new())
-            .await;
+        let (attempt, disposition) =
+            WebhookSender::new(&webhook, None, Arc::clone(&guard), connections(), &tls)
+                .send("7-1", Bytes::new())
+                .await;
         let is_refused =
             attempt.outcome == Outcome::EgressRefused && disposition == Disposition::Forbidden;
         if !is_refused && attempt.outcome != Outcome::Dns {
@@ -276,7 +277,8 @@ async fn an_allowed_network_is_reached_by_every_spelling_of_it() {
         let url = format!("http://{host}:{}/", receiver.address.port());
         let webhook = webhook(&url, "");
         // Whether `localhost` also resolves to ::1 depends on the machine.
-        let sender = WebhookSender::new(&webhook, None, guard(&["127.0.0.1", "::1"]), &tls());
+        let sender =
+            WebhookSender::new(&webhook, None, guard(&["127.0.0.1", "::1"]), connections(), &tls());
         assert_eq!(post(&sender).await.1, Disposition::Accepted, "{host}");
     }
 }
