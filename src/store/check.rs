@@ -11,7 +11,11 @@
 //!
 //! May use: `error_chain`.
 
-use std::{sync::mpsc, thread, time::Duration};
+use std::{
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use super::{
     handle::StoreHandle,
@@ -33,10 +37,15 @@ pub(super) fn run(handle: &StoreHandle, was_left_open: bool) {
         }
         handle.backing().set_checking(false);
     }
+    let mut last_checked = Instant::now();
     loop {
         let generation = handle.generation();
-        if !handle.is_checked() && handle.displaced_files().is_none() {
+        // Again from time to time where rows are gone: retention removes the place in the end.
+        let is_due = !handle.is_checked()
+            || (!handle.are_indices_trusted() && last_checked.elapsed() > UNTRUSTED_INTERVAL);
+        if is_due && handle.displaced_files().is_none() {
             check_rows(handle, generation);
+            last_checked = Instant::now();
         }
         if handle.backing().wait_for_stop(RECHECK_INTERVAL) {
             return;
@@ -145,3 +154,7 @@ const CHECK_PAUSE: Duration = Duration::from_millis(5);
 
 /// Interval at which the thread looks whether a file is to be checked.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Interval between checks of a file whose indices are not used because rows are gone: each check
+/// reads the whole file.
+const UNTRUSTED_INTERVAL: Duration = Duration::from_secs(3600);

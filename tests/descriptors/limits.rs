@@ -118,8 +118,10 @@ fn the_descriptor_limit_bounds_subscribers_and_leaves_the_relay_its_own() {
     let subscribe = http::request(relay.public, "GET", STREAM, &[]);
     let connections: Vec<Wire> = (0..300)
         .map(|_| {
-            let wire = Wire::connect(relay.public);
+            let mut wire = Wire::connect(relay.public);
             let _ = wire.socket().write_all(subscribe.as_bytes()); // the relay may close early
+            // A connection whose request has not come yet would give way to the next one.
+            wire.look(Instant::now() + wait::SLACK);
             wire
         })
         .collect();

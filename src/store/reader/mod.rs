@@ -29,6 +29,7 @@ use std::{
 use rusqlite::{CachedStatement, Connection, InterruptHandle, OpenFlags, params};
 
 use self::chunk::{ChunkBuilder, RowFit};
+pub(crate) use super::sqlite::Indices;
 use super::sqlite::{
     FileError, FileFault,
     checksum::entry_sum,
@@ -294,15 +295,6 @@ impl ReadRequest {
 
 fn require(is_met: bool, damage: &str) -> Result<(), FileFault> {
     if is_met { Ok(()) } else { Err(FileFault::damage(damage)) }
-}
-
-/// Whether a read may rely on the indices by session and of gaps.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Indices {
-    /// Every row has been found in them.
-    Trusted,
-    /// They may leave out rows: rows are read one after the other.
-    Unchecked,
 }
 
 /// Lowest keys of several lists.

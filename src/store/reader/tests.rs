@@ -56,9 +56,12 @@ fn mark_fully_persisted(file: &StoreFile) {
     let connection = rusqlite::Connection::open(file.path()).unwrap();
     connection.execute("UPDATE products SET newest = 1000000", []).unwrap();
     schema::configure(&connection, 0).unwrap();
-    let empty = "INSERT INTO erased SELECT number, last + 1, 1000000, row_sum(number, last + 1, 1000000) FROM (
-        SELECT number, ifnull((SELECT max(max(entry) & 0xFFFFFFFFFF, (SELECT ifnull(max(last), 0) FROM erased WHERE product = number))
-            FROM entries WHERE entry >> 40 = number), 0) AS last FROM products)";
+    let empty = "INSERT INTO erased \
+         SELECT number, last + 1, 1000000, row_sum(number, last + 1, 1000000) FROM ( \
+             SELECT number, max( \
+                 ifnull((SELECT max(entry) & 0xFFFFFFFFFF FROM entries WHERE entry >> 40 = number), 0), \
+                 ifnull((SELECT max(last) FROM erased WHERE product = number), 0) \
+             ) AS last FROM products)";
     connection.execute(empty, []).unwrap();
 }
 

@@ -12,6 +12,25 @@ use super::{
 };
 use crate::event::SessionId;
 
+/// Whether a read may rely on the indices by session and of gaps.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Indices {
+    /// Every row has been found in them.
+    Trusted,
+    /// They may leave out rows: rows are read one after the other.
+    Unchecked,
+}
+
+impl Indices {
+    /// Returns how a statement reads its table: by this index, or row by row.
+    fn hint(self, index: &str) -> String {
+        match self {
+            Self::Trusted => format!("INDEXED BY {index}"),
+            Self::Unchecked => "NOT INDEXED".to_owned(),
+        }
+    }
+}
+
 impl StoreFile {
     /// Deletes a session's events, owed deliveries and dead letters in one transaction, and returns
     /// their numbers. Of the dead letters, those count whose event is neither in the file nor
@@ -23,16 +42,17 @@ impl StoreFile {
     ///
     /// # Errors
     ///
-    /// When the file cannot be written.
+    /// When the file cannot be written. `Damaged` when an index leaves out a row of the session.
     pub(crate) fn erase(
         &mut self,
         number: u32,
         session: &SessionId,
         in_memory_from: u64,
+        indices: Indices,
     ) -> Result<ErasedSession, FileError> {
         let erased = self.in_transaction(SyncMode::Normal, |connection| {
-            let dead_letters = erase_owed(connection, number, session, in_memory_from)?;
-            let (events, bytes) = erase_entries(connection, number, session)?;
+            let dead_letters = erase_owed(connection, number, session, in_memory_from, indices)?;
+            let (events, bytes) = erase_entries(connection, number, session, indices)?;
             Ok(ErasedSession { events, bytes, dead_letters })
         });
         erased.map_err(|fault| fault.at(&self.path, "erase a session in"))
@@ -101,25 +121,27 @@ fn erase_owed(
     number: u32,
     session: &SessionId,
     in_memory_from: u64,
+    indices: Indices,
 ) -> Result<u64, FileFault> {
+    let (dead, owed) = (indices.hint("dead_by_session"), indices.hint("owed_by_session"));
     let parameters = params![session.as_str(), number];
     let dead_letters = connection.query_row_and_then(
-        "SELECT count(DISTINCT place) FROM dead_letters INDEXED BY dead_by_session \
-         WHERE session = ?1 AND webhook IN (SELECT number FROM webhooks WHERE product = ?2) AND place <= ?3 \
-         AND NOT EXISTS (SELECT 1 FROM entries WHERE entry = ?4 + place)",
+        &format!(
+            "SELECT count(DISTINCT place) FROM dead_letters {dead} WHERE {OF_SESSION} AND place <= ?3 \
+             AND NOT EXISTS (SELECT 1 FROM entries WHERE entry = ?4 + place)"
+        ),
         params![session.as_str(), number, signed(in_memory_from), entry_key(number, 0)?],
         |row| read_unsigned(row, 0),
     )?;
     for statement in [
         // Overwritten in place first, see `erase_entries`.
-        "UPDATE dead_letters INDEXED BY dead_by_session SET payload = zeroblob(octet_length(payload)) \
-         WHERE session = ?1 AND webhook IN (SELECT number FROM webhooks WHERE product = ?2)",
-        "DELETE FROM dead_letters INDEXED BY dead_by_session \
-         WHERE session = ?1 AND webhook IN (SELECT number FROM webhooks WHERE product = ?2)",
-        "DELETE FROM owed INDEXED BY owed_by_session \
-         WHERE session = ?1 AND webhook IN (SELECT number FROM webhooks WHERE product = ?2)",
+        format!(
+            "UPDATE dead_letters {dead} SET payload = zeroblob(octet_length(payload)) WHERE {OF_SESSION}"
+        ),
+        format!("DELETE FROM dead_letters {dead} WHERE {OF_SESSION}"),
+        format!("DELETE FROM owed {owed} WHERE {OF_SESSION}"),
     ] {
-        connection.execute(statement, parameters)?;
+        connection.execute(&statement, parameters)?;
     }
     Ok(dead_letters)
 }
@@ -129,26 +151,34 @@ fn erase_entries(
     connection: &Connection,
     number: u32,
     session: &SessionId,
+    indices: Indices,
 ) -> Result<(u64, u64), FileFault> {
+    let (by_session, bound) =
+        (indices.hint("by_session"), "session = ?1 AND entry BETWEEN ?2 AND ?3");
     let rows = params![session.as_str(), entry_key(number, 0)?, entry_key(number, MAX_POSITION)?];
     let (events, bytes): (i64, i64) = connection.query_row(
-        "SELECT count(*), ifnull(sum(octet_length(session) + octet_length(kind) + octet_length(payload)), 0) \
-         FROM entries INDEXED BY by_session WHERE session = ?1 AND entry BETWEEN ?2 AND ?3",
+        &format!(
+            "SELECT count(*), ifnull(sum(octet_length(session) + octet_length(kind) + octet_length(payload)), 0) \
+             FROM entries {by_session} WHERE {bound}"
+        ),
         rows,
         |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
     // Overwritten in place first: deleting a row may make SQLite move adjacent rows to another
     // page, and copies of their payloads would stay behind.
     connection.execute(
-        "UPDATE entries INDEXED BY by_session SET payload = zeroblob(octet_length(payload)) \
-         WHERE session = ?1 AND entry BETWEEN ?2 AND ?3",
+        &format!(
+            "UPDATE entries {by_session} SET payload = zeroblob(octet_length(payload)) WHERE {bound}"
+        ),
         rows,
     )?;
     // A position without a row that is not recorded here counts as lost, see `reader`.
     connection.execute(
-        "INSERT OR REPLACE INTO erased \
-         SELECT entry >> 40, entry & ?4, entry & ?4, row_sum(entry >> 40, entry & ?4, entry & ?4) \
-         FROM entries INDEXED BY by_session WHERE session = ?1 AND entry BETWEEN ?2 AND ?3",
+        &format!(
+            "INSERT OR REPLACE INTO erased \
+             SELECT entry >> 40, entry & ?4, entry & ?4, row_sum(entry >> 40, entry & ?4, entry & ?4) \
+             FROM entries {by_session} WHERE {bound}"
+        ),
         params![
             session.as_str(),
             entry_key(number, 0)?,
@@ -156,10 +186,7 @@ fn erase_entries(
             signed(MAX_POSITION)
         ],
     )?;
-    connection.execute(
-        "DELETE FROM entries INDEXED BY by_session WHERE session = ?1 AND entry BETWEEN ?2 AND ?3",
-        rows,
-    )?;
+    connection.execute(&format!("DELETE FROM entries {by_session} WHERE {bound}"), rows)?;
     connection.execute("UPDATE state SET needs_scrub = 1", [])?;
     let counters = "UPDATE products SET events = events - ?2, bytes = bytes - ?3, \
                     sum = row_sum(number, id, newest, evicted_through, events - ?2, bytes - ?3, highest_epoch) \
@@ -167,3 +194,7 @@ fn erase_entries(
     connection.execute(counters, params![number, events, bytes])?;
     Ok((events.cast_unsigned(), bytes.cast_unsigned()))
 }
+
+/// Rows of a webhook's table that belong to the session ?1 of the product ?2.
+const OF_SESSION: &str =
+    "session = ?1 AND webhook IN (SELECT number FROM webhooks WHERE product = ?2)";

@@ -12,7 +12,7 @@ use crate::{
     store::{
         commands::{AddedProduct, RemainingRequeue, StoreCommand},
         opening::reserve_epoch,
-        sqlite::{DEAD_LETTER_STEP_ROWS, FileError},
+        sqlite::{DEAD_LETTER_STEP_ROWS, FileError, Indices},
     },
     wall_clock,
 };
@@ -120,7 +120,11 @@ impl StoreWriter {
             return Ok(None);
         };
         let Some(number) = file.product_number(product)? else { return Ok(Some(0)) };
-        let erased = file.erase(number, session, log.memory_evicted_through())?;
+        let indices = match self.handle.are_indices_trusted() {
+            true => Indices::Trusted,
+            false => Indices::Unchecked,
+        };
+        let erased = file.erase(number, session, log.memory_evicted_through(), indices)?;
         log.mark_erased(erased.events, erased.bytes);
         self.webhooks.report_counts(file)?;
         // Scrubbed at once, unless the last scrub is less than an interval ago. A due time that is

@@ -65,6 +65,8 @@ pub(super) struct StoreWriter {
     restamp_from: Option<i64>,
     /// Repairs of the current file, see `recovery`.
     repairs: u32,
+    /// Earliest time to look again after files that were taken away.
+    follow_at: Option<Instant>,
     /// Limit on the error line that says the file still cannot be opened.
     failure_limit: LogRateLimit,
     #[cfg(test)]
@@ -113,6 +115,7 @@ impl StoreWriter {
             may_retire: true,
             restamp_from: None,
             repairs: 0,
+            follow_at: None,
             failure_limit: LogRateLimit::default(),
             #[cfg(test)]
             script: tests::DiskScript::default(),

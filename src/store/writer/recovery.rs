@@ -91,10 +91,11 @@ impl StoreWriter {
     /// Makes indices and counters anew from the rows if a reader, the check or a write has found
     /// them damaged.
     pub(super) fn repair_reported(&mut self) -> Result<(), FileError> {
+        // Looked at first: a report stays until the file is open.
+        let WriterState::Open(file) = &mut self.state else { return Ok(()) };
         if !self.handle.take_repair() {
             return Ok(());
         }
-        let WriterState::Open(file) = &mut self.state else { return Ok(()) };
         if self.repairs == MAX_REPAIRS {
             return Err(FileFault::damage("its indices are damaged again and again")
                 .at(self.handle.path(), "repair"));
@@ -120,13 +121,27 @@ impl StoreWriter {
     pub(super) fn follow_displaced_files(&mut self) {
         let Some(files) = self.handle.displaced_files() else { return };
         let WriterState::Open(file) = &self.state else { return };
+        let now = Instant::now();
+        if self.follow_at.is_some_and(|at| now < at) {
+            return;
+        }
+        // SQLite waits for a reader in the way, and entries are committed in between.
+        self.follow_at = Some(now + REOPEN_DELAY);
         let path = self.handle.path().clone();
         let emptied = file.empty_wal();
         let in_place = FilesInPlace::find(&path).unwrap_or_default();
         if in_place.database == files.database {
             // Only once the write-ahead log is empty can the file be opened with another one. A
-            // reader in the way is gone a second later.
+            // reader of the relay in the way is gone a second later.
             if emptied.is_err() {
+                self.handle.set_failed(true);
+                if self.failure_limit.allow() {
+                    error!(
+                        file = %path.display(),
+                        "the store's write-ahead log was taken away while another process reads the store: end that \
+                         process (`fuser -v` names it), or the newest entries are lost with this one"
+                    );
+                }
                 return;
             }
             error!(file = %path.display(), "the store's write-ahead log was taken away: begun anew, and nothing is lost");

@@ -146,13 +146,17 @@ impl WebhookReader {
     /// Returns the next item of the subscription, committed or not.
     async fn next_item(&mut self) -> SubscriptionItem {
         loop {
-            let polled = poll_fn(|context| match self.subscription.poll_next(context) {
-                Poll::Ready(item) => Poll::Ready(Ok(item)),
+            let polled = poll_fn(|context| {
+                // Also before the poll, whose clock may be the last that finds it too early.
+                let retry_before = self.subscription.store_retry_at();
+                if let Poll::Ready(item) = self.subscription.poll_next(context) {
+                    return Poll::Ready(Ok(item));
+                }
                 // Nothing wakes a subscription that waits for the store to recover.
-                Poll::Pending => match self.subscription.store_retry_at() {
+                match self.subscription.store_retry_at().or(retry_before) {
                     Some(retry_at) => Poll::Ready(Err(retry_at)),
                     None => Poll::Pending,
-                },
+                }
             });
             match polled.await {
                 Ok(item) => return item,

@@ -15,12 +15,12 @@ const WEBHOOKS: usize = 10;
 /// Time in which wake-ups are counted.
 const WINDOW: Duration = Duration::from_secs(2);
 
-/// Wake-ups in [`WINDOW`] that may be of the relay's other work, which differs a little between
-/// two processes. A webhook that looks each second at whether it has work is beyond it.
-const MAX_DIFFERENCE: i64 = 15;
+/// Wake-ups in [`WINDOW`] beyond those of a relay without webhooks: a look of each webhook in a
+/// second, for ages and changed states, and as much again for what differs between two processes.
+const MAX_DIFFERENCE: i64 = 40;
 
 #[test]
-fn idle_webhooks_wake_no_thread() {
+fn an_idle_webhook_looks_once_a_second_at_most() {
     let (connectors, receiver) = ([Connector::new(), Connector::new()], Receiver::accepting());
     let hooks: String = (0..WEBHOOKS).map(|n| table(&format!("hook{n}"), &receiver, "")).collect();
     let without = Setup::behind(&connectors[0]).start();

@@ -7,7 +7,7 @@ use crate::{
     store::{
         DeliveryChange,
         sqlite::{
-            AppendBatch,
+            AppendBatch, Indices,
             erase::ErasedSession,
             tests::{bytes_of, event, file_with_product, gap, product, session},
             webhooks::tests::journal,
@@ -207,10 +207,12 @@ fn erase_victims(file: &mut StoreFile, numbers: &[u32], victims: &[&str], oldest
     retire_all(file, oldest_kept_at, NO_BOUND);
     for number in numbers {
         for victim in victims {
-            assert!(file.erase(*number, &session(victim), 0).unwrap().events >= 100);
+            assert!(
+                file.erase(*number, &session(victim), 0, Indices::Trusted).unwrap().events >= 100
+            );
         }
         assert_eq!(
-            file.erase(*number, &session(victims[0]), 0).unwrap(),
+            file.erase(*number, &session(victims[0]), 0, Indices::Trusted).unwrap(),
             ErasedSession { events: 0, bytes: 0, dead_letters: 0 }
         );
     }
@@ -259,7 +261,7 @@ fn scrubbing_reports_a_reader_in_the_way_and_can_be_repeated() {
     reader.execute_batch("BEGIN; SELECT * FROM products").unwrap();
     reader.query_row("SELECT count(*) FROM entries", [], |row| row.get::<_, i64>(0)).unwrap();
     assert_eq!(
-        file.erase(1, &session("s"), 0).unwrap().events,
+        file.erase(1, &session("s"), 0, Indices::Trusted).unwrap().events,
         5,
         "an erasure does not wait for a reader"
     );
@@ -282,7 +284,7 @@ fn a_session_is_erased_in_one_product_only() {
     file.find_or_add_product(&product("q")).unwrap();
     write_events(&mut file, 1, 1..=1300, 1, 1);
     write_events(&mut file, 2, 1..=5, 1, 1);
-    assert_eq!(file.erase(1, &session("s"), 0).unwrap().events, 1300);
+    assert_eq!(file.erase(1, &session("s"), 0, Indices::Trusted).unwrap().events, 1300);
     let kept = file.find_or_add_product(&product("p")).unwrap();
     assert_eq!((kept.newest, kept.evicted_through, kept.events, kept.bytes), (1300, 0, 0, 0));
     assert_eq!(file.find_or_add_product(&product("q")).unwrap().events, 5);
