@@ -38,7 +38,7 @@ use super::{
     deadline_socket::DeadlineSocket,
     detach::ConnectionState,
     detached::Detachable,
-    displacement::{ConnectionTable, Place},
+    displacement::{ConnectionShares, ConnectionTable, Place},
     handshake_turns::HandshakeTurns,
     http1,
     http2::{self, Http2Connection},
@@ -72,6 +72,9 @@ pub(crate) async fn serve(
     let listener = TcpListener::from_std(listener.socket)?;
     let connection_limit = ConnectionLimit::new(settings.max_connections, settings.max_over_limit);
     let table = ConnectionTable::new(settings.shares);
+    // Of its own: a connection that is to be answered 503 has time to ask until others need its
+    // permit for the same.
+    let beyond_limit = ConnectionTable::new(ConnectionShares::UNTIL_FULL);
     let mut reserve = ReserveDescriptor::new();
     let (tasks, handshake_turns) = (Arc::default(), HandshakeTurns::new());
     let server = Arc::new(ConnectionServer { routes, settings, tasks, handshake_turns });
@@ -79,9 +82,11 @@ pub(crate) async fn serve(
         match accepted {
             Ok((stream, peer)) => {
                 table.make_room(peer.ip(), connection_limit.is_exhausted()).await;
+                beyond_limit.make_room(peer.ip(), connection_limit.is_exhausted_beyond()).await;
                 match connection_limit.try_acquire() {
                     Some((permit, is_over_limit)) => {
                         let state = Arc::new(ConnectionState::new(&server.settings.wheel));
+                        let table = if is_over_limit { &beyond_limit } else { &table };
                         let place = table.admit(peer.ip(), &state);
                         let (entry, tasks) = (Arc::clone(place.entry()), Arc::clone(&server.tasks));
                         let connection =

@@ -57,6 +57,11 @@ impl ConnectionLimit {
         self.within_limit.available_permits() == 0
     }
 
+    /// Returns whether those beyond the limit are taken, too.
+    pub(super) fn is_exhausted_beyond(&self) -> bool {
+        self.is_exhausted() && self.over_limit.available_permits() == 0
+    }
+
     /// Returns a permit, and whether it is one beyond the limit; `None` if those are taken, too.
     ///
     /// Never waits: a connection that must wait for a permit would hold a descriptor meanwhile.
