@@ -23,7 +23,8 @@ pub(super) struct DescriptorPlan {
     pub(super) over_limit: usize,
     /// Connections of the admin listener, and as many of the probe listener.
     pub(super) operators: usize,
-    /// Connections to the receivers of all webhooks, those of the admin API included.
+    /// Connections to the receivers of the admin API's webhooks. Those of the file are among the
+    /// relay's own needs.
     pub(super) webhooks: usize,
 }
 
@@ -37,8 +38,7 @@ impl DescriptorPlan {
         let in_flight: usize = config.webhooks.iter().map(|webhook| webhook.max_in_flight).sum();
         let own = OWN_DESCRIPTORS.max(open_descriptors() + LATER_DESCRIPTORS);
         let own = own.saturating_add(config.upstreams.len()).saturating_add(in_flight);
-        let plan = Self::divide(raise_descriptor_limit(), own, requested);
-        Self { webhooks: plan.webhooks.saturating_add(in_flight), ..plan }
+        Self::divide(raise_descriptor_limit(), own, requested)
     }
 
     /// Divides the descriptors that `own` leaves. Where the limit is far too low, connections get a

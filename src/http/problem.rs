@@ -149,9 +149,10 @@ impl From<WebhookError> for Problem {
         let message = error.to_string();
         match error {
             WebhookError::Unknown => Self::not_found(message),
-            WebhookError::AlreadyExists | WebhookError::DeclaredInFile | WebhookError::TooMany => {
-                Self::conflict(message)
-            }
+            WebhookError::AlreadyExists
+            | WebhookError::DeclaredInFile
+            | WebhookError::TooMany
+            | WebhookError::TooManySessions => Self::conflict(message),
             WebhookError::UnknownProduct | WebhookError::ProductChanged => {
                 Self::invalid_field("product_id", message)
             }
@@ -240,6 +241,7 @@ mod tests {
             (WebhookError::AlreadyExists, 409),
             (WebhookError::DeclaredInFile, 409),
             (WebhookError::TooMany, 409),
+            (WebhookError::TooManySessions, 409),
             (WebhookError::UnknownProduct, 422),
             (WebhookError::ProductChanged, 422),
             (WebhookError::StoreUnavailable, 503),

@@ -94,12 +94,12 @@ pub(crate) struct EgressConnector {
     of_webhook: Option<Arc<Semaphore>>,
 }
 
-/// Bound on the connections of all webhooks, because each of them is a file descriptor, and the
-/// store and the listeners need descriptors, too.
+/// Bound on the connections of the admin API's webhooks, because each of them is a file descriptor,
+/// and the store and the listeners need descriptors, too.
 #[derive(Clone, Debug)]
 pub(crate) struct EgressConnections {
     of_all: Arc<Semaphore>,
-    share: usize,
+    max: usize,
 }
 
 impl EgressConnections {
@@ -107,7 +107,12 @@ impl EgressConnections {
     /// receivers that stand still leave the others theirs.
     pub(crate) fn new(max: usize) -> Self {
         let max = max.clamp(1, Semaphore::MAX_PERMITS);
-        Self { of_all: Arc::new(Semaphore::new(max)), share: max.div_ceil(4) }
+        Self { of_all: Arc::new(Semaphore::new(max)), max }
+    }
+
+    /// Returns the number of connections that there may be at one time.
+    pub(crate) fn max(&self) -> usize {
+        self.max
     }
 }
 
@@ -131,7 +136,7 @@ impl EgressConnector {
 
     /// Counts this connector's connections among those of all webhooks.
     pub(crate) fn bounded_by(self, connections: EgressConnections) -> Self {
-        let of_webhook = Some(Arc::new(Semaphore::new(connections.share)));
+        let of_webhook = Some(Arc::new(Semaphore::new(connections.max.div_ceil(4))));
         Self { connections: Some(connections), of_webhook, ..self }
     }
 

@@ -11,6 +11,7 @@ use tokio::time;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    WebhookSource,
     definition::Definition,
     outbox::{DeliveryPolicy, EventStorage},
     sender::WebhookSender,
@@ -33,7 +34,8 @@ pub(super) struct WebhookContext {
     /// Policy for every sender built from now on. A blocking lock: it is held only to clone or
     /// replace two references, never across an await.
     pub(super) egress: RwLock<EgressPolicy>,
-    /// Bound on the connections of all webhooks, under every egress policy.
+    /// Bound on the connections of the admin API's webhooks, under every egress policy. Those of the
+    /// file are planned for at the start.
     pub(super) connections: EgressConnections,
 }
 
@@ -55,7 +57,11 @@ impl WebhookContext {
         let previous = definition.previous_secret.as_ref().map(|previous| &previous.secret);
         let EgressPolicy { guard, tls } =
             self.egress.read().unwrap_or_else(PoisonError::into_inner).clone();
-        WebhookSender::new(&definition.webhook, previous, guard, self.connections.clone(), &tls)
+        let connections = match definition.source {
+            WebhookSource::File => None,
+            WebhookSource::Api => Some(&self.connections),
+        };
+        WebhookSender::new(&definition.webhook, previous, guard, connections, &tls)
     }
 
     /// Removes a webhook from the store, retrying until the store can be written, and returns

@@ -160,6 +160,9 @@ pub(crate) enum WebhookError {
     /// [`MAX_WEBHOOKS`] are registered.
     #[error("there are {} webhooks already; remove one", MAX_WEBHOOKS)]
     TooMany,
+    /// The webhooks together name [`MAX_WEBHOOK_SESSIONS`].
+    #[error("all webhooks together may name {} sessions; name fewer", MAX_WEBHOOK_SESSIONS)]
+    TooManySessions,
     /// The relay has no such product.
     #[error("is none of this relay's products; add it to [[upstreams]]")]
     UnknownProduct,
@@ -216,3 +219,7 @@ impl Now {
 
 /// Registered webhooks at most: each has a worker task and up to `max_in_flight` connections.
 const MAX_WEBHOOKS: usize = 1000;
+
+/// Sessions that all webhooks may name together: a thousand webhooks of a thousand sessions each
+/// would take a gigabyte.
+const MAX_WEBHOOK_SESSIONS: usize = 65_536;

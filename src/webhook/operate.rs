@@ -11,12 +11,13 @@ use tokio::{sync::oneshot, time};
 use tracing::info;
 
 use super::{
-    DeadLetterSelection, MAX_WEBHOOKS, WebhookError, WebhookSource, WebhookSummary, Webhooks,
-    definition::Definition, registry::WorkerHandle, worker::WebhookCommand,
+    DeadLetterSelection, MAX_WEBHOOK_SESSIONS, MAX_WEBHOOKS, WebhookError, WebhookSource,
+    WebhookSummary, Webhooks, definition::Definition, registry::WorkerHandle,
+    worker::WebhookCommand,
 };
 use crate::{
     config::WebhookConfig,
-    event::{ProductId, SessionId},
+    event::{Only, ProductId, SessionId},
     store::StoreUnwritable,
     webhook_delivery::Attempt,
 };
@@ -44,6 +45,7 @@ impl Webhooks {
         if self.lock_handles().len() >= MAX_WEBHOOKS {
             return Err(WebhookError::TooMany);
         }
+        self.ensure_room_for_sessions(&webhook)?;
         let (reply, stored) = oneshot::channel();
         self.spawn_worker(
             Definition::new(webhook, WebhookSource::Api),
@@ -64,6 +66,16 @@ impl Webhooks {
         }
     }
 
+    /// Checks that the sessions of all webhooks, those of `webhook` included, stay within
+    /// [`MAX_WEBHOOK_SESSIONS`].
+    fn ensure_room_for_sessions(&self, webhook: &WebhookConfig) -> Result<(), WebhookError> {
+        let handles = self.lock_handles();
+        let of_others = handles.iter().filter(|(id, _)| **id != webhook.id);
+        let of_others = of_others.map(|(_, it)| session_count(&it.shared.definition().webhook));
+        let total = of_others.sum::<usize>() + session_count(webhook);
+        if total > MAX_WEBHOOK_SESSIONS { Err(WebhookError::TooManySessions) } else { Ok(()) }
+    }
+
     /// Changes a webhook that was registered through the API. The webhook keeps its position; a
     /// replaced secret signs beside the new one for [`Definition::replaced_by`]'s overlap.
     ///
@@ -82,6 +94,7 @@ impl Webhooks {
         if current.webhook.product_id != webhook.product_id {
             return Err(WebhookError::ProductChanged);
         }
+        self.ensure_room_for_sessions(&webhook)?;
         let definition = current.replaced_by(webhook, WebhookSource::Api);
         let stored = self
             .send_command(&id, |reply| WebhookCommand::Redefine(Box::new(definition), reply))
@@ -198,6 +211,14 @@ impl Webhooks {
             WebhookSource::Api => Ok(handle),
             WebhookSource::File => Err(WebhookError::DeclaredInFile),
         }
+    }
+}
+
+/// Returns the number of sessions that a webhook names.
+fn session_count(webhook: &WebhookConfig) -> usize {
+    match &webhook.session_ids {
+        Only::Everything => 0,
+        Only::These(sessions) => sessions.len(),
     }
 }
 

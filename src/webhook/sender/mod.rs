@@ -30,7 +30,7 @@ use self::{
     classify::{Classification, proves_unprocessed},
     transport::EndpointClient,
 };
-use super::{Disposition, signature::Signer};
+use super::{Disposition, MAX_WEBHOOKS, signature::Signer};
 use crate::{
     config::{Secret, WebhookConfig},
     outbound::{
@@ -61,19 +61,26 @@ impl WebhookSender {
         webhook: &WebhookConfig,
         previous: Option<&Secret>,
         guard: Arc<EgressGuard>,
-        connections: EgressConnections,
+        connections: Option<&EgressConnections>,
         tls: &ClientConfig,
     ) -> Self {
-        let connector = EgressConnector::new(guard, webhook.timeout).bounded_by(connections);
-        Self::with_connector(connector, webhook, previous, tls)
+        let connector = EgressConnector::new(guard, webhook.timeout);
+        let Some(connections) = connections else {
+            return Self::with_connector(connector, webhook, previous, tls, webhook.max_in_flight);
+        };
+        // An idle connection keeps its permit, so all webhooks together must leave some.
+        let max_idle = (connections.max() / MAX_WEBHOOKS).min(webhook.max_in_flight);
+        let connector = connector.bounded_by(connections.clone());
+        Self::with_connector(connector, webhook, previous, tls, max_idle)
     }
 
-    /// Creates a sender that dials with `connector`.
+    /// Creates a sender that dials with `connector`, and keeps up to `max_idle` idle connections.
     pub(super) fn with_connector(
         connector: EgressConnector,
         webhook: &WebhookConfig,
         previous: Option<&Secret>,
         tls: &ClientConfig,
+        max_idle: usize,
     ) -> Self {
         let budget = Arc::new(AnswerBudget::new(webhook.max_in_flight));
         let connector = connector.within(Arc::clone(&budget));
@@ -81,7 +88,7 @@ impl WebhookSender {
             url: webhook.url.as_uri().clone(),
             timeout: webhook.timeout,
             signer: Signer::new(&webhook.secret, previous),
-            client: EndpointClient::new(connector, tls, webhook.timeout, webhook.max_in_flight),
+            client: EndpointClient::new(connector, tls, webhook.timeout, max_idle),
             budget,
         }
     }

@@ -72,6 +72,27 @@ fn an_unknown_id_is_not_found_and_a_taken_id_is_a_conflict() {
 }
 
 #[test]
+fn webhooks_together_name_a_bounded_number_of_sessions() {
+    let (relay, _link) = relay();
+    let sessions = |count: usize| (0..count).map(|n| format!("s{n}")).collect::<Vec<_>>();
+    let naming = |id: &str, count| {
+        let mut webhook = webhook("http://127.0.0.1:1/");
+        (webhook["id"], webhook["session_ids"]) = (id.into(), json!(sessions(count)));
+        webhook
+    };
+    for n in 0..65 {
+        let created = send(&relay, "POST", WEBHOOKS, &naming(&format!("hook{n}"), 1000));
+        assert_eq!(created.status(), 201, "{n}");
+    }
+    send(&relay, "POST", WEBHOOKS, &naming("last", 537)).problem(409);
+    assert_eq!(send(&relay, "POST", WEBHOOKS, &naming("last", 536)).status(), 201);
+    send(&relay, "PUT", "/api/v1/webhooks/last", &naming("last", 537)).problem(409);
+    assert_eq!(send(&relay, "PUT", "/api/v1/webhooks/hook7", &naming("hook7", 999)).status(), 200);
+    assert_eq!(send(&relay, "PUT", "/api/v1/webhooks/last", &naming("last", 537)).status(), 200);
+    assert_eq!(send(&relay, "POST", WEBHOOKS, &naming("all", 0)).status(), 201);
+}
+
+#[test]
 fn an_invalid_webhook_is_reported_field_by_field() {
     let (relay, _link) = relay();
     let body = json!({ "id": "a b", "url": "ftp://hush/", "secret": "hush hush", "types": ["actions", ""],

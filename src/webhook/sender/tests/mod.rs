@@ -43,12 +43,8 @@ fn guard(allow: &[&str]) -> Arc<EgressGuard> {
 }
 
 /// Returns a bound on connections that no test reaches.
-fn connections() -> EgressConnections {
-    EgressConnections::new(1000)
-}
-
 fn sender(url: &str, keys: &str) -> WebhookSender {
-    WebhookSender::new(&webhook(url, keys), None, guard(&["127.0.0.0/8"]), connections(), &tls())
+    WebhookSender::new(&webhook(url, keys), None, guard(&["127.0.0.0/8"]), None, &tls())
 }
 
 async fn post(sender: &WebhookSender) -> (Attempt, Disposition) {
@@ -168,14 +164,7 @@ async fn a_former_secret_signs_too() {
     let receiver = ScriptedReceiver::new(OK, AfterAnswer::KeepOpen).await;
     let previous = Secret::inline("former".to_owned());
     let webhook = webhook(&receiver.url(), "");
-    post(&WebhookSender::new(
-        &webhook,
-        Some(&previous),
-        guard(&["127.0.0.1"]),
-        connections(),
-        &tls(),
-    ))
-    .await;
+    post(&WebhookSender::new(&webhook, Some(&previous), guard(&["127.0.0.1"]), None, &tls())).await;
     let request = receiver.requests().remove(0);
     assert_eq!(request.header("webhook-signature").unwrap().split(' ').count(), 2);
 }
@@ -319,7 +308,7 @@ async fn a_name_without_an_address_is_tried_again() {
     let connector = EgressConnector::new(guard(&[]), webhook.timeout)
         .with_resolver(Resolver::Stub(Arc::new(|_| Vec::new())));
     let (attempt, disposition) =
-        post(&WebhookSender::with_connector(connector, &webhook, None, &tls())).await;
+        post(&WebhookSender::with_connector(connector, &webhook, None, &tls(), 4)).await;
     assert_eq!((attempt.outcome, attempt.status, disposition), (Outcome::Dns, None, PLAIN_RETRY));
 }
 

@@ -105,7 +105,7 @@ pub(super) fn sender_to(
         EgressConnector::new(guard(&["127.0.0.1"]), webhook.timeout).with_resolver(resolver);
     let root = root.map(TestCertificate::certificate);
     let tls = tls_client_config(root.as_deref()).unwrap();
-    WebhookSender::with_connector(connector, &webhook, None, &tls)
+    WebhookSender::with_connector(connector, &webhook, None, &tls, 4)
 }
 
 async fn serve_tls(

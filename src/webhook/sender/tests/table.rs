@@ -196,7 +196,7 @@ fn stub_resolver(answers: &[&[&str]]) -> (Resolver, Arc<AtomicUsize>) {
 fn sender_with(resolver: Resolver, url: &str, allow: &[&str], keys: &str) -> WebhookSender {
     let webhook = webhook(url, keys);
     let connector = EgressConnector::new(guard(allow), webhook.timeout).with_resolver(resolver);
-    WebhookSender::with_connector(connector, &webhook, None, &tls())
+    WebhookSender::with_connector(connector, &webhook, None, &tls(), 4)
 }
 
 #[tokio::test]
@@ -207,7 +207,7 @@ async fn no_spelling_of_an_inner_address_is_reached() {
     for url in SPELLINGS {
         let webhook = webhook(&url.replace("PORT", &canary.port.to_string()), "timeout = '2s'");
         let (attempt, disposition) =
-            WebhookSender::new(&webhook, None, Arc::clone(&guard), connections(), &tls)
+            WebhookSender::new(&webhook, None, Arc::clone(&guard), None, &tls)
                 .send("7-1", Bytes::new())
                 .await;
         let is_refused =
@@ -277,8 +277,7 @@ async fn an_allowed_network_is_reached_by_every_spelling_of_it() {
         let url = format!("http://{host}:{}/", receiver.address.port());
         let webhook = webhook(&url, "");
         // Whether `localhost` also resolves to ::1 depends on the machine.
-        let sender =
-            WebhookSender::new(&webhook, None, guard(&["127.0.0.1", "::1"]), connections(), &tls());
+        let sender = WebhookSender::new(&webhook, None, guard(&["127.0.0.1", "::1"]), None, &tls());
         assert_eq!(post(&sender).await.1, Disposition::Accepted, "{host}");
     }
 }
