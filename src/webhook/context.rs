@@ -34,8 +34,8 @@ pub(super) struct WebhookContext {
     /// Policy for every sender built from now on. A blocking lock: it is held only to clone or
     /// replace two references, never across an await.
     pub(super) egress: RwLock<EgressPolicy>,
-    /// Bound on the connections of the admin API's webhooks, under every egress policy. Those of the
-    /// file are planned for at the start.
+    /// Bound on the connections of the admin API's webhooks, under every egress policy. Those of
+    /// the file are planned for at the start.
     pub(super) connections: EgressConnections,
 }
 
