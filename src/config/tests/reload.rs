@@ -69,3 +69,23 @@ fn the_restart_only_keys_are_the_keys_that_a_reload_keeps() {
     }
     assert!(!keys.iter().any(|it| it == "server.max_subscribers"), "{keys:?}");
 }
+
+#[test]
+fn a_report_has_the_value_in_force_as_the_file_writes_it_and_one_name_for_what_belongs_together() {
+    let jwt = |secret: &str| format!("[auth.jwt]\nsecret = '{}'\n", secret.repeat(32));
+    let webhook = "[[webhooks]]\nid = 'w'\nproduct_id = 'p'\nurl = 'https://h'\nsecret = 's'\n";
+    let old = format!("{}{UPSTREAM}{webhook}", jwt("x"));
+    let changed = "[server]\nprobe_listen = '127.0.0.1:7'\nhead_timeout = '1s'\n\
+                   max_concurrent_replays = 1\n[log]\ndata_dir = '/data'\n";
+    let new = format!("{changed}{}{UPSTREAM}{webhook}timeout = '1s'\nmax_retries = 1", jwt("y"));
+    let (_, diff) = diff_between(&old, &new);
+    assert_eq!(diff.applied, ["auth.jwt: algorithm or keys", "webhooks[w]"]);
+    let in_force = [
+        "server.probe_listen (in force: none)",
+        "server.head_timeout (in force: 10s)",
+        "server.max_concurrent_replays (in force: 64)",
+        "log.data_dir (in force: none)",
+    ];
+    assert_eq!(diff.restart_required, in_force);
+    assert_eq!(diff_between(UPSTREAM, &format!("{}{UPSTREAM}", jwt("x"))).1.applied, ["auth.jwt"]);
+}
