@@ -1,8 +1,8 @@
 //! Methods of routes: one table, from which `Allow`, 405, HEAD and preflight answers come.
 //!
 //! In: paths, with handlers by method. Out: a router whose routes answer every other method with
-//! 405 and `Allow` (RFC 9110, section 15.5.6). `public::cors` derives the answer to a preflight from
-//! this 405, so a preflight allows the methods of the route, and an unknown path stays 404.
+//! 405 and `Allow` (RFC 9110, section 15.5.6). `public::cors` derives the answer to a preflight
+//! from this 405, so a preflight allows the methods of the route, and an unknown path stays 404.
 //!
 //! May use: no other module.
 
