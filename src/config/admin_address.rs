@@ -44,7 +44,7 @@ impl Config {
         let context = ParseContext::new(&name, &text, environment);
         context.report_syntax_errors(&errors);
         let mut section = Section::root(&context, document.get_ref()).section("server");
-        let address = server::read_admin_listen(&mut section);
+        let address = server::read_admin_listen(&section.entry("admin_listen"));
         if address.port() == 0 {
             section.entry("admin_listen").report(
                 "port 0 lets the operating system choose the port; give --url with the one that \

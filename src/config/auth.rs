@@ -6,42 +6,48 @@
 
 use std::collections::BTreeSet;
 
+use toml::Value;
+
 use super::{
     entry::ConfigEntry,
     findings::quoted,
     jwt::JwtConfig,
+    keys::{ConfigValue, config_keys},
     secret::{Secret, SecretEntries, SecretRule},
     section::{Section, report_duplicate_texts, report_duplicates},
     upstream::parse_product_id,
 };
 use crate::event::{Only, ProductId};
 
-/// Credentials and what they grant.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct AuthConfig {
-    /// Whether clients without a credential are admitted.
-    pub(crate) allow_anonymous: bool,
-    /// Permissions of clients without a credential.
-    pub(crate) anonymous_permissions: Permissions,
-    /// The key of the admin API.
-    pub(crate) admin_key: Option<Secret>,
-    /// Static keys for back-end agents.
-    pub(crate) keys: Vec<StaticKeyConfig>,
-    /// Scoped tokens, if they are accepted.
-    pub(crate) jwt: Option<JwtConfig>,
+config_keys! {
+    /// Credentials and what they grant.
+    struct AuthConfig |section, key, entry, default_anonymous: bool| {
+        /// Whether clients without a credential are admitted.
+        allow_anonymous: bool = AtReload(entry().boolean().unwrap_or(default_anonymous));
+        /// Permissions of clients without a credential.
+        anonymous_permissions: Permissions = AtReload(read_permissions(&entry()));
+        /// The key of the admin API.
+        admin_key: Option<Secret> =
+            AtReload(SecretEntries::lookup(section, key).read(SecretRule::Header));
+        /// Static keys for back-end agents.
+        keys: Vec<StaticKeyConfig> = ByKey(StaticKeyConfig::read_all(section.tables(key)));
+        /// Scoped tokens, if they are accepted.
+        jwt: Option<JwtConfig> = ByKey(JwtConfig::read(section.section(key)));
+    }
 }
 
-/// A static key.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct StaticKeyConfig {
-    /// Name of the key in logs and lists.
-    pub(crate) name: String,
-    /// The text that the client sends.
-    pub(crate) key: Secret,
-    /// The products that the key grants.
-    pub(crate) products: Only<ProductId>,
-    /// Permissions on these products.
-    pub(crate) permissions: Permissions,
+config_keys! {
+    /// A static key.
+    struct StaticKeyConfig by name |section, key, entry, secret: Option<Secret>| {
+        /// Name of the key in logs and lists.
+        name: String = WithTable(entry().required(|text| Ok(text.to_owned()))?);
+        /// The text that the client sends.
+        key: Secret = WithTable(secret?);
+        /// The products that the key grants.
+        products: Only<ProductId> = WithTable(read_products(&entry())?);
+        /// Permissions on these products.
+        permissions: Permissions = WithTable(read_permissions(&entry()));
+    }
 }
 
 /// Permission of a client.
@@ -79,25 +85,8 @@ impl Permission {
     }
 }
 
-impl AuthConfig {
-    /// Reads the section. `default_anonymous` depends on the way in which the relay is started.
-    pub(super) fn read(section: &mut Section<'_>, default_anonymous: bool) -> Self {
-        Self {
-            allow_anonymous: section
-                .entry("allow_anonymous")
-                .boolean()
-                .unwrap_or(default_anonymous),
-            anonymous_permissions: read_permissions(&section.entry("anonymous_permissions")),
-            admin_key: SecretEntries::lookup(section, "admin_key").read(SecretRule::Header),
-            keys: StaticKeyConfig::read_all(section),
-            jwt: JwtConfig::read(section.section("jwt")),
-        }
-    }
-}
-
 impl StaticKeyConfig {
-    fn read_all(auth: &mut Section<'_>) -> Vec<Self> {
-        let mut sections = auth.tables("keys");
+    fn read_all(mut sections: Vec<Section<'_>>) -> Vec<Self> {
         let (mut secrets, mut keys) = (Vec::new(), Vec::new());
         for section in &mut sections {
             let entries = SecretEntries::lookup(section, "key");
@@ -110,19 +99,18 @@ impl StaticKeyConfig {
                     .cloned()
                     .zip(secret.as_ref().map(|secret| secret.expose().to_owned())),
             );
-            keys.extend(Self::read(section, secret));
+            keys.extend(Self::read_keys(section, secret));
         }
         report_duplicate_texts(&mut sections, "name");
         report_duplicates(secrets);
         sections.into_iter().for_each(Section::finish);
         keys
     }
+}
 
-    fn read(section: &mut Section<'_>, key: Option<Secret>) -> Option<Self> {
-        let name = section.entry("name").required(|text| Ok(text.to_owned()));
-        let products = read_products(&section.entry("products"));
-        let permissions = read_permissions(&section.entry("permissions"));
-        Some(Self { name: name?, key: key?, products: products?, permissions })
+impl ConfigValue for Permissions {
+    fn to_toml(&self) -> Option<Value> {
+        Some(self.iter().map(|permission| permission.name()).collect::<Vec<_>>().into())
     }
 }
 

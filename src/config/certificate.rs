@@ -21,8 +21,13 @@ use rustls::{
     server::ParsedCertificate,
     sign::CertifiedKey,
 };
+use toml::Value;
 
-use super::pem;
+use super::{
+    keys::{ConfigKey, ConfigValue},
+    masked::MaskedToml,
+    pem,
+};
 
 /// Paths of the certificate and its key.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -74,6 +79,23 @@ impl TlsFiles {
         let mut digest = Context::new(&SHA256);
         [cert_pem, key_pem].iter().for_each(|pem| digest.update(pem));
         Ok(TlsIdentity { key: Arc::new(key), not_after, digest: digest.finish().as_ref().into() })
+    }
+}
+
+impl ConfigValue for Option<TlsFiles> {
+    fn to_toml(&self) -> Option<Value> {
+        let files = self.as_ref()?;
+        Some(format!("{}, {}", files.cert_file.display(), files.key_file.display()).into())
+    }
+
+    fn path(ConfigKey { section, .. }: ConfigKey<'_>) -> String {
+        format!("{section}.{CERT_FILE_KEY}, {section}.{KEY_FILE_KEY}")
+    }
+
+    fn write(&self, key: ConfigKey<'_>, document: &mut MaskedToml) {
+        let files = self.clone().map(|files| (files.cert_file, files.key_file)).unzip();
+        files.0.write(ConfigKey { name: CERT_FILE_KEY, ..key }, document);
+        files.1.write(ConfigKey { name: KEY_FILE_KEY, ..key }, document);
     }
 }
 
@@ -142,9 +164,9 @@ fn not_after(certificate: &CertificateDer<'_>) -> Result<SystemTime, rustls::Err
     }
 }
 
-const CERT_FILE_KEY: &str = "tls_cert_file";
+pub(super) const CERT_FILE_KEY: &str = "tls_cert_file";
 
-const KEY_FILE_KEY: &str = "tls_key_file";
+pub(super) const KEY_FILE_KEY: &str = "tls_key_file";
 
 #[cfg(test)]
 pub(super) mod tests {

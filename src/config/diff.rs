@@ -18,9 +18,9 @@ pub(crate) struct ConfigDiff {
 }
 
 impl ConfigDiff {
-    /// Takes the new value of a key, and records a change.
+    /// Takes the new value of a key, and records a change, once if several keys have one name.
     pub(super) fn take_new<T: PartialEq>(&mut self, key: &str, old: &T, new: T) -> T {
-        if *old != new {
+        if *old != new && self.applied.last().is_none_or(|last| last != key) {
             self.applied.push(key.to_owned());
         }
         new
@@ -32,39 +32,12 @@ impl ConfigDiff {
         key: &str,
         old: &T,
         new: &T,
-        display: impl Fn(&T) -> String,
+        in_force: &str,
     ) -> T {
         self.restart_only.extend(key.split(", ").map(str::to_owned));
         if old != new {
-            self.restart_required.push(format!("{key} (in force: {})", display(old)));
+            self.restart_required.push(format!("{key} (in force: {in_force})"));
         }
         old.clone()
     }
-}
-
-/// Merges an array of tables. Tables are matched by name, in any order.
-pub(super) fn merge_tables<T>(
-    array: &str,
-    old: &[T],
-    new: Vec<T>,
-    name: impl Fn(&T) -> &str,
-    merge: impl Fn(&str, &T, T, &mut ConfigDiff) -> T,
-    diff: &mut ConfigDiff,
-) -> Vec<T> {
-    let unlisted = old.iter().filter(|old| new.iter().all(|new| name(new) != name(old)));
-    let removed: Vec<String> =
-        unlisted.map(|old| format!("{array}[{}] removed", name(old))).collect();
-    let next = new.into_iter().map(|new| {
-        let at = format!("{array}[{}]", name(&new));
-        match old.iter().find(|old| name(old) == name(&new)) {
-            Some(old) => merge(&at, old, new, diff),
-            None => {
-                diff.applied.push(format!("{at} added"));
-                new
-            }
-        }
-    });
-    let next = next.collect();
-    diff.applied.extend(removed);
-    next
 }

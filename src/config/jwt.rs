@@ -7,25 +7,30 @@
 
 use std::path::PathBuf;
 
+use toml::Value;
+
 use super::{
     entry::ConfigEntry,
     findings::quoted,
+    keys::{ConfigKey, ConfigValue, config_keys},
+    masked::MaskedToml,
     public_keys::{self, PublicKey, PublicKeyAlgorithm},
     secret::{Secret, SecretEntries, SecretRule},
     section::Section,
 };
 
-/// Settings for accepting scoped tokens.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct JwtConfig {
-    /// The algorithm with its keys; no other algorithm is accepted.
-    pub(crate) verification: JwtVerification,
-    /// Required audience (`aud`), if one is configured.
-    pub(crate) audience: Option<String>,
-    /// Whether a token may come as `?access_token=`.
-    pub(crate) allow_query_token: bool,
-    /// Name of the cookie that a token may come in.
-    pub(crate) cookie_name: Option<String>,
+config_keys! {
+    /// Settings for accepting scoped tokens.
+    struct JwtConfig {
+        /// The algorithm with its keys; no other algorithm is accepted.
+        verification: JwtVerification = AtReload;
+        /// Required audience (`aud`), if one is configured.
+        audience: Option<String> = AtReload;
+        /// Whether a token may come as `?access_token=`.
+        allow_query_token: bool = AtReload;
+        /// Name of the cookie that a token may come in.
+        cookie_name: Option<String> = AtReload;
+    }
 }
 
 /// Algorithm and keys that verify the signature of a token.
@@ -57,6 +62,29 @@ impl JwtVerification {
             Self::PublicKeys { algorithm: PublicKeyAlgorithm::EdDsa, .. } => "EdDSA",
             Self::PublicKeys { algorithm: PublicKeyAlgorithm::Es256, .. } => "ES256",
             Self::PublicKeys { algorithm: PublicKeyAlgorithm::Rs256, .. } => "RS256",
+        }
+    }
+}
+
+impl ConfigValue for JwtVerification {
+    fn to_toml(&self) -> Option<Value> {
+        None
+    }
+
+    fn path(key: ConfigKey<'_>) -> String {
+        format!("{}: algorithm or keys", key.section)
+    }
+
+    fn write(&self, key: ConfigKey<'_>, document: &mut MaskedToml) {
+        document.line("algorithm", self.algorithm_name());
+        match self {
+            Self::SharedSecret { secret, previous_secret } => {
+                secret.write(ConfigKey { name: "secret", ..key }, document);
+                previous_secret.write(ConfigKey { name: "previous_secret", ..key }, document);
+            }
+            Self::PublicKeys { public_key_file, .. } => {
+                public_key_file.write(ConfigKey { name: "public_key_file", ..key }, document);
+            }
         }
     }
 }

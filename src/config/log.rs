@@ -4,112 +4,61 @@
 //!
 //! May use: no other module.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{network::Network, section::Section, values};
+use super::{keys::config_keys, network::Network, section::Section, values};
 
-/// Bounds on the events that are kept for subscribers that resume.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct LogConfig {
-    /// Maximum events of one product in memory.
-    pub(crate) memory_events: usize,
-    /// Maximum bytes of one product in memory.
-    pub(crate) memory_bytes: u64,
-    /// Directory of the store; [`None`] = memory only.
-    pub(crate) data_dir: Option<PathBuf>,
-    /// Time for which the store keeps an event.
-    pub(crate) retention: Duration,
-    /// Maximum size of the store, in bytes.
-    pub(crate) retention_bytes: u64,
-    /// Time for which dead letters are kept.
-    pub(crate) dead_letter_retention: Duration,
-    /// Maximum size of all dead letters, in bytes.
-    pub(crate) dead_letter_bytes: u64,
+config_keys! {
+    /// Bounds on the events that are kept for subscribers that resume. The store is opened and the
+    /// rings are created with these values, so all of them wait for a restart.
+    struct LogConfig |section, key, entry| {
+        /// Maximum events of one product in memory.
+        // Several minutes of a busy product: longer than a deploy of its agents takes.
+        memory_events: usize =
+            AtRestart(entry().number(MIN_MEMORY_EVENTS..=u32::MAX).unwrap_or(65_536));
+        /// Maximum bytes of one product in memory.
+        // A kibibyte per event at the number above, which is the size of `actions` events.
+        memory_bytes: u64 = AtRestart(entry().size(MEMORY_BYTES_RANGE).unwrap_or(64 << 20));
+        /// Directory of the store; [`None`] = memory only.
+        data_dir: Option<PathBuf> = AtRestart(entry().optional(|text| Ok(PathBuf::from(text))));
+        /// Time for which the store keeps an event.
+        // An agent's outage overnight is found in the morning.
+        retention: Duration = AtRestart(
+            entry().duration(values::MIN_DURATION).unwrap_or(Duration::from_secs(24 * 60 * 60))
+        );
+        /// Maximum size of the store, in bytes.
+        // Fits on the smallest volume that clouds offer, next to everything else on it.
+        retention_bytes: u64 = AtRestart(entry().size(STORE_BYTES_RANGE).unwrap_or(1 << 30));
+        /// Time for which dead letters are kept.
+        // A receiver that is down over a weekend and a holiday can still get everything.
+        dead_letter_retention: Duration = AtRestart(
+            entry().duration(values::MIN_DURATION).unwrap_or(Duration::from_secs(7 * 24 * 60 * 60))
+        );
+        /// Maximum size of all dead letters, in bytes.
+        // A quarter of the store: dead letters are the exception.
+        dead_letter_bytes: u64 = AtRestart(entry().size(STORE_BYTES_RANGE).unwrap_or(256 << 20));
+    }
 }
 
-/// Addresses that connections opened by the relay may reach.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct EgressConfig {
-    /// Networks that webhooks may reach although they are not public.
-    pub(crate) allow_networks: Vec<Network>,
-    /// PEM file of additional roots for https.
-    pub(crate) ca_file: Option<PathBuf>,
+config_keys! {
+    /// Addresses that connections opened by the relay may reach.
+    struct EgressConfig |section, key, entry| {
+        /// Networks that webhooks may reach although they are not public.
+        allow_networks: Vec<Network> =
+            AtReload(entry().parse_list(Network::parse).unwrap_or_default());
+        /// PEM file of additional roots for https.
+        ca_file: Option<PathBuf> = AtReload(entry().readable_path());
+    }
 }
 
-/// Several minutes of a busy product: longer than a deploy of its agents takes.
-const DEFAULT_MEMORY_EVENTS: usize = 65_536;
-/// A kibibyte per event at the number above, which is the size of `actions` events.
-const DEFAULT_MEMORY_BYTES: u64 = 64 << 20;
-/// An agent's outage overnight is found in the morning.
-const DEFAULT_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
-/// Fits on the smallest volume that clouds offer, next to everything else on it.
-const DEFAULT_RETENTION_BYTES: u64 = 1 << 30;
-/// A receiver that is down over a weekend and a holiday can still get everything.
-const DEFAULT_DEAD_LETTER_RETENTION: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-/// A quarter of the store: dead letters are the exception.
-const DEFAULT_DEAD_LETTER_BYTES: u64 = 256 << 20;
 /// A shorter ring would evict entries that are being sent.
 const MIN_MEMORY_EVENTS: u32 = 16;
-/// The same minimum, in bytes.
-const MIN_MEMORY_BYTES: u64 = 64 << 10;
-/// Maximum of a count in SQLite.
-const MAX_STORE_BYTES: u64 = i64::MAX as u64;
-
-impl LogConfig {
-    /// Reads the section.
-    pub(super) fn read(mut section: Section<'_>) -> Self {
-        let log = Self {
-            memory_events: section
-                .entry("memory_events")
-                .number(MIN_MEMORY_EVENTS..=u32::MAX)
-                .unwrap_or(DEFAULT_MEMORY_EVENTS),
-            memory_bytes: read_size(
-                &mut section,
-                "memory_bytes",
-                MIN_MEMORY_BYTES,
-                DEFAULT_MEMORY_BYTES,
-            ),
-            data_dir: section.entry("data_dir").optional(|text| Ok(PathBuf::from(text))),
-            retention: section
-                .entry("retention")
-                .duration(values::MIN_DURATION)
-                .unwrap_or(DEFAULT_RETENTION),
-            retention_bytes: read_size(&mut section, "retention_bytes", 1, DEFAULT_RETENTION_BYTES),
-            dead_letter_retention: section
-                .entry("dead_letter_retention")
-                .duration(values::MIN_DURATION)
-                .unwrap_or(DEFAULT_DEAD_LETTER_RETENTION),
-            dead_letter_bytes: read_size(
-                &mut section,
-                "dead_letter_bytes",
-                1,
-                DEFAULT_DEAD_LETTER_BYTES,
-            ),
-        };
-        section.finish();
-        log
-    }
-}
-
-impl EgressConfig {
-    /// Reads the section.
-    pub(super) fn read(mut section: Section<'_>) -> Self {
-        let egress = Self {
-            allow_networks: section
-                .entry("allow_networks")
-                .parse_list(Network::parse)
-                .unwrap_or_default(),
-            ca_file: section.entry("ca_file").readable_path(),
-        };
-        section.finish();
-        egress
-    }
-}
-
-fn read_size(section: &mut Section<'_>, name: &str, min: u64, default: u64) -> u64 {
-    section.entry(name).size(min..=MAX_STORE_BYTES).unwrap_or(default)
-}
+/// The same minimum, in bytes, and the maximum of a count in SQLite.
+const MEMORY_BYTES_RANGE: RangeInclusive<u64> = 64 << 10..=i64::MAX as u64;
+/// As much as a count in SQLite can be.
+const STORE_BYTES_RANGE: RangeInclusive<u64> = 1..=i64::MAX as u64;
 
 #[cfg(test)]
 mod tests {

@@ -11,8 +11,8 @@
 //!                     server, upstream, auth, jwt, log, webhook ─► Config ─► masked
 //! ```
 //!
-//! `source` reads the configuration again for reloads; `merge` and `diff` compare the new one with
-//! the one in force.
+//! Each key is one line of its section, which says type, reload rule and reading; `keys` makes the
+//! rest of it. `source` reads the configuration again for reloads, and `diff` has the differences.
 //!
 //! May use: no other module.
 
@@ -25,9 +25,9 @@ mod entry;
 mod environment;
 mod findings;
 mod jwt;
+mod keys;
 mod log;
 mod masked;
-mod merge;
 mod network;
 mod parse_context;
 mod pem;
@@ -70,23 +70,30 @@ pub(crate) use self::upstream::UpstreamConfig;
 pub(crate) use self::values::{format_duration, parse_duration};
 pub(crate) use self::webhook::{FieldError, WebhookConfig, WebhookJson};
 
-use self::{findings::ConfigLocation, parse_context::ParseContext, section::Section};
+use self::{
+    findings::ConfigLocation,
+    keys::{ConfigKeys, config_keys},
+    masked::MaskedToml,
+    parse_context::ParseContext,
+    section::Section,
+};
 
-/// The configuration; its fields have the names of the sections.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct Config {
-    /// Listeners, limits and times.
-    pub(crate) server: ServerConfig,
-    /// Upstreams that events come from; may be empty, because products can be registered later.
-    pub(crate) upstreams: Vec<UpstreamConfig>,
-    /// Credentials and permissions.
-    pub(crate) auth: AuthConfig,
-    /// Events that are kept for subscribers that resume.
-    pub(crate) log: LogConfig,
-    /// Receivers that events are pushed to.
-    pub(crate) webhooks: Vec<WebhookConfig>,
-    /// Networks that the relay's own connections may reach.
-    pub(crate) egress: EgressConfig,
+config_keys! {
+    /// The configuration; its fields have the names of the sections.
+    struct Config {
+        /// Listeners, limits and times.
+        server: ServerConfig = ByKey;
+        /// Upstreams that events come from; may be empty, because products can be registered later.
+        upstreams: Vec<UpstreamConfig> = ByKey;
+        /// Credentials and permissions.
+        auth: AuthConfig = ByKey;
+        /// Events that are kept for subscribers that resume.
+        log: LogConfig = ByKey;
+        /// Receivers that events are pushed to.
+        webhooks: Vec<WebhookConfig> = ByKey;
+        /// Networks that the relay's own connections may reach.
+        egress: EgressConfig = ByKey;
+    }
 }
 
 /// Listeners on which subscribers without a credential may be admitted. This only permits it:
@@ -201,19 +208,20 @@ impl Config {
     /// Reads the whole document. A default replaces each invalid value, so the result is valid only
     /// if there are no findings.
     fn read(mut root: Section<'_>, defaults: &StartDefaults, anonymous: AllowAnonymous) -> Self {
-        let (mut server, mut auth) = (root.section("server"), root.section("auth"));
+        let [mut server, mut auth, mut log, mut egress] =
+            ["server", "auth", "log", "egress"].map(|name| root.section(name));
         let upstreams = UpstreamConfig::read_all(&mut root);
         let config = Self {
             server: ServerConfig::read(&mut server, defaults.listen),
             webhooks: WebhookConfig::read_all(&mut root, &upstreams),
             upstreams,
-            auth: AuthConfig::read(&mut auth, defaults.allow_anonymous),
-            log: LogConfig::read(root.section("log")),
-            egress: EgressConfig::read(root.section("egress")),
+            auth: AuthConfig::read_keys(&mut auth, defaults.allow_anonymous),
+            log: LogConfig::read_keys(&mut log),
+            egress: EgressConfig::read_keys(&mut egress),
         };
         config.check_anonymous(&mut server, &mut auth, anonymous);
         config.check_admin(&mut server, &auth);
-        [root, server, auth].into_iter().for_each(Section::finish);
+        [root, server, auth, log, egress].into_iter().for_each(Section::finish);
         config
     }
 
@@ -249,6 +257,26 @@ impl Config {
 }
 
 impl Config {
+    /// Returns the configuration in force as TOML, with defaults and overrides; every secret reads
+    /// `"********"`.
+    pub(crate) fn to_masked_toml(&self) -> String {
+        let mut document = MaskedToml::default();
+        self.write_keys("", &mut document);
+        document.text
+    }
+
+    /// Returns the keys, in the order of the file's tables, whose change waits for a restart.
+    pub(crate) fn restart_only_keys(&self) -> Vec<String> {
+        self.merge_reload(self.clone()).1.restart_only
+    }
+
+    /// Merges `new` into this running configuration; keys that wait for a restart keep their old
+    /// values.
+    fn merge_reload(&self, new: Self) -> (Self, ConfigDiff) {
+        let mut diff = ConfigDiff::default();
+        (self.merge_keys(new, "", &mut diff), diff)
+    }
+
     /// Returns why this configuration would admit strangers, if it would. This concerns a reload of
     /// which a part waits for a restart; [`Config::read`] has checked each file by the same rules.
     fn exposure_error(&self, anonymous: AllowAnonymous) -> Option<&'static str> {

@@ -196,7 +196,8 @@ pub(super) fn report_duplicates<'a, T: Ord>(
     }
 }
 
-fn join_path(path: &str, name: &str) -> String {
+/// Returns the key of a table as the operator types it; the document itself has no path.
+pub(super) fn join_path(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
 

@@ -10,53 +10,73 @@ use std::time::Duration;
 
 use super::{
     address::{HostAndPort, Origin},
-    certificate::TlsFiles,
+    certificate::{CERT_FILE_KEY, KEY_FILE_KEY, TlsFiles},
     entry::ConfigEntry,
     findings::quoted,
+    keys::config_keys,
     network::Network,
     section::Section,
 };
 
-/// Listeners, limits and times of the public side.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct ServerConfig {
-    /// Address for subscribers and publishers.
-    pub(crate) listen: SocketAddr,
-    /// Address for health, metrics, admin API and console.
-    pub(crate) admin_listen: SocketAddr,
-    /// Address for health and metrics alone, for kubelet and Prometheus.
-    pub(crate) probe_listen: Option<SocketAddr>,
-    /// Accepted values of `Host`, beside addresses and `localhost`, where no credential is
-    /// required.
-    pub(crate) allowed_hosts: Vec<HostAndPort>,
-    /// Peers whose `X-Forwarded-For` names the client.
-    pub(crate) trusted_proxies: Vec<Network>,
-    /// Silence after which a subscriber gets a heartbeat.
-    pub(crate) heartbeat_interval: Duration,
-    /// Time for which a subscriber's socket may take nothing.
-    pub(crate) write_timeout: Duration,
-    /// Time that the first byte, the TLS handshake and the request head may each take.
-    pub(crate) head_timeout: Duration,
-    /// Maximum size of a published event, in bytes.
-    pub(crate) max_publish_bytes: u64,
-    /// Age at which a stream ends, plus or minus a fifth; [`None`] = no limit.
-    pub(crate) max_connection_age: Option<Duration>,
-    /// Maximum new subscribers per second; [`None`] = no limit.
-    pub(crate) max_connects_per_second: Option<u32>,
-    /// Maximum concurrent subscribers with one key; [`None`] = no limit.
-    pub(crate) max_subscribers_per_key: Option<usize>,
-    /// Maximum reads of the store at one time. The store has two reader threads.
-    pub(crate) max_concurrent_replays: usize,
-    /// Maximum concurrent subscribers.
-    pub(crate) max_subscribers: usize,
-    /// Maximum concurrent subscribers from one address; [`None`] = no limit.
-    pub(crate) max_subscribers_per_ip: Option<usize>,
-    /// Time over which subscribers are disconnected when the relay shuts down.
-    pub(crate) drain_window: Duration,
-    /// Origins whose pages may read events and open WebSockets.
-    pub(crate) cors_allowed_origins: Vec<Origin>,
-    /// Certificate and key, if the public side uses HTTPS.
-    pub(crate) tls: Option<TlsFiles>,
+config_keys! {
+    /// Listeners, limits and times of the public side.
+    struct ServerConfig |section, key, entry, default_listen: SocketAddr| {
+        /// Address for subscribers and publishers.
+        listen: SocketAddr =
+            AtRestart(entry().parse_with(parse_socket_address).unwrap_or(default_listen));
+        /// Address for health, metrics, admin API and console.
+        admin_listen: SocketAddr = AtRestart(read_admin_listen(&entry()));
+        /// Address for health and metrics alone, for kubelet and Prometheus.
+        probe_listen: Option<SocketAddr> = AtRestart(entry().optional(parse_socket_address));
+        /// Accepted values of `Host`, beside addresses and `localhost`, where no credential is
+        /// required.
+        allowed_hosts: Vec<HostAndPort> =
+            AtReload(entry().parse_list(HostAndPort::parse).unwrap_or_default());
+        /// Peers whose `X-Forwarded-For` names the client.
+        trusted_proxies: Vec<Network> =
+            AtReload(entry().parse_list(Network::parse).unwrap_or_default());
+        /// Silence after which a subscriber gets a heartbeat.
+        // The interval of the connector: under the minute after which most proxies cut a silent
+        // connection.
+        heartbeat_interval: Duration =
+            AtReload(entry().duration(MIN_TIMEOUT).unwrap_or(Duration::from_secs(30)));
+        /// Time for which a subscriber's socket may take nothing.
+        // One heartbeat interval: a socket that cannot take even a heartbeat has no live peer.
+        write_timeout: Duration =
+            AtRestart(entry().duration(MIN_TIMEOUT).unwrap_or(Duration::from_secs(30)));
+        /// Time that the first byte, the TLS handshake and the request head may each take.
+        // Enough for a handshake over a bad mobile link, and short against a slow-loris attack.
+        head_timeout: Duration =
+            AtRestart(entry().duration(MIN_TIMEOUT).unwrap_or(Duration::from_secs(10)));
+        /// Maximum size of a published event, in bytes.
+        // The same as the default of an upstream's `max_event_bytes`: both sides accept events of
+        // the same size.
+        max_publish_bytes: u64 = AtReload(entry().size(EVENT_BYTES_RANGE).unwrap_or(1 << 20));
+        /// Age at which a stream ends, plus or minus a fifth; [`None`] = no limit.
+        max_connection_age: Option<Duration> =
+            AtReload(entry().duration(Duration::ZERO).filter(|age| !age.is_zero()));
+        /// Maximum new subscribers per second; [`None`] = no limit.
+        max_connects_per_second: Option<u32> = AtReload(entry().limit());
+        /// Maximum concurrent subscribers with one key; [`None`] = no limit.
+        max_subscribers_per_key: Option<usize> = AtReload(entry().limit());
+        /// Maximum reads of the store at one time. The store has two reader threads.
+        // Each replay reads the disk; more concurrent replays would only slow each other down.
+        max_concurrent_replays: usize = AtRestart(entry().number(1..=u32::MAX).unwrap_or(64));
+        /// Maximum concurrent subscribers.
+        // Fits the memory of a small machine (1 GiB).
+        max_subscribers: usize = AtReload(entry().number(1..=u32::MAX).unwrap_or(100_000));
+        /// Maximum concurrent subscribers from one address; [`None`] = no limit.
+        max_subscribers_per_ip: Option<usize> = AtReload(entry().limit());
+        /// Time over which subscribers are disconnected when the relay shuts down.
+        // A third of the 30 s that Kubernetes gives a pod to stop.
+        drain_window: Duration =
+            AtReload(entry().duration(Duration::ZERO).unwrap_or(Duration::from_secs(10)));
+        /// Origins whose pages may read events and open WebSockets.
+        cors_allowed_origins: Vec<Origin> =
+            AtReload(entry().parse_list(Origin::parse).unwrap_or_default());
+        /// Certificate and key, if the public side uses HTTPS.
+        tls: Option<TlsFiles> = AtRestart(read_tls_files(section));
+    }
 }
 
 /// All interfaces, of IPv4 and IPv6: in a container, where the relay usually runs, nothing narrower
@@ -65,22 +85,6 @@ pub(super) const DEFAULT_LISTEN: SocketAddr =
     SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 8080);
 /// Loopback, because it is open without an admin key.
 const DEFAULT_ADMIN_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
-/// The interval of the connector: under the minute after which most proxies cut a silent
-/// connection.
-const DEFAULT_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(30);
-/// One heartbeat interval: a socket that cannot take even a heartbeat has no live peer.
-const DEFAULT_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Enough for a handshake over a bad mobile link, and short against a slow-loris attack.
-const DEFAULT_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// The same as the default of an upstream's `max_event_bytes`: both sides accept events of the same
-/// size.
-const DEFAULT_MAX_PUBLISH_BYTES: u64 = 1 << 20;
-/// Each replay reads the disk; more concurrent replays would only slow each other down.
-const DEFAULT_MAX_CONCURRENT_REPLAYS: usize = 64;
-/// Fits the memory of a small machine (1 GiB).
-const DEFAULT_MAX_SUBSCRIBERS: usize = 100_000;
-/// A third of the 30 s that Kubernetes gives a pod to stop.
-const DEFAULT_DRAIN_WINDOW: Duration = Duration::from_secs(10);
 /// The resolution of the timer wheel behind heartbeats and deadlines.
 const MIN_TIMEOUT: Duration = Duration::from_millis(100);
 /// Accepted range of event size limits: a lower limit would be useless, and a higher one is too
@@ -90,55 +94,7 @@ pub(super) const EVENT_BYTES_RANGE: std::ops::RangeInclusive<u64> = 1 << 10..=64
 impl ServerConfig {
     /// Reads the section. `default_listen` depends on the way in which the relay is started.
     pub(super) fn read(section: &mut Section<'_>, default_listen: SocketAddr) -> Self {
-        let server = Self {
-            listen: section
-                .entry("listen")
-                .parse_with(parse_socket_address)
-                .unwrap_or(default_listen),
-            admin_listen: read_admin_listen(section),
-            probe_listen: section.entry("probe_listen").optional(parse_socket_address),
-            allowed_hosts: section
-                .entry("allowed_hosts")
-                .parse_list(HostAndPort::parse)
-                .unwrap_or_default(),
-            trusted_proxies: section
-                .entry("trusted_proxies")
-                .parse_list(Network::parse)
-                .unwrap_or_default(),
-            heartbeat_interval: read_timeout(
-                section,
-                "heartbeat_interval",
-                DEFAULT_HEARTBEAT_INTERVAL,
-            ),
-            write_timeout: read_timeout(section, "write_timeout", DEFAULT_WRITE_TIMEOUT),
-            head_timeout: read_timeout(section, "head_timeout", DEFAULT_HEAD_TIMEOUT),
-            max_publish_bytes: section
-                .entry("max_publish_bytes")
-                .size(EVENT_BYTES_RANGE)
-                .unwrap_or(DEFAULT_MAX_PUBLISH_BYTES),
-            max_connection_age: section
-                .entry("max_connection_age")
-                .duration(Duration::ZERO)
-                .filter(|age| !age.is_zero()),
-            max_connects_per_second: section.entry("max_connects_per_second").limit(),
-            max_subscribers_per_key: section.entry("max_subscribers_per_key").limit(),
-            max_concurrent_replays: read_count(
-                section,
-                "max_concurrent_replays",
-                DEFAULT_MAX_CONCURRENT_REPLAYS,
-            ),
-            max_subscribers: read_count(section, "max_subscribers", DEFAULT_MAX_SUBSCRIBERS),
-            max_subscribers_per_ip: section.entry("max_subscribers_per_ip").limit(),
-            drain_window: section
-                .entry("drain_window")
-                .duration(Duration::ZERO)
-                .unwrap_or(DEFAULT_DRAIN_WINDOW),
-            cors_allowed_origins: section
-                .entry("cors_allowed_origins")
-                .parse_list(Origin::parse)
-                .unwrap_or_default(),
-            tls: read_tls_files(&section.entry("tls_cert_file"), &section.entry("tls_key_file")),
-        };
+        let server = Self::read_keys(section, default_listen);
         server.check_listeners_differ(section);
         server
     }
@@ -185,7 +141,8 @@ fn addresses_clash(one: SocketAddr, other: SocketAddr) -> bool {
     one.port() != 0 && one.port() == other.port() && overlap
 }
 
-fn read_tls_files(cert: &ConfigEntry<'_>, key: &ConfigEntry<'_>) -> Option<TlsFiles> {
+fn read_tls_files(section: &mut Section<'_>) -> Option<TlsFiles> {
+    let (cert, key) = (&section.entry(CERT_FILE_KEY), &section.entry(KEY_FILE_KEY));
     let report_missing = |missing: &ConfigEntry<'_>, given: &ConfigEntry<'_>| {
         missing.report(format!("is required with {}; give both keys or neither", given.key()));
     };
@@ -204,18 +161,9 @@ fn read_tls_files(cert: &ConfigEntry<'_>, key: &ConfigEntry<'_>) -> Option<TlsFi
     Some(files)
 }
 
-fn read_timeout(section: &mut Section<'_>, name: &str, default: Duration) -> Duration {
-    section.entry(name).duration(MIN_TIMEOUT).unwrap_or(default)
-}
-
-fn read_count(section: &mut Section<'_>, name: &str, default: usize) -> usize {
-    section.entry(name).number(1..=u32::MAX).unwrap_or(default)
-}
-
 /// Reads the address of the admin listener.
-pub(super) fn read_admin_listen(section: &mut Section<'_>) -> SocketAddr {
-    let address = section.entry("admin_listen").parse_with(parse_socket_address);
-    address.unwrap_or(DEFAULT_ADMIN_LISTEN)
+pub(super) fn read_admin_listen(entry: &ConfigEntry<'_>) -> SocketAddr {
+    entry.parse_with(parse_socket_address).unwrap_or(DEFAULT_ADMIN_LISTEN)
 }
 
 fn parse_socket_address(text: &str) -> Result<SocketAddr, String> {

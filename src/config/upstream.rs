@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::{
     address::HttpUrl,
+    keys::config_keys,
     secret::{Secret, SecretEntries, SecretRule},
     section::{Section, report_duplicate_texts},
     server::EVENT_BYTES_RANGE,
@@ -15,19 +16,23 @@ use super::{
 };
 use crate::event::ProductId;
 
-/// One upstream connection.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct UpstreamConfig {
-    /// The product whose events come from there.
-    pub(crate) product_id: ProductId,
-    /// URL of the stream.
-    pub(crate) url: HttpUrl,
-    /// Credential that the relay sends.
-    pub(crate) token: Option<Secret>,
-    /// Silence after which the connection counts as dead.
-    pub(crate) heartbeat_timeout: Duration,
-    /// Maximum size of a payload, in bytes.
-    pub(crate) max_event_bytes: u64,
+config_keys! {
+    /// One upstream connection.
+    struct UpstreamConfig by product_id |section, key, entry| {
+        /// The product whose events come from there.
+        product_id: ProductId = AtReload(entry().required(parse_product_id)?);
+        /// URL of the stream.
+        url: HttpUrl = AtReload(entry().required(HttpUrl::parse)?);
+        /// Credential that the relay sends.
+        token: Option<Secret> =
+            AtReload(SecretEntries::lookup(section, key).read(SecretRule::Header));
+        /// Silence after which the connection counts as dead.
+        heartbeat_timeout: Duration =
+            AtReload(entry().duration(values::MIN_DURATION).unwrap_or(DEFAULT_HEARTBEAT_TIMEOUT));
+        /// Maximum size of a payload, in bytes.
+        max_event_bytes: u64 =
+            AtReload(entry().size(EVENT_BYTES_RANGE).unwrap_or(DEFAULT_MAX_EVENT_BYTES));
+    }
 }
 
 /// Two and a half heartbeat intervals of the connector: one heartbeat may be late, two missing ones
@@ -47,25 +52,10 @@ impl UpstreamConfig {
     /// Reads all tables. There may be none, because products can be registered later.
     pub(super) fn read_all(root: &mut Section<'_>) -> Vec<Self> {
         let mut sections = root.tables("upstreams");
-        let upstreams = sections.iter_mut().filter_map(Self::read).collect();
+        let upstreams = sections.iter_mut().filter_map(Self::read_keys).collect();
         report_duplicate_texts(&mut sections, "product_id");
         sections.into_iter().for_each(Section::finish);
         upstreams
-    }
-
-    fn read(section: &mut Section<'_>) -> Option<Self> {
-        let product_id = section.entry("product_id").required(parse_product_id);
-        let url = section.entry("url").required(HttpUrl::parse);
-        let token = SecretEntries::lookup(section, "token").read(SecretRule::Header);
-        let heartbeat_timeout = section.entry("heartbeat_timeout").duration(values::MIN_DURATION);
-        let max_event_bytes = section.entry("max_event_bytes").size(EVENT_BYTES_RANGE);
-        Some(Self {
-            product_id: product_id?,
-            url: url?,
-            token,
-            heartbeat_timeout: heartbeat_timeout.unwrap_or(DEFAULT_HEARTBEAT_TIMEOUT),
-            max_event_bytes: max_event_bytes.unwrap_or(DEFAULT_MAX_EVENT_BYTES),
-        })
     }
 }
 

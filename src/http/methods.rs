@@ -1,14 +1,14 @@
-//! Methods of a route: one list, from which `Allow`, 405, HEAD and preflight answers come.
+//! Methods of routes: one table, from which `Allow`, 405, HEAD and preflight answers come.
 //!
-//! In: handlers by method. Out: a route that answers every other method with 405 and `Allow` (RFC
-//! 9110, section 15.5.6). `public::cors` derives the answer to a preflight from this 405, so a
-//! preflight allows the methods of the route, and an unknown path stays 404.
+//! In: paths, with handlers by method. Out: a router whose routes answer every other method with
+//! 405 and `Allow` (RFC 9110, section 15.5.6). `public::cors` derives the answer to a preflight
+//! from this 405, so a preflight allows the methods of the route, and an unknown path stays 404.
 //!
 //! May use: no other module.
 
 use std::{convert::Infallible, sync::Arc};
 
-use axum::{body::Body, handler::Handler, routing::MethodRouter};
+use axum::{Router, body::Body, handler::Handler, routing::MethodRouter};
 use bytes::Bytes;
 
 use super::problem::Problem;
@@ -20,6 +20,13 @@ pub(in crate::http) struct RouteMethods<S> {
 }
 
 impl<S: Clone + Send + Sync + 'static> RouteMethods<S> {
+    /// Builds a router from its table of routes.
+    pub(in crate::http) fn router<const N: usize>(table: [(&str, Self); N]) -> Router<S> {
+        table
+            .into_iter()
+            .fold(Router::new(), |router, (path, one)| router.route(path, one.into_route()))
+    }
+
     /// Creates a route without methods.
     pub(in crate::http) fn new() -> Self {
         Self { handlers: MethodRouter::new(), allowed: Vec::new() }
@@ -60,7 +67,7 @@ impl<S: Clone + Send + Sync + 'static> RouteMethods<S> {
     }
 
     /// Returns the route for axum.
-    pub(in crate::http) fn into_route(self) -> MethodRouter<S, Infallible> {
+    fn into_route(self) -> MethodRouter<S, Infallible> {
         let has_head = self.allowed.contains(&"HEAD");
         let is_read = self.allowed.contains(&"GET");
         let allowed: Arc<str> = self.allowed.join(", ").into();
@@ -108,10 +115,11 @@ mod tests {
 
     async fn ask(method: &str, path: &str) -> (u16, Option<String>) {
         let answer = || async { "text" };
-        let router: Router = Router::new()
-            .route("/read", RouteMethods::new().get(answer).post(answer).into_route())
-            .route("/socket", RouteMethods::new().get_without_head(answer).into_route())
-            .route("/change", RouteMethods::new().put(answer).delete(answer).into_route());
+        let router: Router = RouteMethods::router([
+            ("/read", RouteMethods::new().get(answer).post(answer)),
+            ("/socket", RouteMethods::new().get_without_head(answer)),
+            ("/change", RouteMethods::new().put(answer).delete(answer)),
+        ]);
         let request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
         let response = router.oneshot(request).await.unwrap();
         let allow = response.headers().get(ALLOW).map(|allow| allow.to_str().unwrap().to_owned());

@@ -36,12 +36,22 @@ fn a_type_name_is_unique_in_the_crate() {
                 Item::Union(item) => &item.ident,
                 Item::Trait(item) => &item.ident,
                 Item::Type(item) => &item.ident,
+                Item::Macro(item) => {
+                    let tokens = item.mac.tokens.to_string();
+                    let (_, after) = tokens.split_once("struct ").unwrap_or_default();
+                    let name = after.split(' ').next().filter(|name| !name.starts_with('$'));
+                    if let Some(name) = name.filter(|name| !name.is_empty()) {
+                        files.entry(name.to_owned()).or_default().push(&module.file);
+                    }
+                    continue;
+                }
                 _ => continue,
             };
             files.entry(name.to_string()).or_default().push(&module.file);
         }
     }
     assert!(files.len() > 300, "the test finds the types: {}", files.len());
+    assert!(files.contains_key("ServerConfig"), "the test finds the types that macros define");
     files.retain(|name, files| {
         files.len() > 1 && !SHARED_TYPE_NAMES.iter().any(|(shared, _)| shared == name)
     });

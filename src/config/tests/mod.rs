@@ -1,5 +1,6 @@
 //! The configuration as a whole: rules across sections, and reading of files.
 
+mod reload;
 mod sample;
 
 use super::*;

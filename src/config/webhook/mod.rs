@@ -8,6 +8,7 @@
 mod json;
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 pub(crate) use self::json::{FieldError, WebhookJson};
@@ -16,6 +17,7 @@ use super::{
     address::HttpUrl,
     entry::ConfigEntry,
     findings::quoted,
+    keys::config_keys,
     secret::{Secret, SecretEntries, SecretRule},
     section::{Section, report_duplicate_texts},
     upstream::{UpstreamConfig, parse_product_id},
@@ -23,45 +25,51 @@ use super::{
 };
 use crate::event::{Only, ProductId, SessionId};
 
-/// A receiver, the events that it gets, and how often delivery is attempted.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct WebhookConfig {
-    /// Name in logs, metrics and the admin API.
-    pub(crate) id: String,
-    /// Product whose events are delivered.
-    pub(crate) product_id: ProductId,
-    /// URL that events are posted to.
-    pub(crate) url: HttpUrl,
-    /// Secret that signs deliveries.
-    pub(crate) secret: Secret,
-    /// Types of the delivered events.
-    pub(crate) types: Only<String>,
-    /// Sessions of the delivered events.
-    pub(crate) session_ids: Only<SessionId>,
-    /// Maximum duration of one attempt as a whole.
-    pub(crate) timeout: Duration,
-    /// Maximum attempts after the first.
-    pub(crate) max_retries: u32,
-    /// Delay before the first retry; it doubles from there.
-    pub(crate) initial_backoff: Duration,
-    /// Maximum delay before a retry.
-    pub(crate) max_backoff: Duration,
-    /// Maximum concurrent attempts.
-    pub(crate) max_in_flight: usize,
+config_keys! {
+    /// A receiver, the events that it gets, and how often delivery is attempted.
+    struct WebhookConfig by id
+    |section, key, entry, read_secret: impl FnOnce(&mut Section<'_>, &str) -> Option<Secret>| {
+        /// Name in logs, metrics and the admin API.
+        id: String = WithTable(entry().required(parse_webhook_id)?);
+        /// Product whose events are delivered.
+        product_id: ProductId = WithTable(entry().required(parse_product_id)?);
+        /// URL that events are posted to.
+        url: HttpUrl = WithTable(entry().required(HttpUrl::parse)?);
+        /// Secret that signs deliveries.
+        secret: Secret = WithTable(read_secret(section, key)?);
+        /// Types of the delivered events.
+        types: Only<String> =
+            WithTable(read_filter(&entry(), parse_event_type).unwrap_or_else(default_types));
+        /// Sessions of the delivered events.
+        session_ids: Only<SessionId> =
+            WithTable(read_filter(&entry(), parse_session_id).unwrap_or(Only::Everything));
+        /// Maximum duration of one attempt as a whole.
+        // The time-out of the connector.
+        timeout: Duration =
+            WithTable(entry().duration_within(TIMEOUT_RANGE).unwrap_or(Duration::from_secs(10)));
+        /// Maximum attempts after the first.
+        // With the delays below, some twenty minutes in all: longer than the deployment of a
+        // receiver.
+        max_retries: u32 = WithTable(entry().number(0..=MAX_WEBHOOK_RETRIES).unwrap_or(8));
+        /// Delay before the first retry; it doubles from there.
+        initial_backoff: Duration =
+            WithTable(entry().duration(values::MIN_DURATION).unwrap_or(DEFAULT_INITIAL_BACKOFF));
+        /// Maximum delay before a retry.
+        max_backoff: Duration =
+            WithTable(read_max_backoff(&entry(), &section.entry("initial_backoff")));
+        /// Maximum concurrent attempts.
+        // A receiver that answers in 50 ms gets 300 events a second, and a hanging receiver costs
+        // little.
+        max_in_flight: usize = WithTable(entry().number(1..=MAX_IN_FLIGHT_ATTEMPTS).unwrap_or(16));
+    }
 }
 
-/// The time-out of the connector.
-const DEFAULT_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
-/// With the delays below, some twenty minutes in all: longer than the deployment of a receiver.
-const DEFAULT_MAX_RETRIES: u32 = 8;
 /// A restarted process answers again by then.
 const DEFAULT_INITIAL_BACKOFF: Duration = Duration::from_secs(2);
 /// The end of an outage is noticed within this time.
 const DEFAULT_MAX_BACKOFF: Duration = Duration::from_secs(5 * 60);
-/// A receiver that answers in 50 ms gets 300 events a second, and a hanging receiver costs little.
-const DEFAULT_MAX_IN_FLIGHT: usize = 16;
 /// A receiver that needs longer should answer 202 and process the event afterwards.
-const MAX_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+const TIMEOUT_RANGE: RangeInclusive<Duration> = values::MIN_DURATION..=Duration::from_secs(10 * 60);
 /// With the maximum delays, longer than any retention.
 const MAX_WEBHOOK_RETRIES: u32 = 100;
 /// Bound on the sockets of one webhook, because subscribers need sockets too.
@@ -74,11 +82,13 @@ impl WebhookConfig {
     pub(super) fn read_all(root: &mut Section<'_>, upstreams: &[UpstreamConfig]) -> Vec<Self> {
         let mut sections = root.tables("webhooks");
         // The secret also travels as a bearer token, as it does from the connector.
-        let read_secret = |section: &mut Section<'_>| {
-            SecretEntries::lookup(section, "secret").read_required(section, SecretRule::Header)
+        let read_secret = |section: &mut Section<'_>, key: &str| {
+            SecretEntries::lookup(section, key).read_required(section, SecretRule::Header)
         };
-        let webhooks =
-            sections.iter_mut().filter_map(|section| Self::read(section, read_secret)).collect();
+        let webhooks = sections
+            .iter_mut()
+            .filter_map(|section| Self::read_keys(section, read_secret))
+            .collect();
         report_duplicate_texts(&mut sections, "id");
         // An upstream with a finding of its own may be the missing one.
         if root.context().accepts("upstreams") {
@@ -86,40 +96,6 @@ impl WebhookConfig {
         }
         sections.into_iter().for_each(Section::finish);
         webhooks
-    }
-
-    /// Reads one table; `read_secret` reads its secret.
-    fn read(
-        section: &mut Section<'_>,
-        read_secret: impl FnOnce(&mut Section<'_>) -> Option<Secret>,
-    ) -> Option<Self> {
-        let id = section.entry("id").required(parse_webhook_id);
-        let product_id = section.entry("product_id").required(parse_product_id);
-        let url = section.entry("url").required(HttpUrl::parse);
-        let secret = read_secret(section);
-        let types =
-            read_filter(&section.entry("types"), parse_event_type).unwrap_or_else(default_types);
-        let session_ids = read_filter(&section.entry("session_ids"), parse_session_id)
-            .unwrap_or(Only::Everything);
-        let timeout =
-            section.entry("timeout").duration_within(values::MIN_DURATION..=MAX_ATTEMPT_TIMEOUT);
-        let max_retries = section.entry("max_retries").number(0..=MAX_WEBHOOK_RETRIES);
-        let (initial_backoff, max_backoff) =
-            read_backoff(&section.entry("initial_backoff"), &section.entry("max_backoff"));
-        let max_in_flight = section.entry("max_in_flight").number(1..=MAX_IN_FLIGHT_ATTEMPTS);
-        Some(Self {
-            id: id?,
-            product_id: product_id?,
-            url: url?,
-            secret: secret?,
-            types,
-            session_ids,
-            timeout: timeout.unwrap_or(DEFAULT_ATTEMPT_TIMEOUT),
-            max_retries: max_retries.unwrap_or(DEFAULT_MAX_RETRIES),
-            initial_backoff,
-            max_backoff,
-            max_in_flight: max_in_flight.unwrap_or(DEFAULT_MAX_IN_FLIGHT),
-        })
     }
 }
 
@@ -132,14 +108,16 @@ fn check_product(section: &mut Section<'_>, upstreams: &[UpstreamConfig]) {
     }
 }
 
-fn read_backoff(initial: &ConfigEntry<'_>, max: &ConfigEntry<'_>) -> (Duration, Duration) {
-    let first = initial.duration(values::MIN_DURATION).unwrap_or(DEFAULT_INITIAL_BACKOFF);
-    let cap = max.duration(values::MIN_DURATION).unwrap_or(DEFAULT_MAX_BACKOFF);
-    if first > cap && initial.is_free_of_findings() && max.is_free_of_findings() {
+/// Reads the maximum delay, after the initial one, which must not exceed it.
+fn read_max_backoff(entry: &ConfigEntry<'_>, initial: &ConfigEntry<'_>) -> Duration {
+    let cap = entry.duration(values::MIN_DURATION).unwrap_or(DEFAULT_MAX_BACKOFF);
+    let first = initial.non_empty_text().and_then(|text| values::parse_duration(text).ok());
+    let first = first.unwrap_or(DEFAULT_INITIAL_BACKOFF);
+    if first > cap && initial.is_free_of_findings() && entry.is_free_of_findings() {
         let (first, cap) = (values::format_duration(first), values::format_duration(cap));
-        max.report(format!("is {cap}, but must be at least initial_backoff, {first}"));
+        entry.report(format!("is {cap}, but must be at least initial_backoff, {first}"));
     }
-    (first, cap)
+    cap
 }
 
 /// Returns a list as a filter, if there is a list; an empty list filters nothing.

@@ -27,10 +27,11 @@ use crate::{
 
 /// Returns the routes that both the admin and the probe listener have.
 pub(super) fn probes() -> Router<Arc<AdminState>> {
-    Router::new()
-        .route("/healthz", RouteMethods::new().get(healthz).into_route())
-        .route("/readyz", RouteMethods::new().get(readyz).into_route())
-        .route("/metrics", RouteMethods::new().get(metrics).into_route())
+    RouteMethods::router([
+        ("/healthz", RouteMethods::new().get(healthz)),
+        ("/readyz", RouteMethods::new().get(readyz)),
+        ("/metrics", RouteMethods::new().get(metrics)),
+    ])
 }
 
 /// Answers 200 while the timer wheel of the public runtime and every shard turn, and 503 otherwise.

@@ -44,18 +44,27 @@ use crate::{auth, metrics::RefusingListener};
 /// a page cannot send the key, but without one it needs none.
 pub(crate) fn router(admin: Arc<AdminState>, guard: HostGuard) -> Router {
     let key_layer = middleware::from_fn_with_state(Arc::clone(&admin), require_key);
-    let api = Router::new()
-        .route("/api/v1/status", methods().get(status::status).into_route())
-        .route("/api/v1/subscribers", methods().get(subscribers::list).into_route())
-        .route("/api/v1/subscribers/{id}", methods().delete(subscribers::disconnect).into_route())
-        .route("/api/v1/stream/{product_id}", methods().get(operator_stream::tail).into_route())
-        .route("/api/v1/events/{product_id}", methods().delete(erase::erase).into_route())
-        .route("/api/v1/rejected", methods().get(rejected::list).into_route())
-        .route("/products", methods().post(register::register).into_route())
-        .merge(webhook_routes())
-        // A route layer: it runs for these routes alone, so an unknown path is a 404 without a key,
-        // and the probes and the console files stay open.
-        .route_layer(key_layer);
+    let one_webhook =
+        RouteMethods::new().get(webhooks::read).put(webhooks::change).delete(webhooks::remove);
+    let api = RouteMethods::router([
+        ("/api/v1/status", RouteMethods::new().get(status::status)),
+        ("/api/v1/subscribers", RouteMethods::new().get(subscribers::list)),
+        ("/api/v1/subscribers/{id}", RouteMethods::new().delete(subscribers::disconnect)),
+        ("/api/v1/stream/{product_id}", RouteMethods::new().get(operator_stream::tail)),
+        ("/api/v1/events/{product_id}", RouteMethods::new().delete(erase::erase)),
+        ("/api/v1/rejected", RouteMethods::new().get(rejected::list)),
+        ("/products", RouteMethods::new().post(register::register)),
+        ("/api/v1/webhooks", RouteMethods::new().get(webhooks::list).post(webhooks::create)),
+        ("/api/v1/webhooks/{id}", one_webhook),
+        ("/api/v1/webhooks/{id}/enable", RouteMethods::new().post(webhooks::enable)),
+        ("/api/v1/webhooks/{id}/disable", RouteMethods::new().post(webhooks::disable)),
+        ("/api/v1/webhooks/{id}/test", RouteMethods::new().post(webhooks::test)),
+        ("/api/v1/webhooks/{id}/deliveries", RouteMethods::new().get(deliveries::list)),
+        ("/api/v1/webhooks/{id}/redeliver", RouteMethods::new().post(deliveries::redeliver)),
+    ])
+    // A route layer: it runs for these routes alone, so an unknown path is a 404 without a key,
+    // and the probes and the console files stay open.
+    .route_layer(key_layer);
     let (requires_key, relay) = (admin.key.is_set(), Arc::clone(&admin.relay));
     let router = with_fallbacks(probes().merge(console::routes()).merge(api), admin);
     let router = match requires_key {
@@ -68,28 +77,6 @@ pub(crate) fn router(admin: Arc<AdminState>, guard: HostGuard) -> Router {
 /// Builds the router of the probe listener: health and metrics only.
 pub(crate) fn probe_router(admin: Arc<AdminState>) -> Router {
     with_outer_layers(with_fallbacks(probes(), admin))
-}
-
-fn webhook_routes() -> Router<Arc<AdminState>> {
-    let one = methods().get(webhooks::read).put(webhooks::change).delete(webhooks::remove);
-    Router::new()
-        .route(
-            "/api/v1/webhooks",
-            methods().get(webhooks::list).post(webhooks::create).into_route(),
-        )
-        .route("/api/v1/webhooks/{id}", one.into_route())
-        .route("/api/v1/webhooks/{id}/enable", methods().post(webhooks::enable).into_route())
-        .route("/api/v1/webhooks/{id}/disable", methods().post(webhooks::disable).into_route())
-        .route("/api/v1/webhooks/{id}/test", methods().post(webhooks::test).into_route())
-        .route("/api/v1/webhooks/{id}/deliveries", methods().get(deliveries::list).into_route())
-        .route(
-            "/api/v1/webhooks/{id}/redeliver",
-            methods().post(deliveries::redeliver).into_route(),
-        )
-}
-
-fn methods() -> RouteMethods<Arc<AdminState>> {
-    RouteMethods::new()
 }
 
 fn with_fallbacks(router: Router<Arc<AdminState>>, admin: Arc<AdminState>) -> Router {

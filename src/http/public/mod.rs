@@ -36,14 +36,14 @@ pub(crate) fn router(relay: Arc<Relay>, guard: Option<HostGuard>, origins: &[Ori
         cors: CorsPolicy::new(origins, relay.credential_sources.accepts_cookie()),
         relay: Arc::clone(&relay),
     });
-    let stream = RouteMethods::new().get(sse::stream);
-    let events = RouteMethods::new().get(page::page).post(publish::publish);
-    let socket = RouteMethods::new().get_without_head(ws::socket).into_route();
-    Router::new()
-        .route("/stream/{product_id}", stream.into_route())
-        .route("/events/{product_id}", events.into_route())
-        .route("/ws/{product_id}", socket.layer(Extension(Arc::<[Origin]>::from(origins))))
-        .fallback(|| async { Problem::not_found("no such route") })
-        .with_state(relay)
-        .layer(from_fn_with_state(public_middleware, PublicMiddleware::handle))
+    let sockets = [("/ws/{product_id}", RouteMethods::new().get_without_head(ws::socket))];
+    let origins = Extension(Arc::<[Origin]>::from(origins));
+    RouteMethods::router([
+        ("/stream/{product_id}", RouteMethods::new().get(sse::stream)),
+        ("/events/{product_id}", RouteMethods::new().get(page::page).post(publish::publish)),
+    ])
+    .merge(RouteMethods::router(sockets).route_layer(origins))
+    .fallback(|| async { Problem::not_found("no such route") })
+    .with_state(relay)
+    .layer(from_fn_with_state(public_middleware, PublicMiddleware::handle))
 }

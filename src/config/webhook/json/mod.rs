@@ -19,6 +19,7 @@ use toml::de::DeTable;
 use super::WebhookConfig;
 use crate::{
     config::{
+        entry::ConfigEntry,
         environment::Environment,
         parse_context::ParseContext,
         secret::{MASK, Secret, SecretRule},
@@ -173,7 +174,9 @@ impl WebhookBody {
         let environment = Environment::default();
         let context = ParseContext::new("", &text, &environment);
         let mut section = Section::root(&context, document.get_ref());
-        let webhook = WebhookConfig::read(&mut section, |section| read_secret(section, existing));
+        let webhook = WebhookConfig::read_keys(&mut section, |section, key| {
+            read_secret(&section.entry(key), existing)
+        });
         section.finish();
         if let Err(findings) = context.finish() {
             findings.into_fields().for_each(|(field, message)| self.report(&field, &message));
@@ -224,14 +227,13 @@ impl WebhookBody {
 
 /// Reads the secret, which the API accepts only directly: if it accepted the name of a variable or
 /// a file, its callers could read those of the relay.
-fn read_secret(section: &mut Section<'_>, existing: Option<&WebhookConfig>) -> Option<Secret> {
-    let entry = section.entry("secret");
+fn read_secret(entry: &ConfigEntry<'_>, existing: Option<&WebhookConfig>) -> Option<Secret> {
     match existing {
         // A form that was filled from an answer sends the mask, or an empty text.
         Some(existing) if entry.non_empty_text() == Some(MASK) || !entry.is_given() => {
             Some(existing.secret.clone())
         }
-        _ => Secret::from_entry(&entry, SecretRule::Header),
+        _ => Secret::from_entry(entry, SecretRule::Header),
     }
 }
 

@@ -19,10 +19,10 @@ use crate::http::methods::RouteMethods;
 
 /// Returns the routes of the page and its files.
 pub(in crate::http) fn routes() -> Router<Arc<AdminState>> {
-    CONSOLE_FILES.into_iter().fold(Router::new(), |router, (path, kind, text)| {
+    RouteMethods::router(CONSOLE_FILES.map(|(path, kind, text)| {
         let file = move || async move { (headers(kind), text).into_response() };
-        router.route(path, RouteMethods::new().get(file).into_route())
-    })
+        (path, RouteMethods::new().get(file))
+    }))
 }
 
 fn headers(kind: &'static str) -> [(HeaderName, &'static str); 5] {
