@@ -216,7 +216,7 @@ const ATTACK: Duration = Duration::from_secs(4);
 const EVENT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Waits that a busy machine adds to one relay and not to the other.
-const MAX_MORE_WAIT: Duration = Duration::from_millis(500);
+const MAX_MORE_WAIT: Duration = Duration::from_secs(2);
 
 /// Waits grow alike in both relays when the machine is busy.
 const MAX_WAIT_RATIO: u32 = 8;

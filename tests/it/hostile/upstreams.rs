@@ -212,10 +212,10 @@ const EVENT: &str = "data: {\"type\":\"actions\"}\n\n";
 /// Good products.
 const GOOD: usize = 4;
 
-/// An upstream that floods costs what it sends: the test's floods send 8 KiB fifty times a second,
-/// so that a relay that spins is seen.
-const BLOCK: usize = 8 * 1024;
-const PACE: Duration = Duration::from_millis(20);
+/// An upstream that floods costs what it sends: the test's floods send 4 KiB twenty times a second,
+/// so that a relay that spins is seen, and one on a busy machine keeps up.
+const BLOCK: usize = 4 * 1024;
+const PACE: Duration = Duration::from_millis(50);
 
 /// The backoff allows five or six attempts on average.
 const MAX_ATTEMPTS: usize = 25;
@@ -223,6 +223,6 @@ const MAX_ATTEMPTS: usize = 25;
 /// Logs of up to 1 MiB, and buffers, of all products.
 const MAX_GROWTH_KIB: u64 = 64 * 1024;
 
-/// A loop without a wait takes a whole processor, and all floods together half of it in a build
+/// A loop without a wait takes a whole processor, and all floods together a tenth of it in a build
 /// without optimisation.
 const MAX_CORES: f64 = 1.1;
