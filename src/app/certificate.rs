@@ -7,11 +7,10 @@
 //! May use: `config`, `metrics`, `net`.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
-use parking_lot::Mutex;
 use tokio::{task::spawn_blocking, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -56,7 +55,9 @@ impl ServedCertificate {
             metrics: Arc::clone(metrics),
             state: Mutex::new(CertificateState { served, refused: None }),
         };
-        certificate.report_expiry(&certificate.state.lock().served);
+        certificate.report_expiry(
+            &certificate.state.lock().unwrap_or_else(PoisonError::into_inner).served,
+        );
         Ok(Arc::new(certificate))
     }
 
@@ -73,7 +74,7 @@ impl ServedCertificate {
         let read = self.files.read();
         // After the read, so that a file system that hangs holds no lock. The watch and a reload
         // may run at the same time; the later lock wins, and the next look corrects an older pair.
-        let mut state = self.state.lock();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match read {
             Ok(identity) if identity.has_same_contents(&state.served) => state.refused = None,
             Ok(identity) => match self.tls.replace(&identity) {

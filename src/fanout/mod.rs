@@ -33,11 +33,10 @@ mod subscription;
 mod tests;
 
 use std::sync::{
-    Arc,
+    Arc, Mutex, MutexGuard, PoisonError,
     atomic::{AtomicU64, Ordering},
 };
 
-use parking_lot::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
 use self::{
@@ -193,7 +192,7 @@ impl Fanout {
     fn registry(&self) -> MutexGuard<'_, SubscriberRegistry> {
         // An insertion or a removal is one call, and dispatch does not change the index: a panic
         // under the lock leaves no index half changed.
-        self.registry.lock()
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

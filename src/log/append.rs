@@ -5,9 +5,7 @@
 //!
 //! May use: `event`.
 
-use std::sync::Arc;
-
-use parking_lot::MutexGuard;
+use std::sync::{Arc, MutexGuard};
 
 use super::{Log, LogState};
 use crate::event::{Draft, Entry, Event, EventId, Gap, GapReason};

@@ -28,10 +28,9 @@ mod upstream_link;
 
 use std::{
     mem,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
 };
 
-use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
@@ -302,9 +301,9 @@ impl Log {
     }
 
     fn state(&self) -> MutexGuard<'_, LogState> {
-        // A panic does not poison it: no statement that could panic separates two that must both
-        // run.
-        self.state.lock()
+        // A poisoned lock is safe to use: no statement that could panic separates two that must
+        // both run.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

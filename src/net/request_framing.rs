@@ -16,9 +16,10 @@
 //!
 //! May use: no other module.
 
-use std::mem;
-
-use parking_lot::{Mutex, MutexGuard};
+use std::{
+    mem,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 /// Mark of a request, among its extensions, whose framing a proxy in front may have read
 /// differently (request smuggling; RFC 9112, sections 6.1 and 11.2).
@@ -61,7 +62,7 @@ impl FramingNotes {
 
     fn lock(&self) -> MutexGuard<'_, Notes> {
         // Numbers only, each valid by itself. Uncontended: a connection is one task.
-        self.0.lock()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

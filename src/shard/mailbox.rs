@@ -18,14 +18,13 @@
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::Wake,
 };
 
 use atomic_waker::AtomicWaker;
-use parking_lot::{Mutex, MutexGuard};
 
 use super::ShardSubscriber;
 use crate::net::{AcceptedSocket, ConnectionPermit};
@@ -127,7 +126,8 @@ impl ShardMailbox {
     }
 
     pub(super) fn inbox(&self) -> MutexGuard<'_, MailboxContents> {
-        self.inbox.lock()
+        // Each change leaves the lists consistent, so a poisoned lock is safe to use.
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

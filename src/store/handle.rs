@@ -13,13 +13,11 @@
 use std::{
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
     time::Duration,
 };
-
-use parking_lot::Mutex;
 
 use super::{
     commands::{self, WriterInbox, WriterSenders},
@@ -142,13 +140,13 @@ impl StoreHandle {
 
     /// Records which files the writer has open; `None` when they were set aside or are gone.
     pub(crate) fn set_files(&self, files: Option<FilesInPlace>) {
-        *self.files.lock() = files;
+        *self.files.lock().unwrap_or_else(PoisonError::into_inner) = files;
     }
 
     /// Returns the files that the writer has open, or had last, if others have their names by now,
     /// or none. The other threads must not open these.
     pub(crate) fn displaced_files(&self) -> Option<FilesInPlace> {
-        let files = *self.files.lock();
+        let files = *self.files.lock().unwrap_or_else(PoisonError::into_inner);
         let in_place = FilesInPlace::find(&self.path).ok()?;
         files.filter(|files| *files != in_place)
     }
@@ -173,7 +171,7 @@ impl StoreHandle {
 
     /// Returns whether to log a read that has failed: clients could fill the log with them.
     pub(crate) fn allow_read_failure_line(&self) -> bool {
-        self.read_failures.lock().allow()
+        self.read_failures.lock().unwrap_or_else(PoisonError::into_inner).allow()
     }
 
     /// Returns the number of the current file.

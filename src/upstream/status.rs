@@ -4,9 +4,10 @@
 //!
 //! May use: no other module.
 
-use std::time::{Duration, SystemTime};
-
-use parking_lot::{Mutex, MutexGuard};
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
 
 /// Status of one upstream, shared by its task and its readers.
 #[derive(Debug)]
@@ -57,7 +58,7 @@ impl UpstreamStatus {
     }
 
     fn lock(&self) -> MutexGuard<'_, UpstreamSnapshot> {
-        self.0.lock()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -8,10 +8,9 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
 
-use parking_lot::{Mutex, MutexGuard, RwLock};
 use tokio::{
     runtime::Handle,
     sync::{mpsc, oneshot},
@@ -245,7 +244,7 @@ impl Webhooks {
             };
             if is_finished {
                 // Before `ended`: a caller that waits for it may register the same id next.
-                handles.lock().remove(&id);
+                lock(&handles).remove(&id);
                 metrics.remove_webhook(&id);
                 ended.cancel();
             }
@@ -323,24 +322,29 @@ impl Webhooks {
     }
 
     pub(super) fn add_product(&self, fanout: Arc<Fanout>) {
-        self.products.lock().insert(fanout.log().product().clone(), fanout);
+        lock(&self.products).insert(fanout.log().product().clone(), fanout);
     }
 
     pub(super) fn remove_product(&self, product: &ProductId) {
-        self.products.lock().remove(product);
+        lock(&self.products).remove(product);
     }
 
     pub(super) fn replace_egress_policy(&self, policy: EgressPolicy) {
-        *self.context.egress.write() = policy;
+        *self.context.egress.write().unwrap_or_else(PoisonError::into_inner) = policy;
     }
 
     pub(super) fn fanout(&self, product: &ProductId) -> Option<Arc<Fanout>> {
-        self.products.lock().get(product).map(Arc::clone)
+        lock(&self.products).get(product).map(Arc::clone)
     }
 
     pub(super) fn lock_handles(&self) -> MutexGuard<'_, BTreeMap<String, WorkerHandle>> {
-        self.handles.lock()
+        lock(&self.handles)
     }
+}
+
+fn lock<T>(map: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Each critical section is one insertion or removal, so a poisoned map is still consistent.
+    map.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl WebhookSummary {

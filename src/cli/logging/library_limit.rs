@@ -4,9 +4,11 @@
 //!
 //! May use: `log_limit`.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+};
 
-use parking_lot::Mutex;
 use tracing::{Event, Subscriber, callsite::Identifier};
 use tracing_subscriber::{
     filter::Targets,
@@ -45,7 +47,8 @@ impl<S: Subscriber> Layer<S> for LibraryLogLimit {
         if !self.limits(metadata.target()) {
             return true;
         }
-        let mut limits = self.by_callsite.lock();
+        // A poisoned map is still whole: each change is one insertion.
+        let mut limits = self.by_callsite.lock().unwrap_or_else(PoisonError::into_inner);
         limits.entry(metadata.callsite()).or_default().allow()
     }
 }
@@ -66,7 +69,7 @@ mod tests {
 
     impl<S: Subscriber> Layer<S> for Counter {
         fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-            self.0.lock().push(event.metadata().target().to_owned());
+            self.0.lock().unwrap().push(event.metadata().target().to_owned());
         }
     }
 
@@ -87,7 +90,7 @@ mod tests {
                 tracing::warn!(target: "autoplay_relay::net", "own");
             }
         });
-        Arc::into_inner(passed).unwrap().into_inner()
+        Arc::into_inner(passed).unwrap().into_inner().unwrap()
     }
 
     #[test]

@@ -21,9 +21,12 @@
 #[cfg(test)]
 mod tests;
 
-use std::{collections::HashMap, mem, sync::Arc, task::Waker};
-
-use parking_lot::{Mutex, MutexGuard};
+use std::{
+    collections::HashMap,
+    mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Waker,
+};
 
 use crate::event::{Event, Kind, SessionId};
 
@@ -111,7 +114,7 @@ impl ShardQueue {
     fn lock(&self) -> MutexGuard<'_, ShardQueueState> {
         // A panic can leave an event out of the queue's contents at worst. The shard's subscribers
         // find it in the log.
-        self.state.lock()
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -4,11 +4,10 @@
 
 use std::{
     collections::BTreeSet,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
-use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use crate::{
@@ -58,7 +57,8 @@ pub(crate) struct StreamRegistrations(Mutex<BTreeSet<ProductId>>);
 
 impl StreamRegistrations {
     pub(super) fn lock(&self) -> MutexGuard<'_, BTreeSet<ProductId>> {
-        self.0.lock()
+        // Each change is one insertion or removal, so a poisoned lock is safe to use.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

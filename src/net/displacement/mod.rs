@@ -24,7 +24,7 @@ use std::{
     net::IpAddr,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst},
     },
     task::Poll,
@@ -32,7 +32,6 @@ use std::{
 };
 
 use atomic_waker::AtomicWaker;
-use parking_lot::{Mutex, MutexGuard};
 use tokio::{sync::Notify, task::yield_now, time::timeout};
 
 use super::detach::ConnectionState;
@@ -162,7 +161,8 @@ impl ConnectionTable {
     }
 
     fn lock(&self) -> MutexGuard<'_, TableEntries> {
-        self.entries.lock()
+        // Each change is one insertion or removal, so a poisoned lock is safe to use.
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

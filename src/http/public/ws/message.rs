@@ -5,10 +5,12 @@
 //!
 //! May use: `event`.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, PoisonError},
+};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -40,7 +42,8 @@ impl WsMessageCache {
         }
         let slot = usize::try_from(event.position()).unwrap_or_default() % MESSAGE_CACHE_SLOTS;
         let Some(slot) = self.0.get(slot) else { return encode_event(event) };
-        let mut slot = slot.lock();
+        // A slot is replaced as a whole, so a panic leaves no partial state in a poisoned lock.
+        let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
         match &*slot {
             // By id, not by position: a slot may hold the event of an earlier round.
             Some((id, message)) if *id == event.id() => message.clone(),
@@ -51,7 +54,7 @@ impl WsMessageCache {
     /// Empties the cache, for an erasure.
     pub(crate) fn clear(&self) {
         for slot in &self.0 {
-            *slot.lock() = None;
+            *slot.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
     }
 }
