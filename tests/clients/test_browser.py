@@ -54,7 +54,7 @@ class Fixture:
                 body = event(whose, number, kind)
                 url = f"http://127.0.0.1:{self.relay.port}/events/{PRODUCT}"
                 bearer = {"Authorization": f"Bearer {token(permissions=['publish'])}"}
-                with urllib.request.urlopen(urllib.request.Request(url, body, bearer), timeout=5) as answer:
+                with urllib.request.urlopen(urllib.request.Request(url, body, bearer), timeout=30) as answer:
                     assert answer.status == 202, answer.status
 
 
