@@ -56,9 +56,9 @@ impl HandshakeTurns {
         let of_block = BlockTurns { turns: self, block, semaphore: Some(self.of_block(block)) };
         loop {
             // The semaphores are never closed, so there is always a permit to wait for.
-            let _turns = (of_block.acquire().await, self.of_all.acquire().await.ok());
+            let turns = (of_block.acquire().await, self.of_all.acquire().await.ok());
             let polled = poll_fn(|context| Poll::Ready(handshake.as_mut().poll(context))).await;
-            drop(_turns);
+            drop(turns);
             match polled {
                 Poll::Ready(ended) => return ended,
                 Poll::Pending => wait_for_wake_up().await,

@@ -90,13 +90,13 @@ pub(crate) struct EgressConnector {
     resolver: Resolver,
     attempt_timeout: Duration,
     budget: Arc<AnswerBudget>,
-    connections: Option<EgressConnections>,
-    of_webhook: Option<Arc<Semaphore>>,
+    /// Bounds on connections: of this webhook, and of all together.
+    bounds: Option<[Arc<Semaphore>; 2]>,
 }
 
 /// Bound on the connections of the admin API's webhooks, because each of them is a file descriptor,
 /// and the store and the listeners need descriptors, too.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct EgressConnections {
     of_all: Arc<Semaphore>,
     max: usize,
@@ -124,8 +124,7 @@ impl EgressConnector {
     /// peers may send one answer's bytes, until [`EgressConnector::within`] sets a budget.
     pub(crate) fn new(guard: Arc<EgressGuard>, attempt_timeout: Duration) -> Self {
         let budget = Arc::new(AnswerBudget::new(1));
-        let resolver = Resolver::System;
-        Self { guard, resolver, attempt_timeout, budget, connections: None, of_webhook: None }
+        Self { guard, resolver: Resolver::System, attempt_timeout, budget, bounds: None }
     }
 
     /// Sets the budget that all connections share. Each connection adds its handshake to it, and
@@ -135,17 +134,18 @@ impl EgressConnector {
     }
 
     /// Counts this connector's connections among those of all webhooks.
-    pub(crate) fn bounded_by(self, connections: EgressConnections) -> Self {
-        let of_webhook = Some(Arc::new(Semaphore::new(connections.max.div_ceil(4))));
-        Self { connections: Some(connections), of_webhook, ..self }
+    pub(crate) fn bounded_by(self, connections: &EgressConnections) -> Self {
+        let of_webhook = Arc::new(Semaphore::new(connections.max.div_ceil(4)));
+        Self { bounds: Some([of_webhook, Arc::clone(&connections.of_all)]), ..self }
     }
 
     /// Waits for the permits of a connection, its webhook's first: so of each webhook a few wait in
     /// the common queue, and not as many as it has attempts. The caller bounds the wait.
     async fn acquire_permits(&self) -> Option<EgressPermits> {
-        let of_webhook = Arc::clone(self.of_webhook.as_ref()?).acquire_owned().await.ok()?;
-        let of_all = Arc::clone(&self.connections.as_ref()?.of_all).acquire_owned().await.ok()?;
-        Some([of_webhook, of_all])
+        let [of_webhook, of_all] = self.bounds.as_ref()?;
+        // The semaphores are never closed.
+        let of_webhook = Arc::clone(of_webhook).acquire_owned().await.ok()?;
+        Some([of_webhook, Arc::clone(of_all).acquire_owned().await.ok()?])
     }
 
     /// Replaces the resolver.
@@ -275,7 +275,7 @@ mod tests {
         let connections = EgressConnections::new(4);
         let webhook = || {
             let connector = EgressConnector::new(Arc::clone(&guard), Duration::from_secs(60));
-            connector.bounded_by(connections.clone())
+            connector.bounded_by(&connections)
         };
         let first = webhook();
         let held = first.clone().connect(to.clone()).await.unwrap();

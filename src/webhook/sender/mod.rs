@@ -70,7 +70,7 @@ impl WebhookSender {
         };
         // An idle connection keeps its permit, so all webhooks together must leave some.
         let max_idle = (connections.max() / MAX_WEBHOOKS).min(webhook.max_in_flight);
-        let connector = connector.bounded_by(connections.clone());
+        let connector = connector.bounded_by(connections);
         Self::with_connector(connector, webhook, previous, tls, max_idle)
     }
 
