@@ -121,29 +121,6 @@ fn an_index_that_leaves_out_a_row_is_made_anew_and_costs_no_event() {
 }
 
 #[test]
-fn an_erasure_right_after_the_start_reaches_a_row_that_an_index_leaves_out() {
-    let (connector, data) = (Connector::new(), DataDir::new());
-    let relay = data.relay(&connector);
-    let mut link = connector.stream();
-    publish(&relay, &mut link, 40, |n| if n % 2 == 0 { "a" } else { "b" });
-    relay.wait_until_persisted(40);
-    relay.stop();
-    drop(link);
-    uncount_last_row(&data, "by_session", 0x0a);
-    let relay = data.relay(&connector);
-    let erase = format!("/api/v1/events/{PRODUCT}?session_id=b");
-    // 503 if the writer itself finds the damage; then it makes the index anew.
-    wait::until("the session is erased", || {
-        relay.call("DELETE", &erase, &json!(null)).status() == 200
-    });
-    relay.process.log_line(REPAIRED);
-    relay.stop();
-    let relay = data.relay(&connector);
-    let page = Page::get(&relay, "?last_event_id=0");
-    assert!(page.numbers().into_iter().eq((0..40).step_by(2)), "of the other session alone");
-}
-
-#[test]
 fn counters_of_dead_letters_that_are_wrong_are_made_anew_and_delete_nothing() {
     let (connector, data, receiver) = (Connector::new(), DataDir::new(), Receiver::answering(400));
     let setup = data.setup(&connector, "").more(&(table("hook", &receiver, "") + LOOPBACK));

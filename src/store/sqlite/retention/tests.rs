@@ -291,6 +291,34 @@ fn a_session_is_erased_in_one_product_only() {
 }
 
 #[test]
+fn an_erasure_by_rows_reaches_one_that_an_index_leaves_out_or_finds_the_damage() {
+    let left = |indices| {
+        let (_directory, mut file) = file_with_product();
+        write_events(&mut file, 1, 1..=5, 1, 1);
+        let path = file.path().to_owned();
+        file.close().unwrap();
+        uncount_last_row(&path, "by_session");
+        let mut file = StoreFile::open(&path).unwrap();
+        let is_refused = file.erase(1, &session("s"), 0, indices).is_err();
+        let rows = "SELECT count(*) FROM entries NOT INDEXED";
+        (is_refused, file.connection.query_row(rows, [], |row| row.get::<_, u32>(0)).unwrap())
+    };
+    assert_eq!(left(Indices::Trusted), (false, 1), "the damage that this is about");
+    assert!(matches!(left(Indices::Unchecked), (false, 0) | (true, 5)));
+}
+
+/// Lowers the count of rows in an index of one page, so that its last row is gone.
+fn uncount_last_row(path: &std::path::Path, index: &str) {
+    let root: u32 = Connection::open(path)
+        .unwrap()
+        .query_row("SELECT rootpage FROM sqlite_schema WHERE name = ?1", [index], |row| row.get(0))
+        .unwrap();
+    let mut bytes = fs::read(path).unwrap();
+    bytes[(root as usize - 1) * 8192 + 4] -= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
 fn a_step_is_smaller_only_for_webhooks_that_may_lose_something_by_it() {
     for (behind, owed_some, expected_rows) in [
         (0, 0, RETENTION_STEP_ROWS),
