@@ -14,7 +14,7 @@
 use std::{
     mem,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering::SeqCst},
     },
     task::Waker,
@@ -22,6 +22,7 @@ use std::{
 };
 
 use atomic_waker::AtomicWaker;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -132,7 +133,7 @@ impl TimerWheel {
     fn slots(&self) -> MutexGuard<'_, Box<[Vec<Arc<TimerEntry>>]>> {
         // A slot is a list, and each change of it is one call, so a panic cannot leave one half
         // done.
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+        self.slots.lock()
     }
 }
 

@@ -15,10 +15,9 @@
 //!
 //! May use: `log_limit`.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
-};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
 
 use crate::log_limit::LogRateLimit;
 
@@ -62,8 +61,7 @@ impl WallTime {
 /// Reads the clocks, and logs when doubt begins and ends.
 pub(crate) fn now() -> WallTime {
     let reading = ClockReading::take();
-    // A panic cannot leave the state half changed, so a poisoned lock is used on.
-    let mut shared = CLOCK.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut shared = CLOCK.lock();
     let (judgement, log_limit) = &mut *shared;
     let judgement = judgement.get_or_insert_with(|| ClockJudgement::starting_at(reading));
     let (now, change) = judgement.observe(reading);

@@ -7,10 +7,11 @@
 //! May use: `config`, `metrics`, `net`.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
+use parking_lot::Mutex;
 use tokio::{task::spawn_blocking, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -55,9 +56,7 @@ impl ServedCertificate {
             metrics: Arc::clone(metrics),
             state: Mutex::new(CertificateState { served, refused: None }),
         };
-        certificate.report_expiry(
-            &certificate.state.lock().unwrap_or_else(PoisonError::into_inner).served,
-        );
+        certificate.report_expiry(&certificate.state.lock().served);
         Ok(Arc::new(certificate))
     }
 
@@ -74,7 +73,7 @@ impl ServedCertificate {
         let read = self.files.read();
         // After the read, so that a file system that hangs holds no lock. The watch and a reload
         // may run at the same time; the later lock wins, and the next look corrects an older pair.
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         match read {
             Ok(identity) if identity.has_same_contents(&state.served) => state.refused = None,
             Ok(identity) => match self.tls.replace(&identity) {

@@ -3,11 +3,9 @@
 //!
 //! May use: `app`, `config`, `error_chain`, `shutdown`, `simulate`.
 
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    sync::{Mutex, PoisonError},
-};
+use std::net::{Ipv4Addr, SocketAddr};
 
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::{
@@ -48,7 +46,7 @@ pub(super) fn run(_: &DemoArgs, runtime: CommandRuntime) -> Result<(), CliError>
         let print_failed = Mutex::new(Some(print_failed));
         let print = move |line: &str| {
             let Err(error) = print_line(line) else { return };
-            let sender = print_failed.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let sender = print_failed.lock().take();
             if let Some(sender) = sender {
                 // The receiving end is gone only when the demo ends anyway.
                 let _ = sender.send(error);

@@ -33,10 +33,11 @@ mod subscription;
 mod tests;
 
 use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
+    Arc,
     atomic::{AtomicU64, Ordering},
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
 use self::{
@@ -192,7 +193,7 @@ impl Fanout {
     fn registry(&self) -> MutexGuard<'_, SubscriberRegistry> {
         // An insertion or a removal is one call, and dispatch does not change the index: a panic
         // under the lock leaves no index half changed.
-        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+        self.registry.lock()
     }
 }
 

@@ -7,13 +7,10 @@
 //!
 //! May use: `client_address`, `metrics`.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use axum::response::Response;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -63,8 +60,7 @@ impl Refusals {
     }
 
     fn table(&self) -> MutexGuard<'_, RefusalTable> {
-        // A poisoned lock is safe to use: at worst a count is wrong.
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock()
     }
 }
 

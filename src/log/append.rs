@@ -5,7 +5,9 @@
 //!
 //! May use: `event`.
 
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
+
+use parking_lot::MutexGuard;
 
 use super::{Log, LogState};
 use crate::event::{Draft, Entry, Event, EventId, Gap, GapReason};

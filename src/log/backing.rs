@@ -14,7 +14,7 @@ use std::{
     fmt, mem,
     pin::Pin,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
     task::{Context, Poll, ready},
@@ -22,6 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use parking_lot::{Condvar, Mutex};
 use tokio::{
     sync::{oneshot, watch},
     time,
@@ -76,7 +77,7 @@ pub(crate) struct ReplayPermit<'a> {
 
 impl Drop for ReplayPermit<'_> {
     fn drop(&mut self) {
-        lock(&self.backing.read_queue).release();
+        self.backing.read_queue.lock().release();
         self.backing.read_queued.notify_one();
     }
 }
@@ -246,26 +247,26 @@ impl LogBacking {
         // A thread that has just seen `is_stopping` unset holds this lock until it waits: after the
         // lock was free once, each thread either has seen the flag or waits for the notification.
         // Dropping a read answers its reader.
-        drop(lock(&self.read_queue).take_all());
+        drop(self.read_queue.lock().take_all());
         self.read_queued.notify_all();
         self.stopped.notify_all();
         // Set so that `wake_writer` unparks in any case: the writer may be about to park.
-        self.is_writer_parked.store(true, SeqCst);
+        self.is_writer_parked.swap(true, SeqCst);
         self.wake_writer();
     }
 
     /// Waits for [`LogBacking::stop`], `timeout` at the longest, and returns whether it was called.
     pub(crate) fn wait_for_stop(&self, timeout: Duration) -> bool {
-        let queue = lock(&self.read_queue);
+        let mut queue = self.read_queue.lock();
         // The lock of the read queue serves this condition variable, too: nothing is read from the
         // queue.
-        let _ = self.stopped.wait_timeout_while(queue, timeout, |_| !self.is_stopping());
+        self.stopped.wait_while_for(&mut queue, |_| !self.is_stopping(), timeout);
         self.is_stopping()
     }
 
     /// Waits for the next read and a permit for it. `None` once the store is stopped.
     pub(crate) fn next_read(&self) -> Option<(QueuedRead, ReplayPermit<'_>)> {
-        let mut queue = lock(&self.read_queue);
+        let mut queue = self.read_queue.lock();
         loop {
             if self.is_stopping() {
                 return None;
@@ -273,7 +274,7 @@ impl LogBacking {
             if let Some(read) = queue.pop() {
                 return Some((read, ReplayPermit { backing: self }));
             }
-            queue = self.read_queued.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            self.read_queued.wait(&mut queue);
         }
     }
 
@@ -286,7 +287,7 @@ impl LogBacking {
         let through = request.through;
         let (answer, chunk) = oneshot::channel();
         let read = QueuedRead { request, answer };
-        let mut queue = lock(&self.read_queue);
+        let mut queue = self.read_queue.lock();
         let ticket = queue.push(client, earlier_reads, read);
         // Asked under the lock, under which `stop` empties the queue once.
         let refused = self.is_stopping().then(|| queue.take_all());
@@ -298,14 +299,9 @@ impl LogBacking {
 
     fn withdraw_read(&self, ticket: ReplayTicket) {
         // Dropped after the lock: a request holds a filter of up to a thousand sessions.
-        let read = lock(&self.read_queue).remove(ticket);
+        let read = self.read_queue.lock().remove(ticket);
         drop(read);
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A poisoned lock is used on: a panic cannot leave a queue half changed.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One reader's way through the store: one request at a time, each with a permit of its own.

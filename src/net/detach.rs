@@ -21,7 +21,7 @@ use std::{
     fmt,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU8, Ordering::Relaxed},
     },
     task::{Context, Poll},
@@ -29,6 +29,7 @@ use std::{
 
 use bytes::Bytes;
 use http_body::Frame;
+use parking_lot::Mutex;
 
 use super::{
     activity::ConnectionActivity, connection_limit::AcceptedSocket, forced_close::ForcedClose,
@@ -93,7 +94,7 @@ type Continuation = Box<dyn FnOnce(AcceptedSocket, Option<TlsSession>) + Send>;
 impl DetachState {
     /// Registers the function that receives the socket once the head of the response is sent.
     pub(super) fn arm(&self, continuation: Continuation) {
-        *self.continuation.lock().unwrap_or_else(PoisonError::into_inner) = Some(continuation);
+        *self.continuation.lock() = Some(continuation);
     }
 
     /// Records that hyper has buffered everything it will get. hyper flushes next.
@@ -123,7 +124,7 @@ impl DetachState {
 
     /// Takes the continuation in any step.
     fn take(&self) -> Option<Continuation> {
-        self.continuation.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.continuation.lock().take()
     }
 }
 

@@ -14,14 +14,11 @@
 //! May use: `client_address`.
 
 use std::{
-    collections::HashMap,
-    future::poll_fn,
-    pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::Poll,
+    collections::HashMap, future::poll_fn, pin::pin, sync::Arc, task::Poll,
     thread::available_parallelism,
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Semaphore;
 
 use crate::client_address::AddressBlock;
@@ -72,8 +69,7 @@ impl HandshakeTurns {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<AddressBlock, Arc<Semaphore>>> {
-        // Each change is one insertion or removal, so a poisoned lock is safe to use.
-        self.by_block.lock().unwrap_or_else(PoisonError::into_inner)
+        self.by_block.lock()
     }
 }
 

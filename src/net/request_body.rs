@@ -11,7 +11,7 @@
 use std::{
     mem,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -21,6 +21,7 @@ use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::{Request, Version, body::Incoming, header::EXPECT};
+use parking_lot::Mutex;
 use tokio::time::timeout;
 
 use super::{connection::Connection, detach::ConnectionState};
@@ -85,7 +86,7 @@ impl Drop for ObservedBody {
             Some(rest) => BodyOutcome::Unread(rest),
             None => mem::take(&mut self.outcome),
         };
-        *self.shared_outcome.lock().unwrap_or_else(PoisonError::into_inner) = outcome;
+        *self.shared_outcome.lock() = outcome;
     }
 }
 
@@ -139,7 +140,7 @@ impl UnreadBody {
     /// Drains a small rest once the answer is known. Returns whether the connection must close
     /// after the answer.
     pub(super) fn settle(self) -> bool {
-        let outcome = mem::take(&mut *self.outcome.lock().unwrap_or_else(PoisonError::into_inner));
+        let outcome = mem::take(&mut *self.outcome.lock());
         let state = Arc::clone(&self.connection.state);
         let rest = match outcome {
             BodyOutcome::Complete => return false,

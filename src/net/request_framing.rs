@@ -16,10 +16,9 @@
 //!
 //! May use: no other module.
 
-use std::{
-    mem,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::mem;
+
+use parking_lot::{Mutex, MutexGuard};
 
 /// Mark of a request, among its extensions, whose framing a proxy in front may have read
 /// differently (request smuggling; RFC 9112, sections 6.1 and 11.2).
@@ -62,7 +61,7 @@ impl FramingNotes {
 
     fn lock(&self) -> MutexGuard<'_, Notes> {
         // Numbers only, each valid by itself. Uncontended: a connection is one task.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -3,12 +3,10 @@
 //!
 //! May use: `timer_wheel`.
 
-use std::{
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use axum::Router;
+use parking_lot::RwLock;
 
 use super::{displacement::ConnectionShares, tls::ReloadableTls};
 use crate::timer_wheel::TimerWheel;
@@ -29,14 +27,14 @@ impl Routes {
 
     /// Replaces the router for all requests that begin from now on.
     pub(crate) fn replace(&self, router: Router) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = router;
+        *self.0.write() = router;
     }
 
     /// Returns the router in force.
     pub(super) fn current(&self) -> Router {
         // The lock is held to clone an `Arc`: a reload never waits for a request, and no guard
         // lives across an await.
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone() // counts a reference
+        self.0.read().clone() // counts a reference
     }
 }
 

@@ -6,11 +6,9 @@
 //!
 //! May use: `config`.
 
-use std::{
-    io,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{io, sync::Arc};
 
+use parking_lot::Mutex;
 use rustls::{
     ServerConfig, ServerConnection,
     crypto::aws_lc_rs::{Ticketer, default_provider},
@@ -48,7 +46,7 @@ impl ReloadableTls {
     /// When the TLS library refuses its own defaults; the former certificate stays.
     pub(crate) fn replace(&self, identity: &TlsIdentity) -> Result<(), rustls::Error> {
         let config = server_config(identity)?;
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = config;
+        *self.0.lock() = config;
         Ok(())
     }
 
@@ -62,7 +60,7 @@ impl ReloadableTls {
         I: AsyncRead + AsyncWrite + Unpin,
     {
         // The lock is held to clone an `Arc`, and not across the handshake.
-        let config = Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let config = Arc::clone(&self.0.lock());
         // One record instead of rustls' default of 64 KiB: the most that is held for a peer that
         // takes nothing.
         let limit_buffer = |session: &mut rustls::ServerConnection| {

@@ -11,7 +11,7 @@ use std::{
     convert::Infallible,
     io,
     pin::{Pin, pin},
-    sync::{LazyLock, Mutex, PoisonError},
+    sync::LazyLock,
     task::{Context, Poll, Waker},
 };
 
@@ -25,6 +25,7 @@ use hyper::{
     server::conn::http1,
     service::service_fn,
 };
+use parking_lot::Mutex;
 
 /// Returns the extensions of a request whose headers are to be spelled as the contract does.
 ///
@@ -42,8 +43,7 @@ pub(crate) fn contract_spelling() -> Extensions {
 fn spelling_of(head: &'static [u8]) -> Extensions {
     let extensions = Mutex::new(Extensions::new());
     let service = service_fn(|request: Request<Incoming>| {
-        *extensions.lock().unwrap_or_else(PoisonError::into_inner) =
-            request.into_parts().0.extensions;
+        *extensions.lock() = request.into_parts().0.extensions;
         async { Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new())) }
     });
     let mut builder = http1::Builder::new();
@@ -51,7 +51,7 @@ fn spelling_of(head: &'static [u8]) -> Extensions {
     let connection = pin!(builder.serve_connection(SpelledHead(head), service));
     // One poll reads everything: the bytes are there.
     let _ = connection.poll(&mut Context::from_waker(Waker::noop()));
-    extensions.into_inner().unwrap_or_else(PoisonError::into_inner)
+    extensions.into_inner()
 }
 
 /// Connection that delivers one head and then ends. Written bytes are dropped.

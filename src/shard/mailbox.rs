@@ -18,13 +18,14 @@
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::Wake,
 };
 
 use atomic_waker::AtomicWaker;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::ShardSubscriber;
 use crate::net::{AcceptedSocket, ConnectionPermit};
@@ -126,8 +127,7 @@ impl ShardMailbox {
     }
 
     pub(super) fn inbox(&self) -> MutexGuard<'_, MailboxContents> {
-        // Each change leaves the lists consistent, so a poisoned lock is safe to use.
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inbox.lock()
     }
 }
 

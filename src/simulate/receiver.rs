@@ -18,13 +18,14 @@
 use std::{
     collections::BTreeMap,
     fmt::Write,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use aws_lc_rs::{constant_time::verify_slices_are_equal, hmac};
 use axum::{Router, body::Bytes, extract::State, routing::post};
 use hyper::{HeaderMap, StatusCode};
+use parking_lot::{Mutex, MutexGuard};
 use serde::Deserialize;
 use tokio::time::{Instant, interval_at};
 use tokio_util::sync::CancellationToken;
@@ -159,7 +160,7 @@ impl SampleReceiver {
             ReceiverRoute::Good => good,
             ReceiverRoute::Flaky => flaky,
         };
-        stats.lock().unwrap_or_else(PoisonError::into_inner)
+        stats.lock()
     }
 }
 

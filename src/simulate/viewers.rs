@@ -6,9 +6,9 @@
 //! May use: no other module.
 
 use std::mem;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tracing::{debug, warn};
 
@@ -68,7 +68,7 @@ impl ConnectorClients {
 
     fn lock_queues(&self) -> MutexGuard<'_, ClientQueues> {
         // A list of clients has no half-done state that a panic could leave behind.
-        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queues.lock()
     }
 }
 

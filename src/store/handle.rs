@@ -13,11 +13,13 @@
 use std::{
     path::PathBuf,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
     time::Duration,
 };
+
+use parking_lot::Mutex;
 
 use super::{
     commands::{self, WriterInbox, WriterSenders},
@@ -140,13 +142,13 @@ impl StoreHandle {
 
     /// Records which files the writer has open; `None` when they were set aside or are gone.
     pub(crate) fn set_files(&self, files: Option<FilesInPlace>) {
-        *self.files.lock().unwrap_or_else(PoisonError::into_inner) = files;
+        *self.files.lock() = files;
     }
 
     /// Returns the files that the writer has open, or had last, if others have their names by now,
     /// or none. The other threads must not open these.
     pub(crate) fn displaced_files(&self) -> Option<FilesInPlace> {
-        let files = *self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let files = *self.files.lock();
         let in_place = FilesInPlace::find(&self.path).ok()?;
         files.filter(|files| *files != in_place)
     }
@@ -171,7 +173,7 @@ impl StoreHandle {
 
     /// Returns whether to log a read that has failed: clients could fill the log with them.
     pub(crate) fn allow_read_failure_line(&self) -> bool {
-        self.read_failures.lock().unwrap_or_else(PoisonError::into_inner).allow()
+        self.read_failures.lock().allow()
     }
 
     /// Returns the number of the current file.

@@ -4,10 +4,9 @@
 //!
 //! May use: no other module.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
+
+use parking_lot::{Mutex, MutexGuard};
 
 /// Status of one upstream, shared by its task and its readers.
 #[derive(Debug)]
@@ -58,7 +57,7 @@ impl UpstreamStatus {
     }
 
     fn lock(&self) -> MutexGuard<'_, UpstreamSnapshot> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -2,11 +2,9 @@
 //!
 //! May use: `config`, `outbound`, `store`.
 
-use std::{
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
+use parking_lot::RwLock;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 
@@ -55,8 +53,7 @@ impl WebhookContext {
     /// one.
     pub(super) fn build_sender(&self, definition: &Definition) -> WebhookSender {
         let previous = definition.previous_secret.as_ref().map(|previous| &previous.secret);
-        let EgressPolicy { guard, tls } =
-            self.egress.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let EgressPolicy { guard, tls } = self.egress.read().clone();
         let connections = match definition.source {
             WebhookSource::File => None,
             WebhookSource::Api => Some(&self.connections),

@@ -8,9 +8,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::Arc,
 };
 
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use tokio::{
     runtime::Handle,
     sync::{mpsc, oneshot},
@@ -244,7 +245,7 @@ impl Webhooks {
             };
             if is_finished {
                 // Before `ended`: a caller that waits for it may register the same id next.
-                lock(&handles).remove(&id);
+                handles.lock().remove(&id);
                 metrics.remove_webhook(&id);
                 ended.cancel();
             }
@@ -322,29 +323,24 @@ impl Webhooks {
     }
 
     pub(super) fn add_product(&self, fanout: Arc<Fanout>) {
-        lock(&self.products).insert(fanout.log().product().clone(), fanout);
+        self.products.lock().insert(fanout.log().product().clone(), fanout);
     }
 
     pub(super) fn remove_product(&self, product: &ProductId) {
-        lock(&self.products).remove(product);
+        self.products.lock().remove(product);
     }
 
     pub(super) fn replace_egress_policy(&self, policy: EgressPolicy) {
-        *self.context.egress.write().unwrap_or_else(PoisonError::into_inner) = policy;
+        *self.context.egress.write() = policy;
     }
 
     pub(super) fn fanout(&self, product: &ProductId) -> Option<Arc<Fanout>> {
-        lock(&self.products).get(product).map(Arc::clone)
+        self.products.lock().get(product).map(Arc::clone)
     }
 
     pub(super) fn lock_handles(&self) -> MutexGuard<'_, BTreeMap<String, WorkerHandle>> {
-        lock(&self.handles)
+        self.handles.lock()
     }
-}
-
-fn lock<T>(map: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Each critical section is one insertion or removal, so a poisoned map is still consistent.
-    map.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl WebhookSummary {

@@ -4,8 +4,9 @@
 //!
 //! May use: `log_limit`, `metrics`, `store`, `webhook_delivery`.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use tracing::{info, warn};
 
 use super::{Now, WebhookStatus, definition::Definition, outbox::Outbox};
@@ -132,8 +133,7 @@ impl SharedStatus {
     }
 
     fn lock(&self) -> MutexGuard<'_, PublishedStatus> {
-        // Each write replaces a whole value, so a poisoned status is still consistent.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -4,11 +4,9 @@
 //!
 //! May use: `log_limit`.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-};
+use std::collections::HashMap;
 
+use parking_lot::Mutex;
 use tracing::{Event, Subscriber, callsite::Identifier};
 use tracing_subscriber::{
     filter::Targets,
@@ -47,8 +45,7 @@ impl<S: Subscriber> Layer<S> for LibraryLogLimit {
         if !self.limits(metadata.target()) {
             return true;
         }
-        // A poisoned map is still whole: each change is one insertion.
-        let mut limits = self.by_callsite.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut limits = self.by_callsite.lock();
         limits.entry(metadata.callsite()).or_default().allow()
     }
 }
@@ -69,7 +66,7 @@ mod tests {
 
     impl<S: Subscriber> Layer<S> for Counter {
         fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-            self.0.lock().unwrap().push(event.metadata().target().to_owned());
+            self.0.lock().push(event.metadata().target().to_owned());
         }
     }
 
@@ -90,7 +87,7 @@ mod tests {
                 tracing::warn!(target: "autoplay_relay::net", "own");
             }
         });
-        Arc::into_inner(passed).unwrap().into_inner().unwrap()
+        Arc::into_inner(passed).unwrap().into_inner()
     }
 
     #[test]

@@ -8,11 +8,12 @@
 use std::{
     io::{self, Write},
     mem,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread,
     time::Duration,
 };
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tracing::warn;
 
 use crate::printable::without_hidden;
@@ -56,8 +57,8 @@ impl LogBuffer {
         let is_idle = |state: &mut BufferState| {
             state.lines.is_empty() && state.dropped == 0 && !state.is_closed
         };
-        let mut state =
-            self.changed.wait_while(self.lock(), is_idle).unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
+        self.changed.wait_while(&mut state, is_idle);
         let taken = (mem::take(&mut state.lines), mem::take(&mut state.dropped));
         (!taken.0.is_empty() || taken.1 > 0).then_some(taken)
     }
@@ -82,8 +83,7 @@ impl LogBuffer {
     }
 
     fn lock(&self) -> MutexGuard<'_, BufferState> {
-        // Each change leaves the state whole, so a poisoned one is still consistent.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
@@ -129,8 +129,7 @@ impl Drop for LogGuard {
         self.buffer.changed.notify_all();
         let is_writing = |state: &mut BufferState| !state.has_ended;
         // A time-out is no failure of the command: the lines have no reader.
-        let _ =
-            self.buffer.changed.wait_timeout_while(self.buffer.lock(), CLOSE_TIMEOUT, is_writing);
+        self.buffer.changed.wait_while_for(&mut self.buffer.lock(), is_writing, CLOSE_TIMEOUT);
     }
 }
 

@@ -21,12 +21,9 @@
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::HashMap,
-    mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::Waker,
-};
+use std::{collections::HashMap, mem, sync::Arc, task::Waker};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::event::{Event, Kind, SessionId};
 
@@ -114,7 +111,7 @@ impl ShardQueue {
     fn lock(&self) -> MutexGuard<'_, ShardQueueState> {
         // A panic can leave an event out of the queue's contents at worst. The shard's subscribers
         // find it in the log.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

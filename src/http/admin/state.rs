@@ -4,10 +4,11 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use crate::{
@@ -57,8 +58,7 @@ pub(crate) struct StreamRegistrations(Mutex<BTreeSet<ProductId>>);
 
 impl StreamRegistrations {
     pub(super) fn lock(&self) -> MutexGuard<'_, BTreeSet<ProductId>> {
-        // Each change is one insertion or removal, so a poisoned lock is safe to use.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -23,13 +23,14 @@ mod tests;
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError, RwLock, RwLockReadGuard,
+        Arc,
         atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
     },
     time::SystemTime,
 };
 
 use dashmap::DashMap;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use tokio::{
     sync::Notify,
     time::{Duration, Instant, sleep, sleep_until},
@@ -166,7 +167,7 @@ impl Subscribers {
     /// Replaces the limits. They refuse further subscribers only: a lower limit disconnects no
     /// subscriber.
     pub(crate) fn set_limits(&self, limits: AdmissionLimits) {
-        self.rules.write().unwrap_or_else(PoisonError::into_inner).limits = limits;
+        self.rules.write().limits = limits;
     }
 
     /// Replaces the keys, and disconnects each subscriber whose proof the new ones no longer
@@ -174,7 +175,7 @@ impl Subscribers {
     ///
     /// The rules are replaced before the list is visited; see [`Subscribers::try_admit`].
     pub(crate) fn set_access(&self, access: &Arc<Access>) {
-        self.rules.write().unwrap_or_else(PoisonError::into_inner).access = Arc::clone(access);
+        self.rules.write().access = Arc::clone(access);
         self.by_id.iter().for_each(|subscriber| subscriber.disconnect_if_revoked(access));
     }
 
@@ -191,8 +192,7 @@ impl Subscribers {
     }
 
     fn rules(&self) -> RwLockReadGuard<'_, AdmissionRules> {
-        // A poisoned lock is safe to use: each write replaces one field by one assignment.
-        self.rules.read().unwrap_or_else(PoisonError::into_inner)
+        self.rules.read()
     }
 
     /// Counts one more connect, and returns false if the current second has had `max` already.
@@ -200,7 +200,7 @@ impl Subscribers {
     /// The window is fixed, not sliding, so at most twice `max` subscribers are admitted around its
     /// end. Refused connects count as well.
     fn try_count_connect(&self, max: u32) -> bool {
-        let mut window = self.connect_window.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut window = self.connect_window.lock();
         if window.started_at.elapsed().as_secs() >= 1 {
             *window = ConnectWindow { started_at: Instant::now(), connects: 0 };
         }

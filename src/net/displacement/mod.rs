@@ -24,7 +24,7 @@ use std::{
     net::IpAddr,
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst},
     },
     task::Poll,
@@ -32,6 +32,7 @@ use std::{
 };
 
 use atomic_waker::AtomicWaker;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{sync::Notify, task::yield_now, time::timeout};
 
 use super::detach::ConnectionState;
@@ -161,8 +162,7 @@ impl ConnectionTable {
     }
 
     fn lock(&self) -> MutexGuard<'_, TableEntries> {
-        // Each change is one insertion or removal, so a poisoned lock is safe to use.
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+        self.entries.lock()
     }
 }
 

@@ -17,10 +17,11 @@ pub(super) mod tests;
 use std::{
     io::{self, ErrorKind, IoSlice},
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Transport that hyper uses: reads pass through, writes may be held.
@@ -64,7 +65,7 @@ impl<I: AsyncWrite + Unpin> Cork<I> {
     /// Sets whether bytes that are written from now on are held. Bytes that are held already stay
     /// so.
     pub(super) fn set_corked(&self, is_corked: bool) {
-        lock(&self.0).is_corked = is_corked;
+        self.0.lock().is_corked = is_corked;
     }
 
     /// Writes and flushes the held bytes.
@@ -73,7 +74,7 @@ impl<I: AsyncWrite + Unpin> Cork<I> {
     ///
     /// The transport's own.
     pub(super) fn poll_flush_held(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut transport = lock(&self.0);
+        let mut transport = self.0.lock();
         if !transport.held.is_empty() || transport.owes_flush {
             ready!(transport.poll_flush(context))?;
         }
@@ -136,7 +137,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for CorkedIo<I> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut lock(&self.0).io).poll_read(context, buffer)
+        Pin::new(&mut self.0.lock().io).poll_read(context, buffer)
     }
 }
 
@@ -146,7 +147,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for CorkedIo<I> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        lock(&self.0).poll_write(context, &[IoSlice::new(bytes)])
+        self.0.lock().poll_write(context, &[IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
@@ -154,17 +155,17 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for CorkedIo<I> {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        lock(&self.0).poll_write(context, slices)
+        self.0.lock().poll_write(context, slices)
     }
 
     /// Passes on what the transport can: h2 chooses its way of writing by it. Held bytes are copied
     /// either way.
     fn is_write_vectored(&self) -> bool {
-        lock(&self.0).io.is_write_vectored()
+        self.0.lock().io.is_write_vectored()
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut transport = lock(&self.0);
+        let mut transport = self.0.lock();
         if transport.is_corked {
             // h2 flushes behind each frame. To h2 the flush is done; the connection's future makes
             // up for it after the poll.
@@ -175,14 +176,10 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for CorkedIo<I> {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut transport = lock(&self.0);
+        let mut transport = self.0.lock();
         ready!(transport.poll_flush(context))?;
         Pin::new(&mut transport.io).poll_shutdown(context)
     }
-}
-
-fn lock<I>(transport: &Mutex<CorkedTransport<I>>) -> MutexGuard<'_, CorkedTransport<I>> {
-    transport.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One TLS record, and half of what the kernel takes unsent (`NOTSENT_LOWAT_BYTES`).

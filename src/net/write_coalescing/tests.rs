@@ -46,17 +46,17 @@ proptest! {
                 CorkStep::FlushHeld => {
                     is_all_out = flush_held(&handle);
                     prop_assert!(
-                        !is_all_out || lock(&handle.0).io.flushed_bytes >= flushed,
+                        !is_all_out || handle.0.lock().io.flushed_bytes >= flushed,
                         "a flush is owed"
                     );
                     prop_assert!(
-                        !is_all_out || lock(&handle.0).held.capacity() == 0,
+                        !is_all_out || handle.0.lock().held.capacity() == 0,
                         "a connection that sleeps keeps no buffer"
                     );
                     is_all_out
                 }
             };
-            let mut transport = lock(&handle.0);
+            let mut transport = handle.0.lock();
             let is_awaited = transport.io.waker.take().is_some();
             prop_assert!(done || is_awaited, "the caller would never be woken");
             prop_assert!(transport.held.capacity() <= MAX_HELD_BYTES);
@@ -67,7 +67,7 @@ proptest! {
             prop_assert!(!is_all_out || transport.io.taken.len() == accepted, "something is held");
         }
         while !shutdown(&mut corked) {}
-        let transport = lock(&handle.0);
+        let transport = handle.0.lock();
         prop_assert_eq!(&transport.io.taken, &text(0, accepted));
         prop_assert_eq!(transport.io.flushed_bytes, accepted);
     }
@@ -84,13 +84,13 @@ fn held_bytes_are_sent_in_one_write_once_uncorked() {
     assert!(writes(&handle).is_empty());
     assert!(flush_held(&handle));
     assert_eq!(
-        (writes(&handle), lock(&handle.0).io.flushed_bytes),
+        (writes(&handle), handle.0.lock().io.flushed_bytes),
         (vec![100 * 100], 100 * 100),
         "and the flush is made good"
     );
     assert!(flush_held(&handle));
     assert_eq!(
-        (writes(&handle).len(), lock(&handle.0).io.flushes),
+        (writes(&handle).len(), handle.0.lock().io.flushes),
         (1, 1),
         "there is nothing to do any more"
     );
@@ -112,7 +112,7 @@ fn a_write_over_the_bound_is_passed_uncopied_after_held_bytes() {
     let (mut corked, handle) = cork(ScriptedTransport::default());
     handle.set_corked(true);
     assert_eq!(write(&mut corked, 0, &[9, MAX_HELD_BYTES]), Poll::Ready(9 + MAX_HELD_BYTES));
-    assert_eq!((writes(&handle), lock(&handle.0).held.capacity()), (vec![9 + MAX_HELD_BYTES], 0));
+    assert_eq!((writes(&handle), handle.0.lock().held.capacity()), (vec![9 + MAX_HELD_BYTES], 0));
     assert_eq!(write(&mut corked, 9 + MAX_HELD_BYTES, &[5]), Poll::Ready(5));
     assert_eq!(
         write(&mut corked, 14 + MAX_HELD_BYTES, &[MAX_HELD_BYTES + 1]),
@@ -120,9 +120,9 @@ fn a_write_over_the_bound_is_passed_uncopied_after_held_bytes() {
     );
     assert_eq!(writes(&handle), [9 + MAX_HELD_BYTES, 5, MAX_HELD_BYTES + 1]);
     assert!(flush(&mut corked));
-    assert_eq!(lock(&handle.0).io.flushes, 0);
+    assert_eq!(handle.0.lock().io.flushes, 0);
     assert!(flush_held(&handle));
-    let transport = lock(&handle.0);
+    let transport = handle.0.lock();
     assert_eq!(
         (transport.io.flushes, &transport.io.taken),
         (1, &text(0, 15 + 2 * MAX_HELD_BYTES)),
@@ -139,7 +139,7 @@ fn without_the_cork_nothing_is_held() {
     handle.set_corked(false);
     assert_eq!(write(&mut corked, 100, &[9, 91]), Poll::Ready(100));
     assert!(flush(&mut corked));
-    let transport = lock(&handle.0);
+    let transport = handle.0.lock();
     assert_eq!(
         (&transport.io.writes[..], transport.io.flushes, transport.held.capacity()),
         (&[100, 100][..], 2, 0)
@@ -152,9 +152,9 @@ fn a_shutdown_writes_held_bytes_first() {
     handle.set_corked(true);
     assert_eq!(write(&mut corked, 0, &[100]), Poll::Ready(100));
     assert!(!shutdown(&mut corked));
-    assert!(!lock(&handle.0).io.is_shut);
+    assert!(!handle.0.lock().io.is_shut);
     assert!(shutdown(&mut corked));
-    let transport = lock(&handle.0);
+    let transport = handle.0.lock();
     assert_eq!((transport.io.flushed_bytes, transport.io.is_shut), (100, true));
 }
 
@@ -313,5 +313,5 @@ fn completed(polled: Poll<io::Result<()>>) -> bool {
 
 /// Returns the number of bytes of each write that the transport took.
 pub(in crate::net) fn writes(handle: &Cork<ScriptedTransport>) -> Vec<usize> {
-    lock(&handle.0).io.writes.clone()
+    handle.0.lock().io.writes.clone()
 }

@@ -15,11 +15,9 @@
 #[cfg(test)]
 pub(super) mod tests;
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::{
@@ -136,13 +134,13 @@ pub(crate) struct WebhookNotice {
 impl WebhookNotices {
     /// Changes the pending notice and wakes the worker.
     pub(super) fn update(&self, change: impl FnOnce(&mut WebhookNotice)) {
-        change(&mut self.pending.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.pending.lock());
         self.notify.notify_one();
     }
 
     /// Returns the pending notice, and resets what is counted since the last look.
     pub(crate) fn take(&self) -> WebhookNotice {
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pending = self.pending.lock();
         let notice = *pending;
         (pending.lost, pending.is_replaced) = (0, false);
         notice

@@ -5,12 +5,10 @@
 //!
 //! May use: `event`.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Mutex, PoisonError},
-};
+use std::collections::BTreeSet;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -42,8 +40,7 @@ impl WsMessageCache {
         }
         let slot = usize::try_from(event.position()).unwrap_or_default() % MESSAGE_CACHE_SLOTS;
         let Some(slot) = self.0.get(slot) else { return encode_event(event) };
-        // A slot is replaced as a whole, so a panic leaves no partial state in a poisoned lock.
-        let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = slot.lock();
         match &*slot {
             // By id, not by position: a slot may hold the event of an earlier round.
             Some((id, message)) if *id == event.id() => message.clone(),
@@ -54,7 +51,7 @@ impl WsMessageCache {
     /// Empties the cache, for an erasure.
     pub(crate) fn clear(&self) {
         for slot in &self.0 {
-            *slot.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            *slot.lock() = None;
         }
     }
 }
