@@ -17,6 +17,7 @@
 //! `ARCHITECTURE.md` follows one event through the files. The library exists for the binary beside
 //! it: [`main`] is all of its interface.
 
+mod admission;
 mod app;
 mod auth;
 #[cfg(feature = "micro")]

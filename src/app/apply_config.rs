@@ -10,7 +10,7 @@
 //! The steps that take no time come first: a client that may not listen any more is disconnected
 //! before the reload waits for the store.
 //!
-//! May use: `auth`, `config`, `error_chain`, `event`, `http`, `outbound`.
+//! May use: `admission`, `auth`, `config`, `error_chain`, `event`, `http`, `outbound`.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -22,16 +22,12 @@ use super::{
     config_watch::{ConfigWatcher, ReloadTrigger},
 };
 use crate::{
+    admission::{AdmissionLimits, DisconnectReason},
     auth::{Access, ListenerKey},
     config::{Config, ConfigDiff, Findings, Secret, UpstreamConfig},
     error_chain::error_chain,
     event::ProductId,
-    http::{
-        Relay,
-        admin::AdminState,
-        admission::{AdmissionLimits, DisconnectReason},
-        public::credential::CredentialSources,
-    },
+    http::{Relay, admin::AdminState, public::credential::CredentialSources},
     outbound::{
         client::EventStreamClient,
         tls::{TlsError, tls_client_config},

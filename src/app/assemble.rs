@@ -1,7 +1,7 @@
 //! Assembles the parts that a configuration asks for.
 //!
-//! May use: `auth`, `config`, `event`, `feed`, `http`, `log`, `metrics`, `outbound`, `rejected`,
-//! `shard`, `store`, `timer_wheel`, `webhook`.
+//! May use: `admission`, `auth`, `config`, `event`, `feed`, `http`, `log`, `metrics`, `outbound`,
+//! `rejected`, `shard`, `store`, `timer_wheel`, `webhook`.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::{fd_limit::DescriptorPlan, products::UpstreamStatuses};
 use crate::{
+    admission::{AdmissionLimits, Subscribers},
     auth::{Access, ListenerKey},
     config::{self, Config, Secret, ServerConfig, UpstreamConfig},
     event::ProductId,
@@ -17,7 +18,6 @@ use crate::{
     http::{
         Product, Relay,
         admin::{AdminState, REPLAY_GRACE, operator_stream::MAX_OPERATOR_TAILS},
-        admission::{AdmissionLimits, Subscribers},
         memory_quota::{BodyQuota, PageQuota},
         public::credential::CredentialSources,
         refusals::Refusals,

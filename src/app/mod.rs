@@ -8,8 +8,8 @@
 //!            ─► webhooks ─► public listener, shards ─► admin listener ─► store, shard threads
 //! ```
 //!
-//! May use: `config`, `http`, `metrics`, `net`, `outbound`, `rejected`, `shard`, `shutdown`,
-//! `store`, `webhook`.
+//! May use: `admission`, `config`, `http`, `metrics`, `net`, `outbound`, `rejected`, `shard`,
+//! `shutdown`, `store`, `webhook`.
 
 mod apply_config;
 mod assemble;
@@ -45,8 +45,9 @@ use self::{
     stop::{StopTokens, join_all},
 };
 use crate::{
+    admission::DisconnectReason,
     config::Config,
-    http::{Relay, admin::AdminState, admission::DisconnectReason},
+    http::{Relay, admin::AdminState},
     metrics::Metrics,
     net::{BindError, Listener},
     outbound::{client::EventStreamClient, tls::TlsError},

@@ -6,7 +6,7 @@
 //! ```text
 //! public/   router, credentials, requests; SSE, WebSocket, pages, publishing
 //! admin/    admin API, operator tails, console
-//! state     what public routes share: Relay, Product      admission   limits, permits
+//! state     what public routes share: Relay, Product
 //! problem   problem details      memory_quota   shares per address      host_guard   Host checks
 //! query     names in a query     methods        lists of methods      request_head Host, framing
 //! refusals  counted, logged once a minute       bounded_body   bodies up to a limit
@@ -15,7 +15,6 @@
 //! May use: no other module.
 
 pub(crate) mod admin;
-pub(crate) mod admission;
 mod bounded_body;
 pub(crate) mod host_guard;
 pub(crate) mod memory_quota;

@@ -2,8 +2,8 @@
 //!
 //! In: a request's path, query and headers. Out: a grant and a product, or the problem to answer.
 //!
-//! May use: `auth`, `client_address`, `config`, `event`, `feed`, `log`, `metrics`, `net`, `shard`,
-//! `store`, `timer_wheel`.
+//! May use: `admission`, `auth`, `client_address`, `config`, `event`, `feed`, `log`, `metrics`,
+//! `net`, `shard`, `store`, `timer_wheel`.
 
 use std::{
     collections::BTreeSet,
@@ -21,13 +21,13 @@ use hyper::HeaderMap;
 use prometheus::IntCounter;
 
 use super::{
-    admission::Subscribers,
     memory_quota::{BodyQuota, PageQuota},
     problem::Problem,
     public::{credential::CredentialSources, ws::message::WsMessageCache},
     refusals::Refusals,
 };
 use crate::{
+    admission::Subscribers,
     auth::{Access, Denial, Grant},
     client_address::ClientAddress,
     config::{Network, Permission},

@@ -13,13 +13,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    admission::{AdmissionLimits, Subscribers},
     memory_quota::{BodyQuota, PageQuota},
     public::credential::CredentialSources,
     refusals::Refusals,
     state::{Product, Relay},
 };
 use crate::{
+    admission::{AdmissionLimits, Subscribers},
     auth::Access,
     config::{AllowAnonymous, Config, Environment},
     event::{Draft, Kind, ProductId},

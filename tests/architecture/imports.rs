@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// The top-level modules, lowest first. A module may use any before it, and none after it.
-const ORDER: [&str; 32] = [
+const ORDER: [&str; 33] = [
     "sse",
     "event",
     "config",
@@ -30,6 +30,7 @@ const ORDER: [&str; 32] = [
     "feed",
     "auth",
     "net",
+    "admission",
     "outbound",
     "webhook",
     "shard",

@@ -1,6 +1,7 @@
 //! State that the admin routes share, and the texts of times in their answers.
 //!
-//! May use: `auth`, `config`, `event`, `rejected`, `timer_wheel`, `upstream`, `webhook`.
+//! May use: `admission`, `auth`, `config`, `event`, `rejected`, `timer_wheel`, `upstream`,
+//! `webhook`.
 
 use std::{
     collections::BTreeSet,
@@ -12,10 +13,11 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use crate::{
+    admission::Subscribers,
     auth::ListenerKey,
     config::format_duration,
     event::ProductId,
-    http::{Relay, admission::Subscribers, problem::Problem},
+    http::{Relay, problem::Problem},
     rejected::RejectedFrames,
     timer_wheel::TimerWheel,
     upstream::status::UpstreamStatus,

@@ -3,7 +3,7 @@
 //! In: requests. Out: pages of subscribers in the order of their admission; a disconnect reason for
 //! one of them.
 //!
-//! May use: `event`.
+//! May use: `admission`, `event`.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -16,13 +16,9 @@ use serde::Serialize;
 
 use super::state::{AdminState, rfc3339};
 use crate::{
+    admission::{AdmittedSubscriber, DisconnectReason},
     event::ProductId,
-    http::{
-        Relay,
-        admission::{AdmittedSubscriber, DisconnectReason},
-        problem::Problem,
-        query,
-    },
+    http::{Relay, problem::Problem, query},
 };
 
 /// Answers with one page of the subscribers.

@@ -1,12 +1,13 @@
 //! Source of a subscription: a request to the public listener, or an operator tail.
 //!
-//! May use: `auth`, `shard`, `timer_wheel`.
+//! May use: `admission`, `auth`, `shard`, `timer_wheel`.
 
 use std::{sync::Arc, time::Duration};
 
 use crate::{
+    admission::Subscribers,
     auth::{CredentialHolder, CredentialProof, Grant, StreamExpiry},
-    http::{admission::Subscribers, state::Relay},
+    http::state::Relay,
     shard::ShardPlacement,
     timer_wheel::TimerWheel,
 };

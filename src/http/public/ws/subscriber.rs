@@ -3,7 +3,7 @@
 //! In: items of a [`Subscription`], filters of the client, ticks, disconnect reasons. Out: framed
 //! messages.
 //!
-//! May use: `auth`, `event`, `fanout`, `feed`, `log`, `metrics`, `net`, `timer_wheel`.
+//! May use: `admission`, `auth`, `event`, `fanout`, `feed`, `log`, `metrics`, `net`, `timer_wheel`.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -17,14 +17,12 @@ use tokio::time::Instant;
 
 use super::message::{self, WsMessageCache};
 use crate::{
+    admission::{AdmissionPermit, AdmissionRequest, DisconnectReason},
     auth::Grant,
     event::{Event, Scope, StartPosition},
     fanout::{SubscriberSignal, Subscription, SubscriptionItem},
     feed::Feed,
-    http::{
-        admission::{AdmissionPermit, AdmissionRequest, DisconnectReason},
-        state::{Product, Relay},
-    },
+    http::state::{Product, Relay},
     log::ReplayClient,
     metrics::{ShedReason, Transport},
     net::Connection,

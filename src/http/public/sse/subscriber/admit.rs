@@ -1,6 +1,6 @@
 //! Admission of one SSE subscriber: its permit, its subscription and its deadlines.
 //!
-//! May use: `fanout`, `feed`, `log`, `metrics`, `net`, `timer_wheel`.
+//! May use: `admission`, `fanout`, `feed`, `log`, `metrics`, `net`, `timer_wheel`.
 
 use std::{
     net::IpAddr,
@@ -12,10 +12,10 @@ use tokio::time::Instant;
 
 use super::{SseSubscriber, TokenExpiry};
 use crate::{
+    admission::{AdmissionRequest, DisconnectReason},
     fanout::SubscriberSignal,
     feed::Feed,
     http::{
-        admission::{AdmissionRequest, DisconnectReason},
         public::{request::SubscriptionRequest, sse::source::SubscriptionSource},
         state::Relay,
     },

@@ -10,7 +10,7 @@
 //! end: one last `retry:` line, then `None`
 //! ```
 //!
-//! May use: `event`, `fanout`, `feed`, `metrics`, `net`, `sse`, `timer_wheel`.
+//! May use: `admission`, `event`, `fanout`, `feed`, `metrics`, `net`, `sse`, `timer_wheel`.
 
 mod admit;
 
@@ -25,13 +25,11 @@ use tokio::time::Instant;
 
 use super::frame::{SSE_RETRY_DELAY, SseFrame};
 use crate::{
+    admission::{AdmissionPermit, DisconnectReason},
     event::{Event, Scope},
     fanout::{Subscription, SubscriptionItem},
     feed::Feed,
-    http::{
-        admission::{AdmissionPermit, DisconnectReason},
-        problem::jittered,
-    },
+    http::problem::jittered,
     metrics::Transport,
     net::ForcedClose,
     sse,

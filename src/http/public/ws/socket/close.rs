@@ -1,6 +1,6 @@
 //! Closing handshake of one WebSocket connection (RFC 6455, section 7), and its time limits.
 //!
-//! May use: no other module.
+//! May use: `admission`.
 
 use std::{
     pin::Pin,
@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_websockets::{CloseCode, Error, Message};
 
 use super::connection::{WsConnection, WsPhase, WsStep};
-use crate::http::admission::DisconnectReason;
+use crate::admission::DisconnectReason;
 
 impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
     /// Reads until the client's close frame, or until it breaks the protocol.

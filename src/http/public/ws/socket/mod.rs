@@ -18,7 +18,7 @@
 //!
 //! Without TLS the connection is a shard's (`ws/on_shard.rs`); over TLS it is a task of its own.
 //!
-//! May use: `shard`.
+//! May use: `admission`, `shard`.
 
 mod close;
 mod connection;
@@ -47,7 +47,7 @@ use self::{
 };
 use super::subscriber::WsSubscriber;
 use crate::{
-    http::admission::DisconnectReason,
+    admission::DisconnectReason,
     shard::{MAX_BATCH_BUFFERS, MAX_BATCH_BYTES, advance, io_slices},
 };
 
