@@ -75,18 +75,26 @@ impl TimerWheel {
     }
 
     /// Returns the first tick that is `wait` or more from now.
-    pub(crate) fn tick_after(&self, wait: Duration) -> u64 {
-        let ticks = wait.as_millis().div_ceil(TICK.as_millis());
-        self.current_tick()
-            .saturating_add(u64::try_from(ticks).unwrap_or(u64::MAX))
-            // The current tick began up to one tick ago.
-            .saturating_add(1)
+    pub(crate) fn deadline_after(&self, wait: Duration) -> Deadline {
+        self.deadline_in(Self::ticks_in(wait))
     }
 
     /// Returns the last tick that is `wait` or less from now, for deadlines that must not be late.
-    pub(crate) fn tick_within(&self, wait: Duration) -> u64 {
+    pub(crate) fn deadline_within(&self, wait: Duration) -> Deadline {
         let ticks = wait.as_millis() / TICK.as_millis();
-        self.current_tick().saturating_add(u64::try_from(ticks).unwrap_or(u64::MAX))
+        self.deadline_in(u64::try_from(ticks).unwrap_or(u64::MAX))
+    }
+
+    /// Returns the deadline that is `ticks` after the current tick.
+    pub(crate) fn deadline_in(&self, ticks: u64) -> Deadline {
+        Deadline(self.current_tick().saturating_add(ticks))
+    }
+
+    /// Returns the ticks after which at least `wait` has passed.
+    pub(crate) fn ticks_in(wait: Duration) -> u64 {
+        let ticks = wait.as_millis().div_ceil(TICK.as_millis());
+        // One more: the current tick began up to one tick ago.
+        u64::try_from(ticks).unwrap_or(u64::MAX).saturating_add(1)
     }
 
     /// Moves on by one tick, and returns the entries that are due.
@@ -134,6 +142,30 @@ impl TimerWheel {
         // A slot is a list, and each change of it is one call, so a panic cannot leave one half
         // done.
         self.slots.lock()
+    }
+}
+
+/// Tick of a wheel at which a wait is over.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct Deadline(u64);
+
+impl Deadline {
+    /// A tick that never comes.
+    pub(crate) const NEVER: Self = Self(u64::MAX);
+
+    /// Returns the deadline of a tick that was stored as a number.
+    pub(crate) fn at_tick(tick: u64) -> Self {
+        Self(tick)
+    }
+
+    /// Returns the number of the tick.
+    pub(crate) fn tick(self) -> u64 {
+        self.0
+    }
+
+    /// Returns whether the wheel has reached the tick.
+    pub(crate) fn is_over(self, wheel: &TimerWheel) -> bool {
+        wheel.current_tick() >= self.0
     }
 }
 
@@ -186,11 +218,11 @@ impl Alarm {
         &self.wheel
     }
 
-    /// Wakes `waker` at tick `due`, and cancels the time set before.
+    /// Wakes `waker` at `due`, and cancels the time set before.
     ///
-    /// The waker may also be woken early, or more than once: the woken task compares
-    /// [`TimerWheel::current_tick`] with its own deadline.
-    pub(crate) fn set(&self, due: u64, waker: &Waker) {
+    /// The waker may also be woken early, or more than once: the woken task asks
+    /// [`Deadline::is_over`] of its own deadlines.
+    pub(crate) fn set(&self, Deadline(due): Deadline, waker: &Waker) {
         // Registered first: once the due tick is stored, the wheel may wake.
         self.entry.waker.register(waker);
         self.entry.due_tick.store(due, SeqCst);
@@ -254,11 +286,11 @@ mod tests {
     }
 
     #[test]
-    fn tick_within_rounds_a_deadline_down() {
+    fn deadline_within_rounds_down() {
         let wheel = TimerWheel::new();
         for (wait, ticks) in [(0, 0), (99, 0), (100, 1), (250, 2)] {
             assert_eq!(
-                wheel.tick_within(Duration::from_millis(wait)) - wheel.current_tick(),
+                wheel.deadline_within(Duration::from_millis(wait)).tick() - wheel.current_tick(),
                 ticks,
                 "{wait} ms"
             );
@@ -276,7 +308,7 @@ mod tests {
         ] {
             let (counter, waker) = wake_counter();
             let alarm = Alarm::new(&wheel);
-            let due = wheel.tick_after(wait);
+            let due = wheel.deadline_after(wait);
             alarm.set(due, &waker);
             let set = Instant::now();
             while counter.count() == 0 {
@@ -296,12 +328,12 @@ mod tests {
         let (wheel, stop, task) = running_wheel();
         let (counter, waker) = wake_counter();
         let alarm = Alarm::new(&wheel);
-        alarm.set(wheel.tick_after(Duration::from_secs(50)), &waker);
-        alarm.set(wheel.tick_after(Duration::from_secs(1)), &waker);
+        alarm.set(wheel.deadline_after(Duration::from_secs(50)), &waker);
+        alarm.set(wheel.deadline_after(Duration::from_secs(1)), &waker);
         tokio::time::sleep(Duration::from_secs(2)).await;
         assert_eq!(counter.count(), 1, "earlier");
         for _ in 0..100 {
-            alarm.set(wheel.tick_after(Duration::from_secs(2)), &waker);
+            alarm.set(wheel.deadline_after(Duration::from_secs(2)), &waker);
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         assert_eq!(counter.count(), 1, "put off");
@@ -318,7 +350,7 @@ mod tests {
         let (wheel, stop, task) = running_wheel();
         let (counter, waker) = wake_counter();
         let alarm = Alarm::new(&wheel);
-        alarm.set(wheel.tick_after(Duration::from_secs(1)), &waker);
+        alarm.set(wheel.deadline_after(Duration::from_secs(1)), &waker);
         drop((alarm, waker));
         assert_eq!(Arc::strong_count(&counter), 1);
         tokio::time::sleep(Duration::from_secs(200)).await;

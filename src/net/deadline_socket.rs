@@ -25,7 +25,7 @@ use super::{
     lingering_close::{LingeringClose, discard_once},
     routes::ConnectionSettings,
 };
-use crate::timer_wheel::Alarm;
+use crate::timer_wheel::{Alarm, Deadline};
 
 /// Socket of a connection, with deadlines.
 ///
@@ -43,10 +43,10 @@ pub(crate) struct DeadlineSocket {
     permit: ConnectionPermit,
     alarm: Alarm,
     /// Tick at which a request must have come.
-    head_due: u64,
+    head_due: Deadline,
     write_timeout: Duration,
     /// Tick at which the socket must have taken something; set while the socket is full.
-    write_due: Option<u64>,
+    write_due: Option<Deadline>,
     /// Set once the write direction is closed while the client may still be sending.
     lingering: Option<Box<LingeringClose>>,
     state: Arc<ConnectionState>,
@@ -60,7 +60,7 @@ impl DeadlineSocket {
     ) -> Self {
         let AcceptedSocket { stream, permit } = socket;
         let alarm = Alarm::new(&settings.wheel);
-        let head_due = settings.wheel.tick_after(settings.head_timeout);
+        let head_due = settings.wheel.deadline_after(settings.head_timeout);
         let (read_ahead, write_timeout) = (Bytes::new(), settings.write_timeout);
         Self {
             stream,
@@ -127,7 +127,7 @@ impl DeadlineSocket {
 
     /// Restarts the head deadline, for the first request after a TLS handshake.
     pub(super) fn restart_head_deadline(&mut self, head_timeout: Duration) {
-        self.head_due = self.alarm.wheel().tick_after(head_timeout);
+        self.head_due = self.alarm.wheel().deadline_after(head_timeout);
     }
 
     /// Applies the write deadline to the outcome of a write.
@@ -150,14 +150,14 @@ impl DeadlineSocket {
                 // bytes taken by the kernel may extend the deadline.
                 let due = *self
                     .write_due
-                    .get_or_insert_with(|| self.alarm.wheel().tick_after(self.write_timeout));
-                if self.alarm.wheel().current_tick() >= due {
+                    .get_or_insert_with(|| self.alarm.wheel().deadline_after(self.write_timeout));
+                if due.is_over(self.alarm.wheel()) {
                     return Poll::Ready(Err(self.record_stall(io::ErrorKind::TimedOut.into())));
                 }
-                // Registers the waker before it loads the tick, so that a close scheduled from now
+                // Registers the waker before it loads the deadline, so that a close scheduled from now
                 // on wakes this task.
-                let forced_close_due = self.state.forced_close.due_tick(context.waker());
-                if self.alarm.wheel().current_tick() >= forced_close_due {
+                let forced_close_due = self.state.forced_close.deadline(context.waker());
+                if forced_close_due.is_over(self.alarm.wheel()) {
                     return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
                 }
                 self.alarm.set(due.min(forced_close_due), context.waker());
@@ -230,7 +230,7 @@ impl AsyncRead for DeadlineSocket {
         // Only before the first request: afterwards the deadlines are hyper's
         // (`header_read_timeout`) and, on HTTP/2, the idle deadline of `http2`.
         if read.is_pending() && !self.state.has_request.load(Ordering::Relaxed) {
-            if self.alarm.wheel().current_tick() >= self.head_due {
+            if self.head_due.is_over(self.alarm.wheel()) {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
             self.alarm.set(self.head_due, context.waker());

@@ -18,14 +18,14 @@ use std::{
 
 use atomic_waker::AtomicWaker;
 
-use crate::timer_wheel::TimerWheel;
+use crate::timer_wheel::{Deadline, TimerWheel};
 
 /// Tick at which an exchange is cut off if it is blocked then.
 #[derive(Debug)]
 pub(crate) struct ForcedClose {
     wheel: Arc<TimerWheel>,
     // SeqCst, though AtomicWaker would need less: `schedule_at` writes the tick and then wakes,
-    // `due_tick` registers and then reads, so one of the two sees the other. None of it is on the
+    // `deadline` registers and then reads, so one of the two sees the other. None of it is on the
     // path of an event.
     tick: AtomicU64,
     waker: AtomicWaker,
@@ -41,42 +41,39 @@ impl ForcedClose {
     pub(crate) fn new(wheel: &Arc<TimerWheel>) -> Arc<Self> {
         Arc::new(Self {
             wheel: Arc::clone(wheel),
-            tick: AtomicU64::new(NEVER_TICK),
+            tick: AtomicU64::new(Deadline::NEVER.tick()),
             waker: AtomicWaker::new(),
         })
     }
 
-    /// Cuts the exchange off at `tick`, or earlier if that was scheduled before.
-    pub(crate) fn schedule_at(&self, tick: u64) {
-        self.tick.fetch_min(tick, SeqCst);
+    /// Cuts the exchange off at `due`, or earlier if that was scheduled before.
+    pub(crate) fn schedule_at(&self, due: Deadline) {
+        self.tick.fetch_min(due.tick(), SeqCst);
         self.waker.wake();
     }
 
     /// Cuts the exchange off after [`FORCED_CLOSE_DELAY`], in which its peer may still take its
     /// last bytes.
     pub(crate) fn schedule_soon(&self) {
-        self.schedule_at(self.wheel.tick_after(FORCED_CLOSE_DELAY));
+        self.schedule_at(self.wheel.deadline_after(FORCED_CLOSE_DELAY));
     }
 
     /// Clears the deadline when the exchange is over: the next one on this connection has its own.
     pub(crate) fn cancel(&self) {
-        self.tick.store(NEVER_TICK, SeqCst);
+        self.tick.store(Deadline::NEVER.tick(), SeqCst);
     }
 
-    /// Returns the tick at which the exchange is cut off, and wakes `waker` when that changes.
-    pub(crate) fn due_tick(&self, waker: &Waker) -> u64 {
+    /// Returns the deadline at which the exchange is cut off, and wakes `waker` when that changes.
+    pub(crate) fn deadline(&self, waker: &Waker) -> Deadline {
         // Before the load: a tick stored after the load then finds this waker.
         self.waker.register(waker);
-        self.tick.load(SeqCst)
+        Deadline::at_tick(self.tick.load(SeqCst))
     }
 }
 
 /// Far longer than a reading peer needs to drain its socket buffer, far shorter than an operator
 /// waits for a disconnect to take effect.
 const FORCED_CLOSE_DELAY: Duration = Duration::from_millis(700);
-
-/// Tick that never comes.
-const NEVER_TICK: u64 = u64::MAX;
 
 #[cfg(test)]
 mod tests {
@@ -86,13 +83,13 @@ mod tests {
     fn the_earlier_end_counts_until_the_exchange_is_over() {
         let wheel = TimerWheel::new();
         let forced_close = ForcedClose::new(&wheel);
-        let due = || forced_close.due_tick(Waker::noop());
-        forced_close.schedule_at(50);
+        let due = || forced_close.deadline(Waker::noop());
+        forced_close.schedule_at(Deadline::at_tick(50));
         forced_close.schedule_soon();
-        assert_eq!(due(), wheel.tick_after(FORCED_CLOSE_DELAY));
-        forced_close.schedule_at(60);
-        assert_eq!(due(), wheel.tick_after(FORCED_CLOSE_DELAY));
+        assert_eq!(due(), wheel.deadline_after(FORCED_CLOSE_DELAY));
+        forced_close.schedule_at(Deadline::at_tick(60));
+        assert_eq!(due(), wheel.deadline_after(FORCED_CLOSE_DELAY));
         forced_close.cancel();
-        assert_eq!(due(), NEVER_TICK);
+        assert_eq!(due(), Deadline::NEVER);
     }
 }

@@ -22,7 +22,7 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-use crate::timer_wheel::Alarm;
+use crate::timer_wheel::{Alarm, Deadline};
 
 /// Mark of a connection whose last request was answered before the end of its body, or head.
 ///
@@ -67,9 +67,9 @@ impl UnreadMark {
 pub(super) struct LingeringClose {
     remaining_bytes: u64,
     /// Tick at which the close ends although the client still sends.
-    end_due: u64,
+    end_due: Deadline,
     /// Tick at which the client has been silent for too long.
-    silence_due: u64,
+    silence_due: Deadline,
     /// Time that is left once the listener shuts down. A timer of its own: by then the wheel has
     /// stopped.
     shutdown_grace: Option<Pin<Box<Sleep>>>,
@@ -80,8 +80,8 @@ impl LingeringClose {
     pub(super) fn new(alarm: &Alarm) -> Self {
         Self {
             remaining_bytes: MAX_LINGER_BYTES,
-            end_due: alarm.wheel().tick_after(MAX_LINGER_TIME),
-            silence_due: alarm.wheel().tick_after(MAX_LINGER_SILENCE),
+            end_due: alarm.wheel().deadline_after(MAX_LINGER_TIME),
+            silence_due: alarm.wheel().deadline_after(MAX_LINGER_SILENCE),
             shutdown_grace: None,
         }
     }
@@ -110,13 +110,13 @@ impl LingeringClose {
                 Poll::Ready(0) => return Poll::Ready(()),
                 Poll::Ready(count) => {
                     self.remaining_bytes = self.remaining_bytes.saturating_sub(count as u64);
-                    self.silence_due = alarm.wheel().tick_after(MAX_LINGER_SILENCE);
+                    self.silence_due = alarm.wheel().deadline_after(MAX_LINGER_SILENCE);
                 }
                 // Also when tokio's cooperative budget is used up, so that a client that sends
                 // without end does not keep the thread.
                 Poll::Pending => {
                     let due = self.end_due.min(self.silence_due);
-                    if alarm.wheel().current_tick() >= due {
+                    if due.is_over(alarm.wheel()) {
                         return Poll::Ready(());
                     }
                     alarm.set(due, context.waker());
@@ -124,7 +124,7 @@ impl LingeringClose {
                 }
             }
             // Here, too: the socket of a client that sends without a pause is never pending.
-            if self.remaining_bytes == 0 || alarm.wheel().current_tick() >= self.end_due {
+            if self.remaining_bytes == 0 || self.end_due.is_over(alarm.wheel()) {
                 return Poll::Ready(());
             }
         }

@@ -34,7 +34,7 @@ use super::{
     open_streams::{OpenStreamGuard, OpenStreams},
     routes::ConnectionSettings,
 };
-use crate::timer_wheel::{Alarm, TimerWheel};
+use crate::timer_wheel::{Alarm, Deadline, TimerWheel};
 
 tokio::task_local! {
     /// State of the HTTP/2 stream whose future is being polled.
@@ -141,7 +141,7 @@ struct DeadlineStream<F> {
     alarm: Alarm,
     write_timeout: Duration,
     /// Tick at which the blocked stream is reset.
-    due: Option<u64>,
+    due: Option<Deadline>,
     _open_stream: OpenStreamGuard,
 }
 
@@ -166,15 +166,15 @@ impl<F: Future> Future for DeadlineStream<F> {
         if body_polled {
             self.due = None;
         }
-        let due = self.due.unwrap_or_else(|| self.alarm.wheel().tick_after(self.write_timeout));
-        if self.alarm.wheel().current_tick() >= due {
+        let due = self.due.unwrap_or_else(|| self.alarm.wheel().deadline_after(self.write_timeout));
+        if due.is_over(self.alarm.wheel()) {
             self.state.stalled.store(true, Ordering::Relaxed);
             return Poll::Ready(());
         }
         // After the write deadline, which counts as a stall.
-        let forced_close_due = self.state.forced_close.due_tick(context.waker());
+        let forced_close_due = self.state.forced_close.deadline(context.waker());
         // A body that was polled has seen its own end and sends it: it is not cut off in that turn.
-        if !body_polled && self.alarm.wheel().current_tick() >= forced_close_due {
+        if !body_polled && forced_close_due.is_over(self.alarm.wheel()) {
             return Poll::Ready(());
         }
         self.due = Some(due);

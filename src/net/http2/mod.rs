@@ -25,7 +25,7 @@ use super::{
     listener::NOTSENT_LOWAT_BYTES, open_streams::OpenStreams, routes::ConnectionSettings,
     shutdown::GracefulConnection, stream_deadline::DeadlineExecutor, write_coalescing::Cork,
 };
-use crate::timer_wheel::Alarm;
+use crate::timer_wheel::{Alarm, Deadline};
 
 /// Returns a builder with small buffers, and pings that find dead peers.
 pub(super) fn builder(executor: DeadlineExecutor) -> Builder<DeadlineExecutor> {
@@ -55,7 +55,7 @@ pub(super) struct Http2Connection<C, I> {
     alarm: Alarm,
     head_timeout: Duration,
     /// Tick at which the connection has been idle for too long; set while it has no stream.
-    idle_due: Option<u64>,
+    idle_due: Option<Deadline>,
     is_shutting_down: bool,
 }
 
@@ -86,9 +86,10 @@ impl<C: GracefulConnection, I: AsyncWrite + Unpin> Http2Connection<C, I> {
             self.idle_due = None;
             return Poll::Pending;
         }
-        let due =
-            *self.idle_due.get_or_insert_with(|| self.alarm.wheel().tick_after(self.head_timeout));
-        if self.alarm.wheel().current_tick() < due {
+        let due = *self
+            .idle_due
+            .get_or_insert_with(|| self.alarm.wheel().deadline_after(self.head_timeout));
+        if !due.is_over(self.alarm.wheel()) {
             self.alarm.set(due, context.waker());
             return Poll::Pending;
         }

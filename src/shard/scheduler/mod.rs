@@ -34,7 +34,7 @@ use super::{
     mailbox::{PendingSubscriber, ShardMailbox, SubscriberWaker},
     product_group::ProductGroup,
 };
-use crate::timer_wheel::{Alarm, TimerWheel};
+use crate::timer_wheel::{Alarm, Deadline, TimerWheel};
 
 /// Runs one shard until `shutdown`, then until its subscribers have ended or
 /// [`SHARD_SHUTDOWN_GRACE`] has passed.
@@ -77,7 +77,7 @@ pub(super) struct ShardScheduler {
     signaled: Vec<usize>,
     scratch: WriteScratch,
     liveness_alarm: Alarm,
-    liveness_due: u64,
+    liveness_due: Deadline,
 }
 
 struct SubscriberSlot {
@@ -108,7 +108,7 @@ impl ShardScheduler {
             signaled: Vec::new(),
             scratch: WriteScratch { batch: VecDeque::new(), written_bytes: 0, write_timeout },
             liveness_alarm: Alarm::new(wheel),
-            liveness_due: 0,
+            liveness_due: Deadline::at_tick(0),
         }
     }
 
@@ -140,11 +140,11 @@ impl ShardScheduler {
 
     /// Stores the current tick once a second, as the shard's sign of life for `/healthz`.
     fn record_liveness(&mut self, context: &Context<'_>) {
-        let now = self.liveness_alarm.wheel().current_tick();
-        if now >= self.liveness_due {
+        let wheel = self.liveness_alarm.wheel();
+        if self.liveness_due.is_over(wheel) {
             // Relaxed: the health check reads this value alone.
-            self.mailbox.last_turn_tick.store(now, Ordering::Relaxed);
-            self.liveness_due = self.liveness_alarm.wheel().tick_after(LIVENESS_INTERVAL);
+            self.mailbox.last_turn_tick.store(wheel.current_tick(), Ordering::Relaxed);
+            self.liveness_due = wheel.deadline_after(LIVENESS_INTERVAL);
             self.liveness_alarm.set(self.liveness_due, context.waker());
         }
     }

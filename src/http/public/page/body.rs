@@ -18,7 +18,7 @@ use http_body::{Frame, SizeHint};
 use crate::{
     http::memory_quota::QuotaPermit,
     net::{Exemption, ForcedClose, Http2StreamState},
-    timer_wheel::TimerWheel,
+    timer_wheel::{Deadline, TimerWheel},
 };
 
 /// Page on its way to the client.
@@ -34,7 +34,7 @@ pub(super) struct PageBody {
     forced_close: Arc<ForcedClose>,
     wheel: Arc<TimerWheel>,
     /// Tick of the wheel by which the page must have been taken.
-    send_due: u64,
+    send_due: Deadline,
     _permit: QuotaPermit,
     _exemption: Option<Exemption>,
 }
@@ -47,7 +47,7 @@ impl PageBody {
         forced_close: Arc<ForcedClose>,
         stream_state: Option<Arc<Http2StreamState>>,
     ) -> Self {
-        let send_due = wheel.tick_after(PAGE_SEND_TIMEOUT);
+        let send_due = wheel.deadline_after(PAGE_SEND_TIMEOUT);
         // The body checks the deadline only when it is polled; the forced close covers the time in
         // which the client takes nothing and it is not.
         forced_close.schedule_at(send_due);
@@ -96,7 +96,7 @@ impl http_body::Body for PageBody {
             stream_state.record_body_poll(false);
         }
         // A page whose last piece has been handed to hyper is complete, even if that was late.
-        if self.wheel.current_tick() >= self.send_due && !self.json.is_empty() {
+        if self.send_due.is_over(&self.wheel) && !self.json.is_empty() {
             return Poll::Ready(Some(Err(PageSendTimeout)));
         }
         let bytes = self.json.len().min(PAGE_CHUNK_BYTES);
@@ -145,8 +145,8 @@ mod tests {
             None,
         );
         let mut body = Box::pin(body);
-        let due = forced_close.due_tick(std::task::Waker::noop());
-        assert_eq!(due, wheel.tick_after(PAGE_SEND_TIMEOUT), "while it is blocked");
+        let due = forced_close.deadline(std::task::Waker::noop());
+        assert_eq!(due, wheel.deadline_after(PAGE_SEND_TIMEOUT), "while it is blocked");
         let mut taken = 0;
         let late = loop {
             match body.frame().await.expect("it has no end") {
@@ -158,7 +158,7 @@ mod tests {
         assert!((5..=6).contains(&taken), "{taken} pieces, then {late}");
         drop(body);
         assert!(
-            forced_close.due_tick(std::task::Waker::noop()) > due,
+            forced_close.deadline(std::task::Waker::noop()) > due,
             "what follows on the connection has its own time"
         );
         stop.cancel();

@@ -33,6 +33,7 @@ use crate::{
         ShardSubscriber, WriteScratch, advance, io_slices,
     },
     sse,
+    timer_wheel::Deadline,
 };
 
 /// An SSE subscriber and its socket.
@@ -56,7 +57,7 @@ pub(crate) struct SseConnection {
 struct UnwrittenBatch {
     buffers: VecDeque<Bytes>,
     /// Tick by which the socket must have accepted more.
-    write_due: u64,
+    write_due: Deadline,
 }
 
 impl SseConnection {
@@ -79,7 +80,7 @@ impl SseConnection {
         self.subscriber.record_backlog();
         self.unwritten = Some(Box::new(UnwrittenBatch {
             buffers: batch,
-            write_due: self.subscriber.wheel().tick_after(write_timeout),
+            write_due: self.subscriber.wheel().deadline_after(write_timeout),
         }));
     }
 
@@ -126,7 +127,7 @@ impl SseConnection {
                     // Progress restarts the deadline: a slow reader is not a stalled one.
                     if sent > 0 {
                         unwritten.write_due =
-                            self.subscriber.wheel().tick_after(scratch.write_timeout);
+                            self.subscriber.wheel().deadline_after(scratch.write_timeout);
                     }
                     // `try_write` registers no waker. If the socket has become writable in
                     // between, this returns `Ready` and the loop writes again.
@@ -143,7 +144,7 @@ impl SseConnection {
                 Poll::Pending => break,
             }
         }
-        if self.subscriber.wheel().current_tick() >= unwritten.write_due {
+        if unwritten.write_due.is_over(self.subscriber.wheel()) {
             self.subscriber.record_fault(StreamFault::Stalled);
             return Poll::Ready(false);
         }

@@ -26,7 +26,7 @@ use crate::{
     log::ReplayClient,
     metrics::{ShedReason, Transport},
     net::Connection,
-    timer_wheel::{Alarm, TimerWheel},
+    timer_wheel::{Alarm, Deadline, TimerWheel},
 };
 
 /// Life cycle of one WebSocket subscriber; counted from admission until it is dropped.
@@ -47,15 +47,15 @@ pub(super) struct WsSubscriber {
     batch_time: Option<Instant>,
     /// Heartbeat interval in ticks.
     heartbeat_ticks: u64,
-    heartbeat_due: u64,
+    heartbeat_due: Deadline,
     /// Tick at which the connection has reached its maximum age.
-    rotation_due: u64,
+    rotation_due: Deadline,
     /// End of deliveries with the token.
     expires_at: Option<Instant>,
     /// Tick at which the subscriber is woken for it.
-    expiry_due: u64,
+    expiry_due: Deadline,
     /// Tick at which the connection must be closed: the token's own end.
-    end_due: u64,
+    end_due: Deadline,
     /// The client has violated the protocol, or the subscriber's work has panicked.
     is_faulty: bool,
 }
@@ -116,12 +116,13 @@ impl WsSubscriber {
             requested_scope: None,
             disconnect_after: None,
             batch_time: None,
-            heartbeat_ticks: wheel.tick_after(heartbeat_interval) - wheel.current_tick(),
-            heartbeat_due: wheel.tick_after(heartbeat_interval),
-            rotation_due: age.map_or(u64::MAX, |age| wheel.tick_after(age)),
+            heartbeat_ticks: TimerWheel::ticks_in(heartbeat_interval),
+            heartbeat_due: wheel.deadline_after(heartbeat_interval),
+            rotation_due: age.map_or(Deadline::NEVER, |age| wheel.deadline_after(age)),
             expires_at: expiry.map(|it| it.disconnect_at),
-            expiry_due: expiry.map_or(u64::MAX, |it| tick_before(it.disconnect_at, wheel)),
-            end_due: expiry.map_or(u64::MAX, |it| tick_before(it.expires_at, wheel)),
+            expiry_due: expiry
+                .map_or(Deadline::NEVER, |it| deadline_before(it.disconnect_at, wheel)),
+            end_due: expiry.map_or(Deadline::NEVER, |it| deadline_before(it.expires_at, wheel)),
             grant,
             is_faulty: false,
         })
@@ -163,7 +164,7 @@ impl WsSubscriber {
     /// Returns a heartbeat if one is due, with an id if the log has moved past entries outside the
     /// scope.
     pub(super) fn take_heartbeat(&mut self) -> Option<Bytes> {
-        if self.now() < self.heartbeat_due {
+        if !self.heartbeat_due.is_over(self.wheel()) {
             return None;
         }
         self.reset_heartbeat();
@@ -196,12 +197,11 @@ impl WsSubscriber {
 
     /// Returns the disconnect reason, if there is one, and fixes the last position to deliver.
     pub(super) fn check_disconnect(&mut self) -> Option<DisconnectReason> {
-        let now = self.now();
         // The clock as well as the tick, for the wheel may stall.
-        if now >= self.expiry_due || self.is_token_expired() {
+        if self.expiry_due.is_over(self.wheel()) || self.is_token_expired() {
             self.permit.disconnect(DisconnectReason::Expired);
         }
-        if now >= self.rotation_due {
+        if self.rotation_due.is_over(self.wheel()) {
             self.permit.disconnect(DisconnectReason::Rotated);
         }
         let reason = self.permit.disconnect_reason()?;
@@ -226,40 +226,40 @@ impl WsSubscriber {
     }
 
     /// Sets the alarm for the next heartbeat, rotation, expiry or `other_due`.
-    pub(super) fn wake_when_due(&self, other_due: u64, context: &Context<'_>) {
+    pub(super) fn wake_when_due(&self, other_due: Deadline, context: &Context<'_>) {
         // Nothing wakes the subscriber when the fan-out reaches the end of the log without an entry
         // for it: check every tick.
         let must_recheck = self.disconnect_after.is_some() || self.subscription.must_poll_again();
-        let next_tick = self.alarm.wheel().tick_after(Duration::ZERO);
+        let next_tick = self.alarm.wheel().deadline_after(Duration::ZERO);
         let due = self.heartbeat_due.min(self.rotation_due).min(self.expiry_due).min(other_due);
         self.alarm.set(if must_recheck { due.min(next_tick) } else { due }, context.waker());
     }
 
     /// Has `context` woken on a disconnect, at the token's expiry and at `other_due`, while the
     /// socket is full.
-    pub(super) fn wake_for_disconnect(&self, other_due: u64, context: &Context<'_>) {
+    pub(super) fn wake_for_disconnect(&self, other_due: Deadline, context: &Context<'_>) {
         self.subscription.register_waker(context);
         self.alarm.set(self.expiry_due.min(other_due), context.waker());
     }
 
-    /// Returns the current tick.
-    pub(super) fn now(&self) -> u64 {
-        self.alarm.wheel().current_tick()
+    /// Returns the timer wheel.
+    pub(super) fn wheel(&self) -> &TimerWheel {
+        self.alarm.wheel()
     }
 
     /// Returns the tick after `wait`, or the token's last tick if that is earlier.
-    pub(super) fn tick_after_or_end(&self, wait: Duration) -> u64 {
-        self.tick_after(wait).min(self.end_due)
+    pub(super) fn deadline_or_end(&self, wait: Duration) -> Deadline {
+        self.deadline_after(wait).min(self.end_due)
     }
 
     /// Returns the tick after `wait`.
-    pub(super) fn tick_after(&self, wait: Duration) -> u64 {
-        self.alarm.wheel().tick_after(wait)
+    pub(super) fn deadline_after(&self, wait: Duration) -> Deadline {
+        self.alarm.wheel().deadline_after(wait)
     }
 
     /// Restarts the heartbeat interval.
     pub(super) fn reset_heartbeat(&mut self) {
-        self.heartbeat_due = self.now() + self.heartbeat_ticks;
+        self.heartbeat_due = self.wheel().deadline_in(self.heartbeat_ticks);
     }
 
     /// Returns the product that the subscriber is subscribed to.
@@ -347,10 +347,11 @@ impl Drop for WsSubscriber {
 
 /// Returns a tick that comes no later than `end`: the wheel rounds up and turns a little late.
 ///
-/// Earlier than [`TimerWheel::tick_within`], which SSE uses, because the close handshake of an
+/// Earlier than [`TimerWheel::deadline_within`], which SSE uses, because the close handshake of an
 /// expired subscriber has to be over by then.
-fn tick_before(end: Instant, wheel: &TimerWheel) -> u64 {
-    wheel.tick_after(end.saturating_duration_since(Instant::now()).saturating_sub(TICK_ROUNDING))
+fn deadline_before(end: Instant, wheel: &TimerWheel) -> Deadline {
+    wheel
+        .deadline_after(end.saturating_duration_since(Instant::now()).saturating_sub(TICK_ROUNDING))
 }
 
 /// Two ticks of the wheel for rounding, and one for its being late.

@@ -22,7 +22,7 @@ use crate::{
     log::ReplayClient,
     metrics::{ShedReason, Transport},
     net::ForcedClose,
-    timer_wheel::Alarm,
+    timer_wheel::{Alarm, Deadline, TimerWheel},
 };
 
 impl SseSubscriber {
@@ -73,15 +73,17 @@ impl SseSubscriber {
         // all get their heartbeats in one tick.
         let heartbeat_interval = relay.heartbeat_interval.mul_f64(1.0 - fastrand::f64() / 10.0);
         // Rounded down, so that the stream ends at the token's end or a little before.
-        let tick_at = |at: Instant| wheel.tick_within(at.saturating_duration_since(Instant::now()));
-        let end_due = source.expiry.map_or(u64::MAX, |expiry| tick_at(expiry.expires_at));
+        let deadline_at =
+            |at: Instant| wheel.deadline_within(at.saturating_duration_since(Instant::now()));
+        let end_due =
+            source.expiry.map_or(Deadline::NEVER, |expiry| deadline_at(expiry.expires_at));
         if let Some(forced_close) = &forced_close {
             forced_close.schedule_at(end_due);
         }
         let token_expiry = source.expiry.map(|it| {
             Box::new(TokenExpiry {
                 expires_at: it.disconnect_at,
-                expiry_due: tick_at(it.disconnect_at),
+                expiry_due: deadline_at(it.disconnect_at),
             })
         });
         // Between 0.8 and 1.2 of the configured age, so that rotations do not come in waves.
@@ -99,9 +101,9 @@ impl SseSubscriber {
             owes_end_of_replay: headers
                 .get("autoplay-relay")
                 .is_some_and(|value| value.as_bytes() == b"follow"),
-            heartbeat_ticks: wheel.tick_after(heartbeat_interval) - wheel.current_tick(),
-            heartbeat_due: wheel.tick_after(heartbeat_interval),
-            rotation_due: age.map_or(u64::MAX, |age| wheel.tick_after(age)),
+            heartbeat_ticks: TimerWheel::ticks_in(heartbeat_interval),
+            heartbeat_due: wheel.deadline_after(heartbeat_interval),
+            rotation_due: age.map_or(Deadline::NEVER, |age| wheel.deadline_after(age)),
             token_expiry,
             end_due,
         })

@@ -33,7 +33,7 @@ use crate::{
     metrics::Transport,
     net::ForcedClose,
     sse,
-    timer_wheel::{Alarm, TimerWheel},
+    timer_wheel::{Alarm, Deadline, TimerWheel},
 };
 
 /// Life cycle of one SSE subscriber: permit, subscription, heartbeats, token expiry, disconnect.
@@ -55,12 +55,12 @@ pub(crate) struct SseSubscriber {
     owes_end_of_replay: bool,
     /// Heartbeat interval in ticks.
     heartbeat_ticks: u64,
-    heartbeat_due: u64,
-    rotation_due: u64,
+    heartbeat_due: Deadline,
+    rotation_due: Deadline,
     /// `None` without a token that expires.
     token_expiry: Option<Box<TokenExpiry>>,
     /// Tick at which the stream ends even if the client accepts nothing.
-    end_due: u64,
+    end_due: Deadline,
 }
 
 /// Expiry of the subscriber's token.
@@ -68,7 +68,7 @@ pub(crate) struct SseSubscriber {
 struct TokenExpiry {
     expires_at: Instant,
     /// Tick at which the subscriber is woken for it.
-    expiry_due: u64,
+    expiry_due: Deadline,
 }
 
 /// Fault that ends a stream without a disconnect reason.
@@ -140,15 +140,18 @@ impl SseSubscriber {
         let is_end = self.owes_end_of_replay
             && self.subscription.is_caught_up()
             && self.feed.log.has_caught_up();
-        if is_end || self.alarm.wheel().current_tick() >= self.heartbeat_due {
+        if is_end || self.heartbeat_due.is_over(self.wheel()) {
             return Poll::Ready(Some(SseFrame::Control(self.encode_heartbeat())));
         }
         let due = self
             .heartbeat_due
             .min(self.rotation_due)
-            .min(self.token_expiry.as_ref().map_or(u64::MAX, |term| term.expiry_due));
-        let due =
-            if must_recheck { due.min(self.alarm.wheel().tick_after(Duration::ZERO)) } else { due };
+            .min(self.token_expiry.as_ref().map_or(Deadline::NEVER, |term| term.expiry_due));
+        let due = if must_recheck {
+            due.min(self.alarm.wheel().deadline_after(Duration::ZERO))
+        } else {
+            due
+        };
         self.alarm.set(due, context.waker());
         Poll::Pending
     }
@@ -156,19 +159,19 @@ impl SseSubscriber {
     /// Returns whether the token has expired. Reads the clock as well, for the wheel may stall.
     fn has_expired(&self) -> bool {
         self.token_expiry.as_ref().is_some_and(|term| {
-            self.wheel().current_tick() >= term.expiry_due || Instant::now() >= term.expires_at
+            term.expiry_due.is_over(self.wheel()) || Instant::now() >= term.expires_at
         })
     }
 
     /// Restarts the heartbeat interval.
     pub(super) fn reset_heartbeat(&mut self) {
-        self.heartbeat_due = self.wheel().current_tick() + self.heartbeat_ticks;
+        self.heartbeat_due = self.wheel().deadline_in(self.heartbeat_ticks);
     }
 
     /// Turns a disconnect reason into the last position to deliver: the log's newest entry at that
     /// moment, because entries in memory are lost with the process.
     fn apply_disconnect(&mut self) {
-        if self.alarm.wheel().current_tick() >= self.rotation_due {
+        if self.rotation_due.is_over(self.wheel()) {
             self.permit.disconnect(DisconnectReason::Rotated);
         }
         if self.disconnect_after.is_none() && self.permit.disconnect_reason().is_some() {
@@ -230,8 +233,8 @@ impl SseSubscriber {
 
     /// Returns whether the stream must end although its socket is full.
     ///
-    /// If not, `context` is woken at tick `due`, at the end of the token, and on a disconnect.
-    pub(super) fn check_end(&mut self, due: u64, context: &Context<'_>) -> bool {
+    /// If not, `context` is woken at `due`, at the end of the token, and on a disconnect.
+    pub(super) fn check_end(&mut self, due: Deadline, context: &Context<'_>) -> bool {
         // Before the reason is read: a disconnect after that read wakes the task.
         self.subscription.register_waker(context);
         if self
@@ -239,10 +242,10 @@ impl SseSubscriber {
             .disconnect_reason()
             .is_some_and(|reason| reason == DisconnectReason::Kicked || reason.is_immediate())
         {
-            self.end_due = self.end_due.min(self.wheel().tick_after(FINAL_WRITE_GRACE));
+            self.end_due = self.end_due.min(self.wheel().deadline_after(FINAL_WRITE_GRACE));
         }
         self.alarm.set(due.min(self.end_due), context.waker());
-        self.wheel().current_tick() >= self.end_due
+        self.end_due.is_over(self.wheel())
     }
 
     /// Returns the timer wheel.

@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_websockets::{CloseCode, Error, Message};
 
 use super::connection::{WsConnection, WsPhase, WsStep};
-use crate::admission::DisconnectReason;
+use crate::{admission::DisconnectReason, timer_wheel::Deadline};
 
 impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
     /// Reads until the client's close frame, or until it breaks the protocol.
@@ -66,8 +66,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
 
     /// Sets the time limit, unless one runs already.
     pub(super) fn close_within(&mut self, time: Duration) {
-        if self.close_due == u64::MAX {
-            self.close_due = self.subscriber.tick_after_or_end(time);
+        if self.close_due == Deadline::NEVER {
+            self.close_due = self.subscriber.deadline_or_end(time);
         }
     }
 }

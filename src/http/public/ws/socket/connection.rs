@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_websockets::{Limits, ServerBuilder, WebSocketStream};
 
-use crate::http::public::ws::subscriber::WsSubscriber;
+use crate::{http::public::ws::subscriber::WsSubscriber, timer_wheel::Deadline};
 
 /// A WebSocket subscriber and its socket.
 #[derive(Debug)]
@@ -23,9 +23,9 @@ pub(crate) struct WsConnection<S> {
     /// The connection waits for entries only, and not for its socket or its client.
     pub(crate) is_idle: bool,
     /// Tick at which the connection is closed without further waiting.
-    pub(super) close_due: u64,
+    pub(super) close_due: Deadline,
     /// Tick before which the client's next message is not read.
-    pub(super) next_message_due: u64,
+    pub(super) next_message_due: Deadline,
 }
 
 /// Phase of a connection.
@@ -57,7 +57,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
         // The codec's own limit: it stops reading a larger message before the message is in memory.
         let limits = Limits::default().max_payload_len(Some(MAX_CLIENT_MESSAGE_BYTES));
         let socket = ServerBuilder::new().limits(limits).serve(socket);
-        let (phase, close_due) = (WsPhase::Open, u64::MAX);
+        let (phase, close_due) = (WsPhase::Open, Deadline::NEVER);
         let (unwritten, is_caught_up, is_idle) = (VecDeque::new(), false, false);
         Self {
             socket,
@@ -67,7 +67,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
             is_caught_up,
             is_idle,
             close_due,
-            next_message_due: 0,
+            next_message_due: Deadline::at_tick(0),
         }
     }
 }

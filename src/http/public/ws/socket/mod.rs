@@ -49,6 +49,7 @@ use super::subscriber::WsSubscriber;
 use crate::{
     admission::DisconnectReason,
     shard::{MAX_BATCH_BUFFERS, MAX_BATCH_BYTES, advance, io_slices},
+    timer_wheel::Deadline,
 };
 
 impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
@@ -85,7 +86,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
         batch: &mut VecDeque<Bytes>,
         handed_over: &mut usize,
     ) -> WsStep {
-        if self.subscriber.now() >= self.close_due {
+        if self.close_due.is_over(self.subscriber.wheel()) {
             return WsStep::Closed;
         }
         let reason = self.subscriber.check_disconnect();
@@ -138,7 +139,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
         self.subscriber.wake_for_disconnect(self.close_due, context);
         // A second time: the waker is registered now, so a disconnect is either seen here or wakes
         // the task.
-        if self.close_due == u64::MAX
+        if self.close_due == Deadline::NEVER
             && let Some(reason) =
                 self.subscriber.check_disconnect().filter(|found| found.is_urgent())
         {
@@ -150,7 +151,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
 
     /// Reads and handles one message of the client.
     fn read_message(&mut self, context: &mut Context<'_>, handed_over: &mut usize) -> WsStep {
-        if self.subscriber.now() < self.next_message_due {
+        if !self.next_message_due.is_over(self.subscriber.wheel()) {
             return WsStep::Waiting;
         }
         match Pin::new(&mut self.socket).poll_next(context) {
@@ -179,7 +180,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
     fn handle_message(&mut self, message: Message, handed_over: &mut usize) {
         if message.is_text() {
             // One message per tick: a client that floods delays its own messages only.
-            self.next_message_due = self.subscriber.tick_after(Duration::ZERO);
+            self.next_message_due = self.subscriber.deadline_after(Duration::ZERO);
             let text = message.into_payload();
             // Parsing counts against the turn budget, as bytes written do.
             *handed_over += text.len() * FILTER_COST_FACTOR;
@@ -247,9 +248,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
             return WsStep::Progressed;
         }
         (self.is_caught_up, self.is_idle) = (self.subscriber.is_caught_up(), true);
-        let is_delayed = self.subscriber.now() < self.next_message_due;
-        self.subscriber
-            .wake_when_due(if is_delayed { self.next_message_due } else { u64::MAX }, context);
+        let is_delayed = !self.next_message_due.is_over(self.subscriber.wheel());
+        self.subscriber.wake_when_due(
+            if is_delayed { self.next_message_due } else { Deadline::NEVER },
+            context,
+        );
         WsStep::Waiting
     }
 
