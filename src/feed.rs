@@ -12,6 +12,7 @@ use crate::{
     fanout::Fanout,
     log::Log,
     metrics::{DeliveryMetrics, Metrics, Transport},
+    ws_frame::WsMessageCache,
 };
 
 /// One product: its log, its fan-out and the counters of its deliveries.
@@ -25,10 +26,10 @@ pub(crate) struct Feed {
     pub(crate) fanout: Arc<Fanout>,
     /// Index of the shard thread that runs the product's ingest and fan-out.
     pub(crate) home_shard: usize,
-    /// Metrics of the SSE subscribers.
-    pub(crate) sse: DeliveryMetrics,
-    /// Metrics of the WebSocket subscribers.
-    pub(crate) ws: DeliveryMetrics,
+    /// WebSocket messages of the newest events.
+    pub(crate) ws_messages: WsMessageCache,
+    sse: DeliveryMetrics,
+    ws: DeliveryMetrics,
     /// All metric families, for counters that are looked up by label: disconnects.
     pub(crate) metrics: Arc<Metrics>,
 }
@@ -46,10 +47,19 @@ impl Feed {
             fanout: Arc::new(Fanout::new(Arc::clone(&log), shard_count)),
             log,
             home_shard,
+            ws_messages: WsMessageCache::default(),
             sse: metrics.deliveries(&id, Transport::Sse),
             ws: metrics.deliveries(&id, Transport::WebSocket),
             metrics: Arc::clone(metrics),
             id,
+        }
+    }
+
+    /// Returns the metrics of the product's subscribers over one transport.
+    pub(crate) fn deliveries(&self, transport: Transport) -> &DeliveryMetrics {
+        match transport {
+            Transport::Sse => &self.sse,
+            Transport::WebSocket => &self.ws,
         }
     }
 }

@@ -49,10 +49,12 @@ mod shutdown;
 mod simulate;
 mod sse;
 mod store;
+mod subscriber;
 mod timer_wheel;
 mod upstream;
 mod wall_clock;
 mod webhook;
 mod webhook_delivery;
+mod ws_frame;
 
 pub use cli::main;

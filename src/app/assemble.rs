@@ -23,7 +23,7 @@ use crate::{
         refusals::Refusals,
     },
     log::{Log, MemoryBounds},
-    metrics::{Metrics, Transport},
+    metrics::Metrics,
     outbound::tls::{TlsError, tls_client_config},
     rejected::RejectedFrames,
     shard::ShardPlacement,
@@ -138,8 +138,7 @@ pub(super) fn product(
     Product {
         // Round-robin: products share the shards evenly.
         feed: Arc::new(Feed::new(log, shard_count, index % shard_count, metrics)),
-        ws_messages: Arc::default(),
-        paged_events: metrics.delivered(&id, Transport::Page),
+        paged_events: metrics.paged(&id),
         published_events: metrics.published(&id),
         max_publish_bytes: max_publish_bytes(server, upstream),
         upstream: upstream.url.origin(),

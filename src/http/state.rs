@@ -23,7 +23,7 @@ use prometheus::IntCounter;
 use super::{
     memory_quota::{BodyQuota, PageQuota},
     problem::Problem,
-    public::{credential::CredentialSources, ws::message::WsMessageCache},
+    public::credential::CredentialSources,
     refusals::Refusals,
 };
 use crate::{
@@ -84,8 +84,6 @@ pub(crate) struct Relay {
 pub(crate) struct Product {
     /// Log, fan-out and delivery metrics; the same for every configuration.
     pub(crate) feed: Arc<Feed>,
-    /// WebSocket messages of the newest events.
-    pub(crate) ws_messages: Arc<WsMessageCache>,
     /// Counter of the events returned in pages.
     pub(crate) paged_events: IntCounter,
     /// Counter of the events appended by publishers.

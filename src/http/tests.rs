@@ -25,7 +25,7 @@ use crate::{
     event::{Draft, Kind, ProductId},
     feed::Feed,
     log::{Log, MemoryBounds, Numbering},
-    metrics::{Metrics, Transport},
+    metrics::Metrics,
     shard::ShardPlacement,
     timer_wheel::TimerWheel,
 };
@@ -70,8 +70,7 @@ fn open_product(name: &str, metrics: &Arc<Metrics>) -> Arc<Product> {
     log.set_numbering(Numbering::Own);
     Arc::new(Product {
         feed: Arc::new(Feed::new(Arc::new(log), 1, 0, metrics)),
-        ws_messages: Arc::default(),
-        paged_events: metrics.delivered(&id, Transport::Page),
+        paged_events: metrics.paged(&id),
         published_events: metrics.published(&id),
         max_publish_bytes: 0,
         upstream: String::new(),

@@ -2,15 +2,13 @@
 //!
 //! May use: no other module.
 
-/// Transport of a subscriber.
+/// Transport of a connected subscriber.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(crate) enum Transport {
     /// Server-Sent Events.
     Sse,
     /// WebSocket.
     WebSocket,
-    /// Pages of events, one per request.
-    Page,
 }
 
 impl Transport {
@@ -19,7 +17,6 @@ impl Transport {
         match self {
             Self::Sse => "sse",
             Self::WebSocket => "ws",
-            Self::Page => "page",
         }
     }
 }

@@ -154,9 +154,9 @@ impl Metrics {
         self.subscribers.handles(product, transport)
     }
 
-    /// Returns the counter of payloads handed to one product's subscribers over one transport.
-    pub(crate) fn delivered(&self, product: &ProductId, transport: Transport) -> IntCounter {
-        self.subscribers.delivered(product, transport)
+    /// Returns the counter of events returned in one product's pages.
+    pub(crate) fn paged(&self, product: &ProductId) -> IntCounter {
+        self.subscribers.paged(product)
     }
 
     /// Returns the counter of events published for one product.

@@ -96,14 +96,18 @@ impl SubscriberFamilies {
             subscribers: self
                 .subscribers
                 .with_label_values(&[product.as_str(), transport.as_str()]),
-            delivered: self.delivered(product, transport),
+            delivered: self.delivered_by(product, transport.as_str()),
             lag: self.delivery_lag.with_label_values(&[transport.as_str()]),
         }
     }
 
-    /// Returns the counter of payloads handed to one product's subscribers over one transport.
-    pub(super) fn delivered(&self, product: &ProductId, transport: Transport) -> IntCounter {
-        self.delivered.with_label_values(&[product.as_str(), transport.as_str()])
+    /// Returns the counter of events returned in one product's pages.
+    pub(super) fn paged(&self, product: &ProductId) -> IntCounter {
+        self.delivered_by(product, PAGE_TRANSPORT)
+    }
+
+    fn delivered_by(&self, product: &ProductId, transport: &str) -> IntCounter {
+        self.delivered.with_label_values(&[product.as_str(), transport])
     }
 
     /// Returns the counter of subscribers that were disconnected over one transport for one reason.
@@ -123,9 +127,10 @@ impl SubscriberFamilies {
 
     /// Removes the series of one product. Series that do not exist are no error.
     pub(super) fn remove(&self, product: &str) {
-        for transport in [Transport::Sse, Transport::WebSocket, Transport::Page] {
-            let _ = self.subscribers.remove_label_values(&[product, transport.as_str()]);
-            let _ = self.delivered.remove_label_values(&[product, transport.as_str()]);
+        let streams = [Transport::Sse, Transport::WebSocket].map(Transport::as_str);
+        for transport in streams.into_iter().chain([PAGE_TRANSPORT]) {
+            let _ = self.subscribers.remove_label_values(&[product, transport]);
+            let _ = self.delivered.remove_label_values(&[product, transport]);
         }
     }
 }
@@ -140,6 +145,9 @@ pub(crate) struct DeliveryMetrics {
     /// Time from an event's receipt until it was handed to a socket, in seconds.
     pub(crate) lag: Histogram,
 }
+
+/// Value of the label `transport` for pages, which have no connected subscriber.
+const PAGE_TRANSPORT: &str = "page";
 
 /// Covers a wake-up on an idle machine up to a subscriber at its write deadline.
 const DELIVERY_LAG_BUCKETS: &[f64] = &[

@@ -15,6 +15,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use hyper::upgrade::{OnUpgrade, Parts, Upgraded};
 use hyper_util::rt::TokioIo;
+use tokio_rustls::server::TlsStream;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
@@ -22,6 +23,7 @@ use super::{
     connection_limit::AcceptedSocket,
     deadline_socket::DeadlineSocket,
     detach::{ConnectionState, DetachingBody},
+    detached::Detachable,
     displacement::{Exemption, TableEntry},
     forced_close::ForcedClose,
     refused_head::RefusalIo,
@@ -98,8 +100,9 @@ impl Connection {
             let upgraded = tasks.shutdown.run_until_aborted(upgrade).await;
             drop(exemption); // the connection has left hyper, or has ended
             match upgraded {
-                Some(Ok(socket)) => {
-                    tasks.shutdown.run_until_aborted(work(UpgradedConnection::from(socket))).await;
+                Some(Ok(upgraded)) => {
+                    let Some(connection) = UpgradedConnection::new(upgraded) else { return };
+                    tasks.shutdown.run_until_aborted(work(connection)).await;
                 }
                 Some(Err(error)) => debug!(%error, "connection ended"),
                 None => {}
@@ -108,27 +111,33 @@ impl Connection {
     }
 }
 
-/// Connection after a protocol upgrade.
+/// Connection after a protocol upgrade: out of hyper, as after [`Connection::detach`].
 #[derive(Debug)]
-pub(crate) enum UpgradedConnection {
-    /// Without TLS: the socket itself, which can leave the runtime for a shard.
-    Plain(DeadlineSocket),
-    /// With TLS: hyper's type-erased transport.
-    Encrypted(TokioIo<Upgraded>),
+pub(crate) struct UpgradedConnection {
+    /// Socket, which can leave the runtime for a shard.
+    pub(crate) socket: AcceptedSocket,
+    /// TLS session above the socket.
+    pub(crate) session: Option<TlsSession>,
+    /// Bytes that hyper read beyond the head of the request.
+    pub(crate) read_ahead: Bytes,
 }
 
-impl From<Upgraded> for UpgradedConnection {
-    fn from(upgraded: Upgraded) -> Self {
+impl UpgradedConnection {
+    /// Takes hyper's type-erased transport apart; `None` if it is none of this module's.
+    fn new(upgraded: Upgraded) -> Option<Self> {
         match upgraded.downcast::<TokioIo<RefusalIo<DeadlineSocket>>>() {
-            Ok(Parts { io, read_buf, .. }) => {
-                let mut socket = io.into_inner().into_inner();
-                // hyper may have read beyond the head: a client may send frames without waiting for
-                // the 101.
-                socket.unread(&read_buf);
-                Self::Plain(socket)
+            Ok(parts) => Some(Self::from_parts(parts)),
+            Err(upgraded) => {
+                let parts = upgraded.downcast::<TokioIo<RefusalIo<TlsStream<DeadlineSocket>>>>();
+                parts.ok().map(Self::from_parts)
             }
-            Err(upgraded) => Self::Encrypted(TokioIo::new(upgraded)),
         }
+    }
+
+    fn from_parts<I: Detachable>(parts: Parts<TokioIo<I>>) -> Self {
+        let (socket, session) = parts.io.into_inner().into_detached();
+        // A copy: `read_buf` is a view that would keep all of hyper's read buffer alive.
+        Self { socket, session, read_ahead: Bytes::copy_from_slice(&parts.read_buf) }
     }
 }
 

@@ -13,7 +13,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -34,12 +33,6 @@ use crate::timer_wheel::{Alarm, Deadline};
 #[derive(Debug)]
 pub(crate) struct DeadlineSocket {
     stream: TcpStream,
-    /// Bytes that hyper read beyond the head of an upgrade request, returned by reads before the
-    /// socket's own.
-    read_ahead: Bytes,
-    /// Reads that are left in this turn; `None` means no limit, for a socket with a task of its
-    /// own.
-    read_budget: Option<u8>,
     permit: ConnectionPermit,
     alarm: Alarm,
     /// Tick at which a request must have come.
@@ -61,15 +54,12 @@ impl DeadlineSocket {
         let AcceptedSocket { stream, permit } = socket;
         let alarm = Alarm::new(&settings.wheel);
         let head_due = settings.wheel.deadline_after(settings.head_timeout);
-        let (read_ahead, write_timeout) = (Bytes::new(), settings.write_timeout);
         Self {
             stream,
-            read_ahead,
-            read_budget: None,
             permit,
             alarm,
             head_due,
-            write_timeout,
+            write_timeout: settings.write_timeout,
             write_due: None,
             lingering: None,
             state,
@@ -79,50 +69,6 @@ impl DeadlineSocket {
     /// Returns the socket without its deadlines.
     pub(super) fn into_socket(self) -> AcceptedSocket {
         AcceptedSocket { stream: self.stream, permit: self.permit }
-    }
-
-    /// Makes the next reads return `read_ahead` first.
-    pub(super) fn unread(&mut self, read_ahead: &[u8]) {
-        // A copy: `read_buf` is a view that would keep all of hyper's read buffer alive.
-        self.read_ahead = Bytes::copy_from_slice(read_ahead);
-    }
-
-    /// Splits the socket from its deadlines, and returns the function that joins them again.
-    ///
-    /// A tokio socket belongs to the runtime it was registered with. To move to a shard, the socket
-    /// leaves this runtime, is registered with the shard's, and gets its deadlines back there.
-    pub(crate) fn into_parts(self) -> (AcceptedSocket, impl FnOnce(AcceptedSocket) -> Self + Send) {
-        let Self {
-            stream,
-            permit,
-            read_ahead,
-            read_budget,
-            alarm,
-            head_due,
-            write_timeout,
-            write_due,
-            lingering,
-            state,
-        } = self;
-        let rebuild = move |AcceptedSocket { stream, permit }| Self {
-            stream,
-            permit,
-            read_ahead,
-            read_budget,
-            alarm,
-            head_due,
-            write_timeout,
-            write_due,
-            lingering,
-            state,
-        };
-        (AcceptedSocket { stream, permit }, rebuild)
-    }
-
-    /// Allows `reads` reads until the next call, so that a peer that sends without end does not
-    /// keep its shard's thread.
-    pub(crate) fn set_read_budget(&mut self, reads: u8) {
-        self.read_budget = Some(reads);
     }
 
     /// Restarts the head deadline, for the first request after a TLS handshake.
@@ -210,22 +156,6 @@ impl AsyncRead for DeadlineSocket {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if !self.read_ahead.is_empty() {
-            let count = self.read_ahead.len().min(buffer.remaining());
-            buffer.put_slice(&self.read_ahead.split_to(count));
-            return Poll::Ready(Ok(()));
-        }
-        match &mut self.read_budget {
-            Some(0) => {
-                // Puts this task behind the others that are ready, and reads on in its next turn.
-                // Without a wake-up the socket would stay readable and never be read: tokio wakes a
-                // task only after a read returned `WouldBlock`.
-                context.waker().wake_by_ref();
-                return Poll::Pending;
-            }
-            Some(remaining) => *remaining -= 1,
-            None => {}
-        }
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
         // Only before the first request: afterwards the deadlines are hyper's
         // (`header_read_timeout`) and, on HTTP/2, the idle deadline of `http2`.

@@ -49,7 +49,6 @@ mod write_coalescing;
 pub(crate) use self::accept::serve;
 pub(crate) use self::connection::{Connection, ShedConnection, UpgradedConnection};
 pub(crate) use self::connection_limit::{AcceptedSocket, ConnectionPermit};
-pub(crate) use self::deadline_socket::DeadlineSocket;
 pub(crate) use self::detached::{DetachedConnection, Written};
 pub(crate) use self::displacement::{ConnectionShares, Exemption};
 pub(crate) use self::forced_close::ForcedClose;

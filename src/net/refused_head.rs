@@ -37,11 +37,6 @@ impl<I> RefusalIo<I> {
         Self { io, framing: RequestFraming::new(), problem: Bytes::new(), state }
     }
 
-    /// Returns the transport below.
-    pub(super) fn into_inner(self) -> I {
-        self.io
-    }
-
     /// Replaces a refusal of hyper's own by a problem, which is written instead.
     fn intercept(&mut self, bytes: &[u8]) {
         if self.problem.is_empty()

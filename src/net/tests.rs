@@ -24,7 +24,7 @@ use rustls::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     sync::{broadcast, mpsc},
     time::{Instant, sleep, timeout},
 };
@@ -96,46 +96,6 @@ async fn simultaneous_frames_of_many_streams_are_sent_in_few_writes() {
     let one =
         tokio::spawn(async { assert_eq!(Http2BroadcastHarness::new(1).await.publish().await, 1) });
     one.await.unwrap();
-}
-
-#[tokio::test]
-async fn a_peer_that_sends_without_end_is_read_a_budget_at_a_time() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let (stream, _) = listener.accept().await.unwrap();
-    client.write_all(&[b'x'; 1000]).await.unwrap();
-    stream.readable().await.unwrap();
-    let wheel = TimerWheel::new();
-    let state = Arc::new(ConnectionState::new(&wheel));
-    let mut socket = DeadlineSocket::new(
-        AcceptedSocket { stream, permit: ConnectionPermit::uncounted() },
-        &lenient_settings(&wheel),
-        state,
-    );
-    socket.unread(b"more");
-    socket.set_read_budget(2);
-    let wake_flag = Arc::new(WakeFlag::default());
-    let waker = std::task::Waker::from(Arc::clone(&wake_flag));
-    let mut context = Context::from_waker(&waker);
-    let mut read = || {
-        let mut bytes = [0; 10];
-        let mut buffer = ReadBuf::new(&mut bytes);
-        Pin::new(&mut socket)
-            .poll_read(&mut context, &mut buffer)
-            .map(|read| read.map(|()| buffer.filled().to_vec()).unwrap())
-    };
-    assert_eq!(read(), Poll::Ready(b"more".to_vec()));
-    assert_eq!((read(), read()), (Poll::Ready(vec![b'x'; 10]), Poll::Ready(vec![b'x'; 10])));
-    assert_eq!(
-        (read(), wake_flag.0.load(Ordering::SeqCst)),
-        (Poll::Pending, true),
-        "it goes on at its next turn"
-    );
-    socket.set_read_budget(1);
-    let mut buffer = [0; 10];
-    assert!(
-        Pin::new(&mut socket).poll_read(&mut context, &mut ReadBuf::new(&mut buffer)).is_ready()
-    );
 }
 
 /// Waker that records whether it was called.
@@ -303,21 +263,6 @@ pub(super) fn lenient_settings(wheel: &Arc<TimerWheel>) -> ConnectionSettings {
         shares: ConnectionShares::UNTIL_FULL,
         tls: None,
     }
-}
-
-/// Returns a socket of the test's own as a listener would guard it, and its connection.
-pub(crate) fn deadline_socket(
-    stream: TcpStream,
-    wheel: &Arc<TimerWheel>,
-) -> (DeadlineSocket, Connection) {
-    let (peer, state) = (stream.peer_addr().unwrap(), Arc::new(ConnectionState::new(wheel)));
-    let socket = DeadlineSocket::new(
-        AcceptedSocket { stream, permit: ConnectionPermit::uncounted() },
-        &lenient_settings(wheel),
-        Arc::clone(&state),
-    );
-    let (place, tasks) = (place_of(&state), Arc::default());
-    (socket, Connection { peer, state, is_over_limit: false, place, tasks })
 }
 
 /// Returns the place of a connection in a table of its own, where it never has to give way.

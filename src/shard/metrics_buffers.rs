@@ -7,20 +7,31 @@
 use prometheus::{IntCounter, local::LocalHistogram};
 use tokio::time::Instant;
 
-use crate::{event::Event, feed::Feed, metrics::DeliveryMetrics};
+use crate::{
+    event::Event,
+    feed::Feed,
+    metrics::{DeliveryMetrics, Transport},
+};
 
 /// Delivery metrics of one product group for each transport, not yet flushed.
 #[derive(Debug)]
 pub(crate) struct MetricsBuffers {
-    /// Deliveries over Server-Sent Events.
-    pub(crate) sse: MetricsBuffer,
-    /// Deliveries over WebSocket.
-    pub(crate) ws: MetricsBuffer,
+    sse: MetricsBuffer,
+    ws: MetricsBuffer,
 }
 
 impl MetricsBuffers {
     pub(super) fn new(feed: &Feed) -> Self {
-        Self { sse: MetricsBuffer::new(&feed.sse), ws: MetricsBuffer::new(&feed.ws) }
+        let buffer = |transport| MetricsBuffer::new(feed.deliveries(transport));
+        Self { sse: buffer(Transport::Sse), ws: buffer(Transport::WebSocket) }
+    }
+
+    /// Returns the metrics of one transport.
+    pub(super) fn of(&mut self, transport: Transport) -> &mut MetricsBuffer {
+        match transport {
+            Transport::Sse => &mut self.sse,
+            Transport::WebSocket => &mut self.ws,
+        }
     }
 
     /// Adds the buffered values to the shared metrics.

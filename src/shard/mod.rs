@@ -14,16 +14,17 @@
 //!
 //! May use: `event`, `fanout`, `feed`.
 
+mod delivery;
 mod mailbox;
 mod metrics_buffers;
 mod placement;
 mod product_group;
 mod scheduler;
+mod socket;
 pub(crate) mod threads;
 mod write_batch;
 
 use std::{
-    collections::VecDeque,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -31,34 +32,29 @@ use std::{
 
 use bytes::Bytes;
 
-pub(crate) use self::placement::ShardPlacement;
 #[cfg(test)]
 pub(crate) use self::{mailbox::PendingSubscriber, scheduler::testing::SteppedScheduler};
 pub(crate) use self::{
-    metrics_buffers::MetricsBuffers,
-    write_batch::{MAX_BATCH_BUFFERS, MAX_BATCH_BYTES, advance, io_slices},
+    metrics_buffers::MetricsBuffers, placement::ShardPlacement, socket::SubscriberSocket,
+    write_batch::WriteBatch,
 };
 use crate::{
     event::{Event, Scope},
-    fanout::Subscription,
-    feed::Feed,
+    subscriber::ConnectedSubscriber,
 };
 
 /// A subscriber with a socket of its own, which the task of its shard polls and delivers to.
 ///
 /// A subscriber is caught up when it has every entry that its scope admits and its socket has
-/// accepted all of them. A caught-up subscriber gets the queued events; a lagging one re-reads the
-/// log.
+/// accepted all of them. A caught-up subscriber gets the queued events from the shard; a lagging
+/// one re-reads the log.
 pub(crate) trait ShardSubscriber: Send {
-    /// Returns the product that the subscriber is subscribed to.
-    fn feed(&self) -> &Arc<Feed>;
-
-    /// Returns the position in the log and the scope.
-    fn subscription(&mut self) -> &mut Subscription;
+    /// Returns what the shard itself works on.
+    fn parts(&mut self) -> SubscriberParts<'_>;
 
     /// Takes the scope that the client has requested since the last call, if any.
     ///
-    /// The subscriber accepts no event until the scheduler has applied the scope to the group's
+    /// The subscriber is not caught up until the scheduler has applied the scope to the group's
     /// index, and must be polled after that.
     fn take_requested_scope(&mut self) -> Option<Scope>;
 
@@ -67,20 +63,28 @@ pub(crate) trait ShardSubscriber: Send {
     /// Returns `Ready` when the subscriber has ended. Otherwise `context` is woken when there is
     /// more to do. `scratch.batch` is empty at entry, and at exit unless the subscriber has ended.
     fn poll(&mut self, context: &mut Context<'_>, scratch: &mut WriteScratch) -> Poll<()>;
+}
 
-    /// Delivers the queued events that the subscriber's scope admits, in one write.
-    fn deliver(
-        &mut self,
-        queued: QueuedEvents<'_>,
-        scratch: &mut WriteScratch,
-        metrics: &mut MetricsBuffers,
-    ) -> DeliveryOutcome;
+/// The parts of a subscriber that are the same for every transport.
+#[derive(Debug)]
+pub(crate) struct SubscriberParts<'a> {
+    /// Permit, position, scope and deadlines.
+    pub(crate) subscriber: &'a mut ConnectedSubscriber,
+    /// Socket, with what it has not taken yet.
+    pub(crate) socket: &'a mut SubscriberSocket,
+    /// What the subscriber waits for.
+    pub(crate) flow: &'a mut FlowState,
+}
 
-    /// Marks the subscriber as lagging: it re-reads the log from `position` at its next poll.
-    fn fall_back_to_log(&mut self, position: u64) -> DeliveryOutcome;
-
-    /// Records that the subscriber's work has panicked, as its disconnect reason.
-    fn mark_panicked(&mut self);
+/// What a subscriber waits for, and so how it learns of an event.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum FlowState {
+    /// For events, with every earlier one written: the shard writes the next one.
+    CaughtUp,
+    /// For events, and must be polled to read them from the log.
+    Idle,
+    /// For its socket, its client or a tick, by which it is polled in any case.
+    Busy,
 }
 
 /// Events of one batch, from the first one that concerns the subscriber on.
@@ -116,10 +120,17 @@ pub(crate) enum DeliveryOutcome {
 #[derive(Debug)]
 pub(crate) struct WriteScratch {
     /// Buffers of the write under way; empty between two subscribers.
-    pub(crate) batch: VecDeque<Bytes>,
+    pub(crate) batch: WriteBatch,
     /// Bytes written since the scheduler last reset the counter: the turn budget. With TLS, a
     /// stream counts the bytes of its records.
     pub(crate) written_bytes: usize,
     /// Time for which a socket may accept nothing before its stream is closed.
     pub(crate) write_timeout: Duration,
+}
+
+impl WriteScratch {
+    /// Returns an empty scratch.
+    pub(crate) fn new(write_timeout: Duration) -> Self {
+        Self { batch: WriteBatch::default(), written_bytes: 0, write_timeout }
+    }
 }

@@ -6,7 +6,6 @@
 //! May use: `event`, `net`, `timer_wheel`.
 
 use std::{
-    collections::VecDeque,
     future::poll_fn,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -95,11 +94,7 @@ impl ShardPlacement {
     ) {
         let Ok(stream) = TcpStream::from_std(socket) else { return };
         let mut subscriber = factory(AcceptedSocket { stream, permit });
-        let mut scratch = WriteScratch {
-            batch: VecDeque::new(),
-            written_bytes: 0,
-            write_timeout: self.write_timeout,
-        };
+        let mut scratch = WriteScratch::new(self.write_timeout);
         poll_fn(|context| {
             scratch.written_bytes = 0;
             subscriber.poll(context, &mut scratch)

@@ -1,36 +1,95 @@
-//! Write batch: several buffers in one vectored write.
+//! Write batch: the buffers of one vectored write, and what is left of them after a partial one.
 //!
-//! May use: no other module.
+//! May use: `net`.
 
-use std::{collections::VecDeque, io::IoSlice};
+use std::{
+    collections::VecDeque,
+    io::{self, ErrorKind, IoSlice},
+};
 
 use bytes::{Buf, Bytes};
 
-/// Returns the first buffers as I/O slices, and their number.
-pub(crate) fn io_slices(batch: &VecDeque<Bytes>) -> ([IoSlice<'_>; MAX_BATCH_BUFFERS], usize) {
-    let mut slices = [IoSlice::new(&[]); MAX_BATCH_BUFFERS];
-    let used =
-        batch.iter().zip(&mut slices).map(|(buffer, slice)| *slice = IoSlice::new(buffer)).count();
-    (slices, used)
+use crate::net::{DetachedConnection, Written};
+
+/// Buffers to be written, in order; the first may be the rest of one.
+#[derive(Debug, Default)]
+pub(crate) struct WriteBatch {
+    buffers: VecDeque<Bytes>,
+    bytes: usize,
 }
 
-/// Removes the first `written` bytes, for a partial write may end inside a buffer.
-pub(crate) fn advance(batch: &mut VecDeque<Bytes>, mut written: usize) {
-    while let Some(buffer) = batch.front_mut() {
-        if written < buffer.len() {
-            return buffer.advance(written);
+impl WriteBatch {
+    /// Adds a buffer at the end.
+    pub(crate) fn push(&mut self, buffer: Bytes) {
+        self.bytes += buffer.len();
+        self.buffers.push_back(buffer);
+    }
+
+    /// Returns whether the batch has as much as one write takes.
+    pub(crate) fn is_full(&self) -> bool {
+        self.buffers.len() >= MAX_BATCH_BUFFERS || self.bytes >= MAX_BATCH_BYTES
+    }
+
+    /// Returns whether no byte is left.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.buffers.is_empty()
+    }
+
+    /// Removes all buffers.
+    pub(super) fn clear(&mut self) {
+        self.buffers.clear();
+        self.bytes = 0;
+    }
+
+    /// Moves the buffers of `other` to the end of this one; `other` keeps its capacity.
+    pub(super) fn append(&mut self, other: &mut Self) {
+        self.bytes += std::mem::take(&mut other.bytes);
+        self.buffers.extend(other.buffers.drain(..));
+    }
+
+    /// Removes the first `written` bytes, for a partial write may end inside a buffer.
+    pub(super) fn advance(&mut self, mut written: usize) {
+        self.bytes = self.bytes.saturating_sub(written);
+        while let Some(buffer) = self.buffers.front_mut() {
+            if written < buffer.len() {
+                return buffer.advance(written);
+            }
+            written -= buffer.len();
+            self.buffers.pop_front();
         }
-        written -= buffer.len();
-        batch.pop_front();
+    }
+
+    /// Writes until all is written or the socket is full, and returns the bytes that the socket
+    /// accepted. With TLS, records that the session owes are sent even if the batch is empty.
+    ///
+    /// # Errors
+    ///
+    /// The socket's, except `WouldBlock`.
+    pub(super) fn write_to(&mut self, connection: &mut DetachedConnection) -> io::Result<usize> {
+        let mut total = 0;
+        while !self.is_empty() || connection.has_unsent_records() {
+            let mut slices = [IoSlice::new(&[]); MAX_BATCH_BUFFERS];
+            let pairs = self.buffers.iter().zip(&mut slices);
+            let used = pairs.map(|(buffer, slice)| *slice = IoSlice::new(buffer)).count();
+            match connection.try_write(slices.split_at(used).0) {
+                Ok(Written { accepted_bytes, sent_bytes }) => {
+                    self.advance(accepted_bytes);
+                    total += sent_bytes;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(total)
     }
 }
 
 /// Buffers in one write: one reading of the log (16 entries) and a heartbeat fit at least.
 ///
 /// The slices live on the stack, 512 bytes of them.
-pub(crate) const MAX_BATCH_BUFFERS: usize = 32;
+pub(super) const MAX_BATCH_BUFFERS: usize = 32;
 
 /// Bytes after which a write takes no further buffer; the last one may be larger.
 ///
 /// As much as one reading of the log, so that a stalled subscriber pins no more than that.
-pub(crate) const MAX_BATCH_BYTES: usize = 32 * 1024;
+pub(super) const MAX_BATCH_BYTES: usize = 32 * 1024;

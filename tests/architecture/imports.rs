@@ -8,9 +8,10 @@ use crate::{
 };
 
 /// The top-level modules, lowest first. A module may use any before it, and none after it.
-const ORDER: [&str; 33] = [
+const ORDER: [&str; 35] = [
     "sse",
     "event",
+    "ws_frame",
     "config",
     "envelope",
     "rejected",
@@ -31,6 +32,7 @@ const ORDER: [&str; 33] = [
     "auth",
     "net",
     "admission",
+    "subscriber",
     "outbound",
     "webhook",
     "shard",

@@ -21,8 +21,9 @@ use crate::{
     http::{
         problem::Problem,
         public::{
+            admit::SubscriptionSource,
             request::{SubscriptionRequest, accepts_event_stream},
-            sse::{self, SubscriptionSource},
+            sse,
         },
     },
     net::Connection,

@@ -12,6 +12,7 @@
 //!
 //! May use: `config`.
 
+pub(crate) mod admit;
 pub(crate) mod cors;
 pub(crate) mod credential;
 pub(crate) mod middleware;

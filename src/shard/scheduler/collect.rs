@@ -44,8 +44,8 @@ impl ShardScheduler {
                 let Some(slot) = slots.get_mut(key) else { return false };
                 match location {
                     EventLocation::Log(position) => {
-                        if slot.subscriber.fall_back_to_log(position) == DeliveryOutcome::NeedsPoll
-                        {
+                        let outcome = slot.subscriber.parts().fall_back_to_log(position);
+                        if outcome == DeliveryOutcome::NeedsPoll {
                             slot.schedule(key, run_queue);
                         }
                         false
@@ -102,11 +102,11 @@ impl ShardScheduler {
             }
         };
         let mut subscriber = factory(socket);
-        let group_key = self.group_of(subscriber.feed());
+        let group_key = self.group_of(subscriber.parts().subscriber.feed());
         let entry = self.slots.vacant_entry();
         let key = entry.key();
         if let Some(group) = self.groups.get_mut(group_key) {
-            group.join(key, subscriber.subscription());
+            group.join(key, subscriber.parts().subscriber.subscription());
         }
         let waker = SubscriberWaker::new(&self.mailbox, key);
         entry.insert(SubscriberSlot {

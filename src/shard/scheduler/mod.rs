@@ -34,7 +34,11 @@ use super::{
     mailbox::{PendingSubscriber, ShardMailbox, SubscriberWaker},
     product_group::ProductGroup,
 };
-use crate::timer_wheel::{Alarm, Deadline, TimerWheel};
+use crate::{
+    fanout::Subscription,
+    subscriber::SubscriberFault,
+    timer_wheel::{Alarm, Deadline, TimerWheel},
+};
 
 /// Runs one shard until `shutdown`, then until its subscribers have ended or
 /// [`SHARD_SHUTDOWN_GRACE`] has passed.
@@ -106,7 +110,7 @@ impl ShardScheduler {
             delivery_queue: VecDeque::new(),
             woken: Vec::new(),
             signaled: Vec::new(),
-            scratch: WriteScratch { batch: VecDeque::new(), written_bytes: 0, write_timeout },
+            scratch: WriteScratch::new(write_timeout),
             liveness_alarm: Alarm::new(wheel),
             liveness_due: Deadline::at_tick(0),
         }
@@ -161,9 +165,9 @@ impl ShardScheduler {
             // Before the poll: a wake-up of the subscriber by itself schedules it again.
             slot.is_queued = false;
             if let Some(group) = self.groups.get_mut(slot.group) {
-                slot.subscriber.subscription().advance_to(group.advance_delivered_through());
+                slot.subscription().advance_to(group.advance_delivered_through());
             }
-            let skipped_before = slot.subscriber.subscription().skipped();
+            let skipped_before = slot.subscription().skipped();
             let waker = Waker::from(Arc::clone(&slot.waker));
             let mut context = Context::from_waker(&waker);
             let group = self.groups.get_mut(slot.group);
@@ -172,12 +176,12 @@ impl ShardScheduler {
                 let rescope = slot.subscriber.take_requested_scope().zip(group);
                 let has_rescoped = rescope.is_some();
                 if let Some((scope, group)) = rescope {
-                    group.change_scope(key, slot.subscriber.subscription(), scope);
+                    group.change_scope(key, slot.subscription(), scope);
                 }
                 (polled.is_ready(), has_rescoped)
             };
             let polled = catch_panic(poll);
-            let skipped_now = slot.subscriber.subscription().skipped();
+            let skipped_now = slot.subscription().skipped();
             skipped = skipped.saturating_add(skipped_now.wrapping_sub(skipped_before));
             match polled {
                 Some((false, false)) => {}
@@ -228,8 +232,8 @@ impl ShardScheduler {
             let (queued, metrics) = group.queued_from(first);
             // A scheduled subscriber has a wake-up to handle first, which may be a disconnect.
             let deliver = || match slot.is_queued {
-                true => slot.subscriber.fall_back_to_log(queued.first_position()),
-                false => slot.subscriber.deliver(queued, &mut self.scratch, metrics),
+                true => slot.subscriber.parts().fall_back_to_log(queued.first_position()),
+                false => slot.subscriber.parts().deliver(queued, &mut self.scratch, metrics),
             };
             match catch_panic(deliver) {
                 Some(DeliveryOutcome::Handled) => {}
@@ -252,7 +256,7 @@ impl ShardScheduler {
         self.mailbox.load.fetch_sub(1, Ordering::Relaxed);
         let Some(mut slot) = self.slots.try_remove(key) else { return };
         let Some(group) = self.groups.get_mut(slot.group) else { return };
-        if group.leave(key, slot.subscriber.subscription().scope()) {
+        if group.leave(key, slot.subscription().scope()) {
             self.groups.try_remove(slot.group);
         }
     }
@@ -265,9 +269,13 @@ impl SubscriberSlot {
         }
     }
 
-    /// Records the panic as the disconnect reason.
+    fn subscription(&mut self) -> &mut Subscription {
+        self.subscriber.parts().subscriber.subscription()
+    }
+
+    /// Records the panic as the reason for the subscriber's end.
     fn mark_panicked(&mut self) {
-        self.subscriber.mark_panicked();
+        self.subscriber.parts().subscriber.record_fault(SubscriberFault::Error);
     }
 }
 

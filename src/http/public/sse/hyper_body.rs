@@ -12,17 +12,33 @@ use std::{
 use bytes::Bytes;
 use http_body::Frame;
 
-use super::subscriber::{SseSubscriber, StreamFault};
-use crate::net::{Connection, Exemption, Http2StreamState};
+use super::subscriber::SseSubscriber;
+use crate::{
+    net::{Connection, Exemption, ForcedClose, Http2StreamState},
+    subscriber::SubscriberFault,
+};
 
 /// Body of one subscriber's response, one frame for each event.
 #[derive(Debug)]
 pub(super) struct EventBody {
     first: Option<Bytes>,
     subscriber: SseSubscriber,
+    /// Ends a stream whose body hyper does not poll. After the subscriber, whose permit may
+    /// schedule the close until it is dropped.
+    _forced_close: ForcedCloseGuard,
     connection: Connection,
     stream_state: Option<Arc<Http2StreamState>>,
     _exemption: Exemption,
+}
+
+/// Clears a forced close when its exchange is over: the next one on the connection has its own.
+#[derive(Debug)]
+struct ForcedCloseGuard(Arc<ForcedClose>);
+
+impl Drop for ForcedCloseGuard {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
 }
 
 impl EventBody {
@@ -30,11 +46,13 @@ impl EventBody {
     pub(super) fn new(
         first: Bytes,
         subscriber: SseSubscriber,
+        forced_close: Arc<ForcedClose>,
         connection: &Connection,
         stream_state: Option<Arc<Http2StreamState>>,
     ) -> Self {
         let (_exemption, connection) = (connection.exempt_from_displacement(), connection.clone());
-        Self { first: Some(first), subscriber, connection, stream_state, _exemption }
+        let _forced_close = ForcedCloseGuard(forced_close);
+        Self { first: Some(first), subscriber, _forced_close, connection, stream_state, _exemption }
     }
 }
 
@@ -68,7 +86,7 @@ impl Drop for EventBody {
         if self.connection.state.is_stalled()
             || self.stream_state.as_ref().is_some_and(|state| state.is_stalled())
         {
-            self.subscriber.record_fault(StreamFault::Stalled);
+            self.subscriber.connected.record_fault(SubscriberFault::Stalled);
         }
     }
 }

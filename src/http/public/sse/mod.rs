@@ -14,7 +14,6 @@
 mod frame;
 mod hyper_body;
 mod on_shard;
-mod source;
 mod subscriber;
 #[cfg(test)]
 mod tests;
@@ -32,19 +31,20 @@ use hyper::{
 };
 
 use self::{frame::SSE_RETRY_DELAY, hyper_body::EventBody};
-pub(crate) use self::{
-    on_shard::SseConnection, source::SubscriptionSource, subscriber::SseSubscriber,
+pub(crate) use self::{on_shard::SseConnection, subscriber::SseSubscriber};
+use super::{
+    admit::SubscriptionSource,
+    request::{SubscriptionRequest, accepts_event_stream},
 };
-use super::request::{SubscriptionRequest, accepts_event_stream};
 use crate::{
     http::{
         methods::body_for_head,
         problem::{Problem, SHED_RETRY_AFTER, jittered},
         state::{Product, Relay},
     },
-    metrics::ShedReason,
+    metrics::{ShedReason, Transport},
     net::{Connection, DetachedConnection, Http2StreamState},
-    shard::ShardSubscriber,
+    shard::{ShardSubscriber, SubscriberSocket},
     sse,
 };
 
@@ -96,38 +96,37 @@ pub(crate) fn open_stream(
     // A subscriber on a shard checks its end at every poll, even while its socket is full. hyper
     // does not poll the body of a blocked stream, so a forced close has to end that one.
     let stream_state = Http2StreamState::current();
-    let forced_close =
-        source.shards.is_none().then(|| connection.forced_close(stream_state.as_deref()));
-    let subscriber = match SseSubscriber::admit(
+    let forced_close = connection.forced_close(stream_state.as_deref());
+    let connected = source.admit(
         relay,
-        source,
         &product.feed,
         requested,
-        connection.peer.ip(),
-        headers,
-        forced_close,
-    ) {
-        Ok(events) => events,
+        (connection.peer.ip(), headers),
+        Transport::Sse,
+        source.shards.is_none().then_some(&forced_close),
+    );
+    let subscriber = match connected {
+        Ok(connected) => SseSubscriber::new(connected, headers),
         Err(reason) => return shed(reason, headers),
     };
     let first = sse::encode_retry(jittered(SSE_RETRY_DELAY));
     let body = match source.shards {
         Some(shards) => {
             let (shards, home_shard) = (Arc::clone(shards), product.feed.home_shard);
-            let scope = subscriber.scope().clone();
+            let scope = subscriber.connected.scope().clone();
             connection.detach(first, move |socket, session| {
                 let factory = |socket| {
-                    Box::new(SseConnection::new(
-                        DetachedConnection::new(socket, session),
-                        subscriber,
-                    )) as Box<dyn ShardSubscriber>
+                    let socket = SubscriberSocket::new(DetachedConnection::new(socket, session));
+                    Box::new(SseConnection::new(socket, subscriber)) as Box<dyn ShardSubscriber>
                 };
                 // `take` returns a subscriber that is too late for the shards. Dropping it closes
                 // the socket; the client reconnects, as after any end of a stream.
                 drop(shards.take(socket, &scope, home_shard, Box::new(factory)));
             })
         }
-        None => Body::new(EventBody::new(first, subscriber, connection, stream_state)),
+        None => {
+            Body::new(EventBody::new(first, subscriber, forced_close, connection, stream_state))
+        }
     };
     let mut response = event_stream_response(body);
     if source.shards.is_some() {

@@ -1,105 +1,71 @@
-//! SSE connection on a shard: frames gathered into write batches, partial writes, deadlines and the
-//! end of the stream.
+//! SSE connection on a shard: frames gathered into write batches, input, and the end of the stream.
 //!
-//! In: frames of an [`SseSubscriber`], queued events, readiness of the socket. Out: chunks of the
-//! HTTP/1.1 body that hyper began.
+//! In: frames of an [`SseSubscriber`], readiness of the socket. Out: chunks of the HTTP/1.1 body
+//! that hyper began. Queued events are written by the shard itself (`shard/delivery.rs`).
 //!
 //! ```text
-//! poll:    discard input ─► flush unwritten ─► fill batch ─► write ─┬─ all accepted: next batch
-//! deliver: caught up? ─► slices of the events ─► one write ─────────┴─ rest: unwritten
+//! poll: discard input ─► flush unwritten ─► fill batch ─► write ─┬─ all accepted: next batch
+//!                                                               └─ rest: unwritten
 //! ```
 //!
-//! May use: `event`, `fanout`, `feed`, `net`, `shard`, `sse`.
+//! May use: `admission`, `event`, `shard`, `sse`.
 
 use std::{
-    collections::VecDeque,
-    io::{self, ErrorKind, IoSlice},
-    sync::Arc,
+    io::ErrorKind,
     task::{Context, Poll},
     time::Duration,
 };
 
-use bytes::Bytes;
-use tokio::time::Instant;
-
-use super::subscriber::{SseSubscriber, StreamFault};
+use super::subscriber::SseSubscriber;
 use crate::{
-    event::{Event, Scope},
-    fanout::Subscription,
-    feed::Feed,
-    net::{DetachedConnection, Written},
+    admission::DisconnectReason,
+    event::Scope,
     shard::{
-        DeliveryOutcome, MAX_BATCH_BUFFERS, MAX_BATCH_BYTES, MetricsBuffers, QueuedEvents,
-        ShardSubscriber, WriteScratch, advance, io_slices,
+        FlowState, ShardSubscriber, SubscriberParts, SubscriberSocket, WriteBatch, WriteScratch,
     },
     sse,
-    timer_wheel::Deadline,
 };
 
 /// An SSE subscriber and its socket.
 #[derive(Debug)]
 pub(crate) struct SseConnection {
-    connection: DetachedConnection,
     subscriber: SseSubscriber,
-    /// Rest of a partial write. Boxed: few connections have one at any time.
-    unwritten: Option<Box<UnwrittenBatch>>,
+    socket: SubscriberSocket,
+    flow: FlowState,
     /// Bytes of the client that have been discarded.
     ignored_bytes: usize,
     /// No waker is registered for the socket's input.
     must_register_read: bool,
     /// The last chunk is in the batch, or written.
     has_ended: bool,
-    /// The subscriber has every entry, and the socket has accepted all of them.
-    is_caught_up: bool,
-}
-
-#[derive(Debug)]
-struct UnwrittenBatch {
-    buffers: VecDeque<Bytes>,
-    /// Tick by which the socket must have accepted more.
-    write_due: Deadline,
 }
 
 impl SseConnection {
     /// Returns a connection whose response head has been sent.
-    pub(crate) fn new(connection: DetachedConnection, subscriber: SseSubscriber) -> Self {
+    pub(crate) fn new(socket: SubscriberSocket, subscriber: SseSubscriber) -> Self {
         Self {
-            connection,
             subscriber,
-            unwritten: None,
+            socket,
+            flow: FlowState::Busy,
             ignored_bytes: 0,
             must_register_read: true,
             has_ended: false,
-            is_caught_up: false,
         }
-    }
-
-    /// Keeps the rest of a partial write, and starts the write deadline.
-    fn keep_unwritten(&mut self, batch: VecDeque<Bytes>, write_timeout: Duration) {
-        self.is_caught_up = false;
-        self.subscriber.record_backlog();
-        self.unwritten = Some(Box::new(UnwrittenBatch {
-            buffers: batch,
-            write_due: self.subscriber.wheel().deadline_after(write_timeout),
-        }));
     }
 
     /// Takes frames from the subscriber, within the bounds of one write, and returns whether that
     /// was all there is.
-    fn fill_batch(&mut self, context: &mut Context<'_>, batch: &mut VecDeque<Bytes>) -> bool {
-        let mut bytes = 0;
-        while batch.len() < MAX_BATCH_BUFFERS && bytes < MAX_BATCH_BYTES {
-            let chunk = match self.subscriber.poll_next(context) {
-                Poll::Ready(Some(chunk)) => chunk.into_chunk(),
+    fn fill_batch(&mut self, context: &mut Context<'_>, batch: &mut WriteBatch) -> bool {
+        while !batch.is_full() {
+            match self.subscriber.poll_next(context) {
+                Poll::Ready(Some(chunk)) => batch.push(chunk.into_chunk()),
                 Poll::Ready(None) => {
                     self.has_ended = true;
-                    batch.push_back(sse::encode_http1_chunk(b""));
+                    batch.push(sse::encode_http1_chunk(b""));
                     return true;
                 }
                 Poll::Pending => return true,
-            };
-            bytes += chunk.len();
-            batch.push_back(chunk);
+            }
         }
         false
     }
@@ -113,44 +79,23 @@ impl SseConnection {
         context: &mut Context<'_>,
         scratch: &mut WriteScratch,
     ) -> Poll<bool> {
-        let Some(unwritten) = &mut self.unwritten else { return Poll::Ready(true) };
-        loop {
-            // With TLS the session accepts bytes before the socket does, so an empty list is not
-            // enough: records may still wait for the socket.
-            let ready = match write_batch(&mut self.connection, &mut unwritten.buffers) {
-                Ok(_) if unwritten.buffers.is_empty() && !self.connection.has_unsent_records() => {
-                    self.unwritten = None;
-                    return Poll::Ready(true);
-                }
-                Ok(sent) => {
-                    scratch.written_bytes += sent;
-                    // Progress restarts the deadline: a slow reader is not a stalled one.
-                    if sent > 0 {
-                        unwritten.write_due =
-                            self.subscriber.wheel().deadline_after(scratch.write_timeout);
-                    }
-                    // `try_write` registers no waker. If the socket has become writable in
-                    // between, this returns `Ready` and the loop writes again.
-                    self.connection.socket().poll_write_ready(context)
-                }
-                Err(error) => Poll::Ready(Err(error)),
-            };
-            match ready {
-                Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(error)) => {
-                    record_io_error(&mut self.subscriber, &error);
-                    return Poll::Ready(false);
-                }
-                Poll::Pending => break,
+        let connected = &mut self.subscriber.connected;
+        match self.socket.poll_flush(context, scratch, connected.deadlines().wheel()) {
+            Poll::Ready(Ok(())) => Poll::Ready(true),
+            Poll::Ready(Err(error)) => {
+                connected.record_io_error(&error);
+                Poll::Ready(false)
             }
-        }
-        if unwritten.write_due.is_over(self.subscriber.wheel()) {
-            self.subscriber.record_fault(StreamFault::Stalled);
-            return Poll::Ready(false);
-        }
-        match self.subscriber.check_end(unwritten.write_due, context) {
-            true => Poll::Ready(false),
-            false => Poll::Pending,
+            Poll::Pending => {
+                let grace = |reason: DisconnectReason| {
+                    (reason == DisconnectReason::Kicked || reason.is_immediate())
+                        .then_some(FINAL_WRITE_GRACE)
+                };
+                match connected.must_end_while_blocked(self.socket.write_due(), grace, context) {
+                    true => Poll::Ready(false),
+                    false => Poll::Pending,
+                }
+            }
         }
     }
 
@@ -164,7 +109,8 @@ impl SseConnection {
                 return false;
             }
             let mut is_notified = false;
-            match self.connection.try_discard_input(&mut is_notified) {
+            let connection = self.socket.connection();
+            match connection.try_discard_input(&mut is_notified) {
                 Ok(0) => return true,
                 Ok(bytes) => self.ignored_bytes += bytes,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -174,12 +120,12 @@ impl SseConnection {
                         return false;
                     }
                     self.must_register_read = false;
-                    if self.connection.socket().poll_read_ready(context).is_pending() {
+                    if connection.socket().poll_read_ready(context).is_pending() {
                         return false;
                     }
                 }
                 Err(error) => {
-                    record_io_error(&mut self.subscriber, &error);
+                    self.subscriber.connected.record_io_error(&error);
                     return true;
                 }
             }
@@ -193,12 +139,12 @@ impl SseConnection {
 }
 
 impl ShardSubscriber for SseConnection {
-    fn feed(&self) -> &Arc<Feed> {
-        self.subscriber.feed()
-    }
-
-    fn subscription(&mut self) -> &mut Subscription {
-        self.subscriber.subscription()
+    fn parts(&mut self) -> SubscriberParts<'_> {
+        SubscriberParts {
+            subscriber: &mut self.subscriber.connected,
+            socket: &mut self.socket,
+            flow: &mut self.flow,
+        }
     }
 
     /// Returns `None`: an SSE subscriber sets its scope in the request only.
@@ -207,7 +153,7 @@ impl ShardSubscriber for SseConnection {
     }
 
     fn poll(&mut self, context: &mut Context<'_>, scratch: &mut WriteScratch) -> Poll<()> {
-        self.is_caught_up = false;
+        self.flow = FlowState::Busy;
         if self.check_peer_closed(context) {
             return Poll::Ready(());
         }
@@ -223,141 +169,26 @@ impl ShardSubscriber for SseConnection {
                 return Poll::Ready(());
             }
             let is_complete = self.fill_batch(context, &mut scratch.batch);
-            match write_batch(&mut self.connection, &mut scratch.batch) {
-                Ok(sent) => scratch.written_bytes += sent,
-                Err(error) => {
-                    record_io_error(&mut self.subscriber, &error);
-                    return Poll::Ready(());
-                }
+            if let Err(error) = self.socket.write(scratch) {
+                self.subscriber.connected.record_io_error(&error);
+                return Poll::Ready(());
             }
-            if !scratch.batch.is_empty() || self.connection.has_unsent_records() {
-                self.keep_unwritten(scratch.batch.drain(..).collect(), scratch.write_timeout);
-            }
-            if is_complete && self.unwritten.is_none() && !self.has_ended {
-                self.is_caught_up = self.subscriber.is_caught_up();
+            if is_complete && !self.socket.has_unwritten() && !self.has_ended {
+                self.flow = match self.subscriber.is_caught_up() {
+                    true => FlowState::CaughtUp,
+                    false => FlowState::Idle,
+                };
                 return Poll::Pending;
             }
         }
         context.waker().wake_by_ref(); // the shard's other subscribers first
         Poll::Pending
     }
-
-    /// Writes the events from their own buffers, without a reference count.
-    fn deliver(
-        &mut self,
-        queued: QueuedEvents<'_>,
-        scratch: &mut WriteScratch,
-        metrics: &mut MetricsBuffers,
-    ) -> DeliveryOutcome {
-        let now = Instant::now();
-        if !self.is_caught_up || self.subscriber.is_token_expired(now) {
-            return self.fall_back_to_log(queued.first_position());
-        }
-        // A partial write is rebuilt from the positions in between, so that the common case, where
-        // the socket accepts everything, collects no list of events.
-        let before = self.subscriber.position();
-        let mut slices = [IoSlice::new(&[]); MAX_BATCH_BUFFERS];
-        let (mut count, mut bytes, mut is_complete) = (0, 0, true);
-        for event in queued.events {
-            let Some(slice) = slices.get_mut(count).filter(|_| bytes < MAX_BATCH_BYTES) else {
-                is_complete = false;
-                break;
-            };
-            if self.subscriber.accept(event) {
-                *slice = IoSlice::new(event.http1_chunk());
-                (count, bytes) = (count + 1, bytes + event.http1_chunk().len());
-                metrics.sse.record_delivery(event, now);
-            }
-        }
-        if count == 0 {
-            return DeliveryOutcome::Handled;
-        }
-        let Written { accepted_bytes: taken, sent_bytes: sent } =
-            match self.connection.try_write(slices.split_at(count).0) {
-                Ok(written) => written,
-                // All of it becomes unwritten; the poll that follows waits for the socket.
-                Err(error) if error.kind() == ErrorKind::WouldBlock => Written::default(),
-                Err(error) => {
-                    record_io_error(&mut self.subscriber, &error);
-                    return DeliveryOutcome::Ended;
-                }
-            };
-        scratch.written_bytes += sent;
-        self.subscriber.reset_heartbeat();
-        if taken < bytes || self.connection.has_unsent_records() {
-            let last = self.subscriber.position();
-            let was_accepted = |it: &&Arc<Event>| {
-                it.position() > before && it.position() <= last && self.subscriber.includes(it)
-            };
-            let mut unwritten = queued
-                .events
-                .iter()
-                .filter(was_accepted)
-                .map(|event| event.http1_chunk().clone())
-                .collect();
-            advance(&mut unwritten, taken);
-            self.keep_unwritten(unwritten, scratch.write_timeout);
-        }
-        if !is_complete {
-            // The batch has more than one write takes; 0 keeps the subscription's own position.
-            self.fall_back_to_log(0);
-        }
-        if is_complete && self.unwritten.is_none() {
-            DeliveryOutcome::Handled
-        } else {
-            DeliveryOutcome::NeedsPoll
-        }
-    }
-
-    fn fall_back_to_log(&mut self, position: u64) -> DeliveryOutcome {
-        self.is_caught_up = false;
-        self.subscriber.fall_back_to_log(position);
-        match self.unwritten {
-            None => DeliveryOutcome::NeedsPoll,
-            // The socket's readiness wakes it; polling it before would only find the socket full.
-            Some(_) => DeliveryOutcome::Handled,
-        }
-    }
-
-    fn mark_panicked(&mut self) {
-        self.subscriber.record_fault(StreamFault::Error);
-    }
 }
 
-/// Writes buffers until the socket is full, and returns the bytes that the socket accepted.
-///
-/// The unwritten rest stays in `batch`. With TLS, records that the session owes are sent even if
-/// `batch` is empty.
-///
-/// # Errors
-///
-/// The socket's, except `WouldBlock`.
-fn write_batch(
-    connection: &mut DetachedConnection,
-    batch: &mut VecDeque<Bytes>,
-) -> io::Result<usize> {
-    let mut total = 0;
-    while !batch.is_empty() || connection.has_unsent_records() {
-        let (slices, used) = io_slices(batch);
-        match connection.try_write(slices.split_at(used).0) {
-            Ok(Written { accepted_bytes: taken, sent_bytes: sent }) => {
-                advance(batch, taken);
-                total += sent;
-            }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(total)
-}
-
-/// Records a stalled client if the kernel's `TCP_USER_TIMEOUT` has ended the connection: it is set
-/// to the same time as the relay's write deadline.
-fn record_io_error(subscriber: &mut SseSubscriber, error: &io::Error) {
-    if error.kind() == ErrorKind::TimedOut {
-        subscriber.record_fault(StreamFault::Stalled);
-    }
-}
+/// Time for a full socket to accept the last bytes of a kicked, revoked or removed subscriber,
+/// which must be gone within a second.
+const FINAL_WRITE_GRACE: Duration = Duration::from_millis(700);
 
 /// Writes after which the shard's other subscribers get their turn: 128 KiB at about 32 KiB each.
 const MAX_WRITES_PER_POLL: usize = 4;

@@ -11,17 +11,18 @@ use hyper::HeaderMap;
 use socket2::SockRef;
 use tokio::{net::TcpStream, task::yield_now};
 
-use super::{SseConnection, SseSubscriber, SubscriptionSource};
+use super::{SseConnection, SseSubscriber};
 use crate::{
     auth::{CredentialHolder, CredentialProof},
     event::{Kind, Only, Scope, StartPosition},
     http::{
-        public::request::SubscriptionRequest,
+        public::{admit::SubscriptionSource, request::SubscriptionRequest},
         state::Relay,
         tests::{product, publish, relay},
     },
+    metrics::Transport,
     net::{ConnectionPermit, DetachedConnection, TlsSession, tests::shake_hands},
-    shard::{PendingSubscriber, ShardSubscriber, SteppedScheduler},
+    shard::{PendingSubscriber, ShardSubscriber, SteppedScheduler, SubscriberSocket},
 };
 
 /// A shard and two products on it.
@@ -70,19 +71,14 @@ impl SchedulerHarness {
         };
         let requested = SubscriptionRequest { scope, start: StartPosition::Now };
         let (product, peer) = (product(&self.relay, name), Ipv4Addr::LOCALHOST.into());
-        let subscriber = SseSubscriber::admit(
-            &self.relay,
-            &source,
-            &product.feed,
-            requested,
-            peer,
-            &HeaderMap::new(),
-            None,
-        )
-        .unwrap();
+        let headers = HeaderMap::new();
+        let from = (peer, &headers);
+        let connected =
+            source.admit(&self.relay, &product.feed, requested, from, Transport::Sse, None);
+        let subscriber = SseSubscriber::new(connected.unwrap(), &headers);
         let factory = |socket| {
-            Box::new(SseConnection::new(DetachedConnection::new(socket, session), subscriber))
-                as Box<dyn ShardSubscriber>
+            let socket = SubscriberSocket::new(DetachedConnection::new(socket, session));
+            Box::new(SseConnection::new(socket, subscriber)) as Box<dyn ShardSubscriber>
         };
         let factory = Box::new(factory);
         self.scheduler.attach(PendingSubscriber::new(

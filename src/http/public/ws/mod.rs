@@ -1,19 +1,17 @@
 //! `GET /ws/{product_id}`: a subscription over WebSocket (RFC 6455).
 //!
-//! In: an upgrade request. Out: 101, and a [`WsConnection`] on the upgraded socket: on a shard, or
-//! as a task of the listener over TLS. Everything is checked before the upgrade, so a refused
-//! client gets the same problem (RFC 9457) as over SSE.
+//! In: an upgrade request. Out: 101, and a [`WsConnection`] on the upgraded socket, on a shard.
+//! Everything is checked before the upgrade, so a refused client gets the same problem (RFC 9457) as
+//! over SSE.
 //!
 //! ```text
 //! Origin ─► grant, product ─► Handshake ─► filter, position ─► WsSubscriber ─► 101
-//!                                  upgraded ─┬─ plain: ShardPlacement ─► on_shard
-//!                                            └─ TLS: WsConnectionTask
+//!                                             upgraded ─► ShardPlacement ─► WsConnection
 //! ```
 //!
 //! May use: `config`, `net`, `shard`.
 
 pub(in crate::http) mod message;
-pub(crate) mod on_shard;
 mod socket;
 mod subscriber;
 
@@ -34,16 +32,14 @@ use hyper::{
     },
 };
 
-use self::{
-    socket::{WsConnection, WsConnectionTask},
-    subscriber::WsSubscriber,
-};
-use super::request::SubscriptionRequest;
+use self::{socket::WsConnection, subscriber::WsSubscriber};
+use super::{admit::SubscriptionSource, request::SubscriptionRequest};
 use crate::{
     config,
     http::{problem::Problem, state::Relay},
-    net::{Connection, UpgradedConnection},
-    shard::ShardSubscriber,
+    metrics::Transport,
+    net::{Connection, DetachedConnection, UpgradedConnection},
+    shard::{ShardSubscriber, SubscriberSocket},
 };
 
 /// Upgrades one subscriber's connection.
@@ -68,38 +64,37 @@ pub(crate) async fn socket(
         Handshake::Refused(problem) => return Err(problem),
         Handshake::UpgradeRequired => return Ok(upgrade_required(request.version())),
     };
-    let requested = SubscriptionRequest::parse(&query, headers)?;
-    let scope = grant.narrow(requested.scope)?;
-    let subscriber = WsSubscriber::admit(
+    let mut requested = SubscriptionRequest::parse(&query, headers)?;
+    requested.scope = grant.narrow(requested.scope)?;
+    let from = (connection.peer.ip(), headers);
+    let connected = SubscriptionSource::public(&relay, &grant, true).admit(
         &relay,
-        &product,
-        grant,
-        scope,
-        &requested.start,
-        &connection,
-        headers,
+        &product.feed,
+        requested,
+        from,
+        Transport::WebSocket,
+        None,
     )?;
+    let subscriber = WsSubscriber::new(connected, grant);
     let (shards, home_shard) = (Arc::clone(&relay.shards), product.feed.home_shard);
-    connection.spawn_upgraded(upgrade, move |switched| async move {
-        match switched {
-            UpgradedConnection::Plain(socket) => {
-                let (socket, with_deadlines) = socket.into_parts();
-                let scope = subscriber.scope().clone();
-                let factory = |socket| {
-                    Box::new(WsConnection::new(with_deadlines(socket), subscriber))
-                        as Box<dyn ShardSubscriber>
-                };
-                // Too late for the shards: polled here, so that the client still gets its close
-                // frame.
-                if let Some(late) = shards.take(socket, &scope, home_shard, Box::new(factory)) {
+    connection.spawn_upgraded(
+        upgrade,
+        move |UpgradedConnection { socket, session, read_ahead }| {
+            let scope = subscriber.connected.scope().clone();
+            let factory = |socket| {
+                let socket = SubscriberSocket::new(DetachedConnection::new(socket, session));
+                Box::new(WsConnection::new(socket, read_ahead, subscriber))
+                    as Box<dyn ShardSubscriber>
+            };
+            let late = shards.take(socket, &scope, home_shard, Box::new(factory));
+            async move {
+                // Too late for the shards: polled here, so that the client still gets its close frame.
+                if let Some(late) = late {
                     shards.finish_off_shard(late).await;
                 }
             }
-            UpgradedConnection::Encrypted(stream) => {
-                WsConnectionTask::new(stream, subscriber).await;
-            }
-        }
-    });
+        },
+    );
     Ok(switching_protocols(&key))
 }
 

@@ -1,6 +1,6 @@
 //! Closing handshake of one WebSocket connection (RFC 6455, section 7), and its time limits.
 //!
-//! May use: `admission`.
+//! May use: `admission`, `timer_wheel`.
 
 use std::{
     pin::Pin,
@@ -16,14 +16,11 @@ use tokio_websockets::{CloseCode, Error, Message};
 use super::connection::{WsConnection, WsPhase, WsStep};
 use crate::{admission::DisconnectReason, timer_wheel::Deadline};
 
-impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
+impl WsConnection {
     /// Reads until the client's close frame, or until it breaks the protocol.
     pub(super) fn await_close(&mut self, context: &mut Context<'_>) -> WsStep {
-        match Pin::new(&mut self.socket).poll_next(context) {
-            Poll::Pending => {
-                self.subscriber.wake_for_disconnect(self.close_due, context);
-                WsStep::Waiting
-            }
+        match Pin::new(&mut self.codec).poll_next(context) {
+            Poll::Pending => self.wait_for_close(context),
             Poll::Ready(None | Some(Err(Error::Io(_)))) => WsStep::Closed,
             Poll::Ready(Some(Ok(_))) => WsStep::Progressed,
             Poll::Ready(Some(Err(_))) => {
@@ -35,19 +32,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
 
     /// Shuts the sending side down and discards what the client still sends.
     pub(super) fn linger(&mut self, context: &mut Context<'_>) -> WsStep {
-        let socket = self.socket.get_mut();
-        if let Poll::Ready(Err(_)) = Pin::new(&mut *socket).poll_shutdown(context) {
+        let transport = self.codec.get_mut();
+        if let Poll::Ready(Err(_)) = Pin::new(&mut *transport).poll_shutdown(context) {
             return WsStep::Closed;
         }
         let mut storage = [0; LINGER_BUFFER_BYTES];
         let mut buffer = ReadBuf::new(&mut storage);
-        match Pin::new(socket).poll_read(context, &mut buffer) {
+        match Pin::new(transport).poll_read(context, &mut buffer) {
             Poll::Ready(Ok(())) if !buffer.filled().is_empty() => WsStep::Progressed,
             Poll::Ready(_) => WsStep::Closed,
-            Poll::Pending => {
-                self.subscriber.wake_for_disconnect(self.close_due, context);
-                WsStep::Waiting
-            }
+            Poll::Pending => self.wait_for_close(context),
+        }
+    }
+
+    /// Waits for the client's input, within the time limit.
+    fn wait_for_close(&mut self, context: &Context<'_>) -> WsStep {
+        let connected = &mut self.subscriber.connected;
+        match connected.must_end_while_blocked(Deadline::NEVER, close_grace, context) {
+            true => WsStep::Closed,
+            false => WsStep::Waiting,
         }
     }
 
@@ -56,19 +59,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
         self.phase = WsPhase::Closing;
         self.start_close_timeout();
         // The codec refuses a second close frame if it has sent one already.
-        let _ = Pin::new(&mut self.socket).start_send(Message::close(Some(code), ""));
+        let _ = Pin::new(&mut self.codec).start_send(Message::close(Some(code), ""));
     }
 
     /// Starts the time limit of the handshake, which never lasts past the token's end.
     pub(super) fn start_close_timeout(&mut self) {
-        self.close_within(CLOSE_HANDSHAKE_TIMEOUT);
-    }
-
-    /// Sets the time limit, unless one runs already.
-    pub(super) fn close_within(&mut self, time: Duration) {
-        if self.close_due == Deadline::NEVER {
-            self.close_due = self.subscriber.deadline_or_end(time);
-        }
+        self.subscriber.connected.deadlines().end_within(CLOSE_HANDSHAKE_TIMEOUT);
     }
 }
 
@@ -78,9 +74,12 @@ pub(super) fn close_code(reason: DisconnectReason) -> CloseCode {
     if reason.is_urgent() { CloseCode::POLICY_VIOLATION } else { CloseCode::SERVICE_RESTART }
 }
 
-/// Returns the time limit of the closing handshake.
-pub(super) fn close_timeout(reason: DisconnectReason) -> Duration {
-    if reason.is_immediate() { IMMEDIATE_CLOSE_TIMEOUT } else { CLOSE_HANDSHAKE_TIMEOUT }
+/// Returns the time limit of the closing handshake, for a reason that does not wait until the
+/// subscriber has read everything.
+pub(super) fn close_grace(reason: DisconnectReason) -> Option<Duration> {
+    let grace =
+        if reason.is_immediate() { IMMEDIATE_CLOSE_TIMEOUT } else { CLOSE_HANDSHAKE_TIMEOUT };
+    reason.is_urgent().then_some(grace)
 }
 
 /// Time limit of a closing handshake: less than the 2 s that draining subscribers get for their

@@ -1,29 +1,24 @@
 //! State of one WebSocket connection, which reading, writing and closing share.
 //!
-//! May use: no other module.
-
-use std::collections::VecDeque;
+//! May use: `shard`, `timer_wheel`.
 
 use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_websockets::{Limits, ServerBuilder, WebSocketStream};
 
-use crate::{http::public::ws::subscriber::WsSubscriber, timer_wheel::Deadline};
+use super::transport::WsTransport;
+use crate::{
+    http::public::ws::subscriber::WsSubscriber,
+    shard::{FlowState, SubscriberSocket, WriteBatch},
+    timer_wheel::Deadline,
+};
 
-/// A WebSocket subscriber and its socket.
+/// A WebSocket subscriber, its codec and its socket.
 #[derive(Debug)]
-pub(crate) struct WsConnection<S> {
-    pub(crate) socket: WebSocketStream<S>,
-    pub(crate) subscriber: WsSubscriber,
+pub(in crate::http::public::ws) struct WsConnection {
+    pub(super) codec: WebSocketStream<WsTransport>,
+    pub(super) subscriber: WsSubscriber,
     pub(super) phase: WsPhase,
-    /// Frames that the socket has not accepted yet.
-    pub(crate) unwritten: VecDeque<Bytes>,
-    /// The subscriber has every entry, and the socket has accepted all of them.
-    pub(crate) is_caught_up: bool,
-    /// The connection waits for entries only, and not for its socket or its client.
-    pub(crate) is_idle: bool,
-    /// Tick at which the connection is closed without further waiting.
-    pub(super) close_due: Deadline,
+    pub(super) flow: FlowState,
     /// Tick before which the client's next message is not read.
     pub(super) next_message_due: Deadline,
 }
@@ -51,24 +46,36 @@ pub(super) enum WsStep {
     Closed,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
-    /// Returns the connection of a socket that has just been upgraded.
-    pub(crate) fn new(socket: S, subscriber: WsSubscriber) -> Self {
+impl WsConnection {
+    /// Returns the connection of a socket that has just been upgraded. `read_ahead` is input that
+    /// came with the request.
+    pub(in crate::http::public::ws) fn new(
+        socket: SubscriberSocket,
+        read_ahead: Bytes,
+        subscriber: WsSubscriber,
+    ) -> Self {
         // The codec's own limit: it stops reading a larger message before the message is in memory.
         let limits = Limits::default().max_payload_len(Some(MAX_CLIENT_MESSAGE_BYTES));
-        let socket = ServerBuilder::new().limits(limits).serve(socket);
-        let (phase, close_due) = (WsPhase::Open, Deadline::NEVER);
-        let (unwritten, is_caught_up, is_idle) = (VecDeque::new(), false, false);
+        let transport = WsTransport::new(socket, read_ahead);
         Self {
-            socket,
+            codec: ServerBuilder::new().limits(limits).serve(transport),
             subscriber,
-            phase,
-            unwritten,
-            is_caught_up,
-            is_idle,
-            close_due,
+            phase: WsPhase::Open,
+            flow: FlowState::Busy,
             next_message_due: Deadline::at_tick(0),
         }
+    }
+
+    /// Returns the socket below the codec.
+    pub(super) fn socket(&mut self) -> &mut SubscriberSocket {
+        &mut self.codec.get_mut().socket
+    }
+
+    /// Queues a frame for the next step, behind what the socket has not taken yet.
+    pub(super) fn queue_frame(&mut self, frame: Bytes) {
+        let mut batch = WriteBatch::default();
+        batch.push(frame);
+        self.socket().keep_unwritten(&mut batch);
     }
 }
 

@@ -1,0 +1,137 @@
+//! Direct delivery: queued events to one caught-up subscriber, in one write.
+//!
+//! ```text
+//! caught up? ─► accept: in scope, not delivered before ─► slices of the events ─► one write ─┬─ all
+//!     └─ no: read the log                                                      unwritten ◄──┴─ rest
+//! ```
+//!
+//! The bytes are the event's own buffer (SSE), or the message that the shard's subscribers share
+//! (WebSocket): no delivery copies a payload or touches a reference count.
+//!
+//! May use: `event`, `metrics`, `net`, `subscriber`.
+
+use std::{io::IoSlice, sync::Arc};
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::{
+    DeliveryOutcome, FlowState, MetricsBuffers, QueuedEvents, SubscriberParts, WriteScratch,
+    write_batch::{MAX_BATCH_BUFFERS, MAX_BATCH_BYTES, WriteBatch},
+};
+use crate::{event::Event, metrics::Transport, subscriber::ConnectedSubscriber};
+
+impl SubscriberParts<'_> {
+    /// Delivers the queued events that the subscriber's scope admits, in one write.
+    pub(super) fn deliver(
+        &mut self,
+        queued: QueuedEvents<'_>,
+        scratch: &mut WriteScratch,
+        metrics: &mut MetricsBuffers,
+    ) -> DeliveryOutcome {
+        let now = Instant::now();
+        if *self.flow != FlowState::CaughtUp || self.subscriber.deadlines().is_token_expired_at(now)
+        {
+            return self.fall_back_to_log(queued.first_position());
+        }
+        let QueuedEvents { events, messages } = queued;
+        let transport = self.subscriber.transport();
+        let metrics = metrics.of(transport);
+        // A partial write is rebuilt from the positions in between, so that the common case, where
+        // the socket accepts everything, collects no list of events.
+        let before = self.subscriber.position();
+        let mut slices = [IoSlice::new(&[]); MAX_BATCH_BUFFERS];
+        let (mut count, mut bytes, mut is_complete) = (0, 0, true);
+        for (event, message) in events.iter().zip(&mut *messages) {
+            let Some(slice) = slices.get_mut(count).filter(|_| bytes < MAX_BATCH_BYTES) else {
+                is_complete = false;
+                break;
+            };
+            if self.subscriber.accept(event) {
+                let wire = wire_bytes(self.subscriber, transport, event, message);
+                *slice = IoSlice::new(wire);
+                (count, bytes) = (count + 1, bytes + wire.len());
+                metrics.record_delivery(event, now);
+            }
+        }
+        if count == 0 {
+            return DeliveryOutcome::Handled;
+        }
+        let written = match self.socket.write_slices(slices.split_at(count).0) {
+            Ok(written) => written,
+            Err(error) => {
+                self.subscriber.record_io_error(&error);
+                return DeliveryOutcome::Ended;
+            }
+        };
+        scratch.written_bytes += written.sent_bytes;
+        self.subscriber.deadlines().reset_heartbeat();
+        let is_written =
+            written.accepted_bytes == bytes && !self.socket.connection().has_unsent_records();
+        if is_written && is_complete {
+            return DeliveryOutcome::Handled;
+        }
+        if !is_written {
+            let mut rest = self.accepted_since(before, transport, events, messages);
+            rest.advance(written.accepted_bytes);
+            self.socket.keep_unwritten(&mut rest);
+            self.subscriber.record_backlog();
+        }
+        if !is_complete {
+            // The batch has more than one write takes; 0 keeps the subscription's own position.
+            self.subscriber.subscription().resync_from(0);
+        }
+        *self.flow = FlowState::Busy;
+        DeliveryOutcome::NeedsPoll
+    }
+
+    /// Returns the buffers of the events that were accepted after `before`.
+    fn accepted_since(
+        &mut self,
+        before: u64,
+        transport: Transport,
+        events: &[Arc<Event>],
+        messages: &mut [Option<Bytes>],
+    ) -> WriteBatch {
+        let last = self.subscriber.position();
+        let mut batch = WriteBatch::default();
+        for (event, message) in events.iter().zip(messages) {
+            if event.position() > before
+                && event.position() <= last
+                && self.subscriber.scope().includes(event.session(), event.kind())
+            {
+                batch.push(wire_bytes(self.subscriber, transport, event, message).clone());
+            }
+        }
+        batch
+    }
+
+    /// Makes the subscriber re-read the log from `position` at its next poll.
+    pub(crate) fn fall_back_to_log(&mut self, position: u64) -> DeliveryOutcome {
+        self.subscriber.subscription().resync_from(position);
+        match *self.flow {
+            FlowState::CaughtUp | FlowState::Idle => {
+                *self.flow = FlowState::Idle;
+                DeliveryOutcome::NeedsPoll
+            }
+            // Polling it before would only find the socket full.
+            FlowState::Busy => DeliveryOutcome::Handled,
+        }
+    }
+}
+
+/// Returns an event as the subscriber's transport sends it. `message` is filled in by the first
+/// subscriber of the shard that needs it.
+fn wire_bytes<'a>(
+    subscriber: &ConnectedSubscriber,
+    transport: Transport,
+    event: &'a Event,
+    message: &'a mut Option<Bytes>,
+) -> &'a Bytes {
+    match transport {
+        Transport::Sse => event.http1_chunk(),
+        Transport::WebSocket => {
+            message.get_or_insert_with(|| subscriber.feed().ws_messages.get_or_encode(event))
+        }
+    }
+}
