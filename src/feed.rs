@@ -3,7 +3,7 @@
 //! In: entries that ingest or a publisher appends. Out: subscriptions, for shards and HTTP routes.
 //! Reloading the configuration replaces an `http::Product` and keeps its feed.
 //!
-//! May use: `event`, `fanout`, `log`, `metrics`.
+//! May use: `event`, `fanout`, `log`, `metrics`, `ws_frame`.
 
 use std::sync::Arc;
 

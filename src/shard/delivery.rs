@@ -8,18 +8,21 @@
 //! The bytes are the event's own buffer (SSE), or the message that the shard's subscribers share
 //! (WebSocket): no delivery copies a payload or touches a reference count.
 //!
-//! May use: `event`, `metrics`, `net`, `subscriber`.
+//! May use: `event`, `metrics`, `subscriber`.
 
 use std::{io::IoSlice, sync::Arc};
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::{
-    DeliveryOutcome, FlowState, MetricsBuffers, QueuedEvents, SubscriberParts, WriteScratch,
-    write_batch::{MAX_BATCH_BUFFERS, MAX_BATCH_BYTES, WriteBatch},
+use super::{DeliveryOutcome, FlowState, MetricsBuffers, QueuedEvents, SubscriberParts};
+use crate::{
+    event::Event,
+    metrics::Transport,
+    subscriber::{
+        ConnectedSubscriber, MAX_BATCH_BUFFERS, MAX_BATCH_BYTES, WriteBatch, WriteScratch,
+    },
 };
-use crate::{event::Event, metrics::Transport, subscriber::ConnectedSubscriber};
 
 impl SubscriberParts<'_> {
     /// Delivers the queued events that the subscriber's scope admits, in one write.

@@ -12,7 +12,7 @@
 //!
 //! `docs/design/shard.md` describes the protocol and its bounds.
 //!
-//! May use: `event`, `fanout`, `feed`.
+//! May use: `event`, `subscriber`.
 
 mod delivery;
 mod mailbox;
@@ -20,27 +20,21 @@ mod metrics_buffers;
 mod placement;
 mod product_group;
 mod scheduler;
-mod socket;
 pub(crate) mod threads;
-mod write_batch;
 
 use std::{
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use bytes::Bytes;
 
 #[cfg(test)]
 pub(crate) use self::{mailbox::PendingSubscriber, scheduler::testing::SteppedScheduler};
-pub(crate) use self::{
-    metrics_buffers::MetricsBuffers, placement::ShardPlacement, socket::SubscriberSocket,
-    write_batch::WriteBatch,
-};
+pub(crate) use self::{metrics_buffers::MetricsBuffers, placement::ShardPlacement};
 use crate::{
     event::{Event, Scope},
-    subscriber::ConnectedSubscriber,
+    subscriber::{ConnectedSubscriber, SubscriberSocket, WriteScratch},
 };
 
 /// A subscriber with a socket of its own, which the task of its shard polls and delivers to.
@@ -113,24 +107,4 @@ pub(crate) enum DeliveryOutcome {
     NeedsPoll,
     /// The subscriber has ended.
     Ended,
-}
-
-/// Write buffers and counters that the subscribers of a shard share, so that an idle subscriber
-/// holds no buffer of its own.
-#[derive(Debug)]
-pub(crate) struct WriteScratch {
-    /// Buffers of the write under way; empty between two subscribers.
-    pub(crate) batch: WriteBatch,
-    /// Bytes written since the scheduler last reset the counter: the turn budget. With TLS, a
-    /// stream counts the bytes of its records.
-    pub(crate) written_bytes: usize,
-    /// Time for which a socket may accept nothing before its stream is closed.
-    pub(crate) write_timeout: Duration,
-}
-
-impl WriteScratch {
-    /// Returns an empty scratch.
-    pub(crate) fn new(write_timeout: Duration) -> Self {
-        Self { batch: WriteBatch::default(), written_bytes: 0, write_timeout }
-    }
 }

@@ -3,7 +3,7 @@
 //! In: subscribers whose response head has been sent. Out: a [`PendingSubscriber`] in one shard's
 //! mailbox, and one task for each shard.
 //!
-//! May use: `event`, `net`, `timer_wheel`.
+//! May use: `event`, `net`, `subscriber`, `timer_wheel`.
 
 use std::{
     future::poll_fn,
@@ -20,13 +20,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::{
-    WriteScratch,
     mailbox::{PendingSubscriber, ShardMailbox, SubscriberFactory},
     scheduler,
 };
 use crate::{
     event::{Only, Scope},
     net::AcceptedSocket,
+    subscriber::WriteScratch,
     timer_wheel::{TICK, TimerWheel},
 };
 

@@ -1,4 +1,5 @@
-//! Life cycle of one connected subscriber, whatever its transport: from admission to its end.
+//! One connected subscriber, whatever its transport: its life cycle from admission to its end, its
+//! deadlines, and the socket that it is written to.
 //!
 //! In: items of a [`Subscription`], disconnect reasons, deadlines. Out: items to send, and when to
 //! stop. The transports (`http::public::sse`, `http::public::ws`) encode what comes out here; a
@@ -13,6 +14,8 @@
 //! May use: `admission`, `event`, `fanout`, `feed`, `metrics`, `timer_wheel`.
 
 mod deadlines;
+mod socket;
+mod write_batch;
 
 use std::{
     io,
@@ -21,7 +24,11 @@ use std::{
     time::Duration,
 };
 
-pub(crate) use self::deadlines::{SubscriberDeadlines, TokenEnd};
+pub(crate) use self::{
+    deadlines::{SubscriberDeadlines, TokenEnd},
+    socket::SubscriberSocket,
+    write_batch::{MAX_BATCH_BUFFERS, MAX_BATCH_BYTES, WriteBatch, WriteScratch},
+};
 use crate::{
     admission::{AdmissionPermit, DisconnectReason},
     event::{Event, EventId, Scope},

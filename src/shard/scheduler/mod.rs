@@ -9,7 +9,7 @@
 //! polled subscribers look at in the log and may not see. The scheduler then
 //! yields, so that the product's ingest and fan-out on the same thread get their turn.
 //!
-//! May use: `timer_wheel`.
+//! May use: `fanout`, `subscriber`, `timer_wheel`.
 
 mod collect;
 #[cfg(test)]
@@ -30,13 +30,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use super::{
-    DeliveryOutcome, ShardSubscriber, WriteScratch,
+    DeliveryOutcome, ShardSubscriber,
     mailbox::{PendingSubscriber, ShardMailbox, SubscriberWaker},
     product_group::ProductGroup,
 };
 use crate::{
     fanout::Subscription,
-    subscriber::SubscriberFault,
+    subscriber::{SubscriberFault, WriteScratch},
     timer_wheel::{Alarm, Deadline, TimerWheel},
 };
 

@@ -1,6 +1,6 @@
 //! Event stream as a body that hyper writes: over HTTP/2 and HTTP/1.0, and for operator tails.
 //!
-//! May use: `net`.
+//! May use: `net`, `subscriber`.
 
 use std::{
     convert::Infallible,

@@ -9,7 +9,7 @@
 //!                        both read subscriber: SseSubscriber, independent of the socket
 //! ```
 //!
-//! May use: `metrics`, `net`, `shard`, `sse`.
+//! May use: `metrics`, `net`, `shard`, `sse`, `subscriber`.
 
 mod frame;
 mod hyper_body;
@@ -44,8 +44,9 @@ use crate::{
     },
     metrics::{ShedReason, Transport},
     net::{Connection, DetachedConnection, Http2StreamState},
-    shard::{ShardSubscriber, SubscriberSocket},
+    shard::ShardSubscriber,
     sse,
+    subscriber::SubscriberSocket,
 };
 
 /// Opens the event stream of one subscriber.

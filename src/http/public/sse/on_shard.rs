@@ -8,7 +8,7 @@
 //!                                                               └─ rest: unwritten
 //! ```
 //!
-//! May use: `admission`, `event`, `shard`, `sse`.
+//! May use: `admission`, `event`, `shard`, `sse`, `subscriber`.
 
 use std::{
     io::ErrorKind,
@@ -20,10 +20,9 @@ use super::subscriber::SseSubscriber;
 use crate::{
     admission::DisconnectReason,
     event::Scope,
-    shard::{
-        FlowState, ShardSubscriber, SubscriberParts, SubscriberSocket, WriteBatch, WriteScratch,
-    },
+    shard::{FlowState, ShardSubscriber, SubscriberParts},
     sse,
+    subscriber::{SubscriberSocket, WriteBatch, WriteScratch},
 };
 
 /// An SSE subscriber and its socket.

@@ -22,7 +22,8 @@ use crate::{
     },
     metrics::Transport,
     net::{ConnectionPermit, DetachedConnection, TlsSession, tests::shake_hands},
-    shard::{PendingSubscriber, ShardSubscriber, SteppedScheduler, SubscriberSocket},
+    shard::{PendingSubscriber, ShardSubscriber, SteppedScheduler},
+    subscriber::SubscriberSocket,
 };
 
 /// A shard and two products on it.

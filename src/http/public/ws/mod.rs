@@ -1,15 +1,15 @@
 //! `GET /ws/{product_id}`: a subscription over WebSocket (RFC 6455).
 //!
 //! In: an upgrade request. Out: 101, and a [`WsConnection`] on the upgraded socket, on a shard.
-//! Everything is checked before the upgrade, so a refused client gets the same problem (RFC 9457) as
-//! over SSE.
+//! Everything is checked before the upgrade, so a refused client gets the same problem (RFC 9457)
+//! as over SSE.
 //!
 //! ```text
 //! Origin ─► grant, product ─► Handshake ─► filter, position ─► WsSubscriber ─► 101
 //!                                             upgraded ─► ShardPlacement ─► WsConnection
 //! ```
 //!
-//! May use: `config`, `net`, `shard`.
+//! May use: `config`, `metrics`, `net`, `shard`, `subscriber`.
 
 pub(in crate::http) mod message;
 mod socket;
@@ -39,7 +39,8 @@ use crate::{
     http::{problem::Problem, state::Relay},
     metrics::Transport,
     net::{Connection, DetachedConnection, UpgradedConnection},
-    shard::{ShardSubscriber, SubscriberSocket},
+    shard::ShardSubscriber,
+    subscriber::SubscriberSocket,
 };
 
 /// Upgrades one subscriber's connection.

@@ -1,6 +1,6 @@
 //! State of one WebSocket connection, which reading, writing and closing share.
 //!
-//! May use: `shard`, `timer_wheel`.
+//! May use: `shard`, `subscriber`, `timer_wheel`.
 
 use bytes::Bytes;
 use tokio_websockets::{Limits, ServerBuilder, WebSocketStream};
@@ -8,13 +8,14 @@ use tokio_websockets::{Limits, ServerBuilder, WebSocketStream};
 use super::transport::WsTransport;
 use crate::{
     http::public::ws::subscriber::WsSubscriber,
-    shard::{FlowState, SubscriberSocket, WriteBatch},
+    shard::FlowState,
+    subscriber::{SubscriberSocket, WriteBatch},
     timer_wheel::Deadline,
 };
 
 /// A WebSocket subscriber, its codec and its socket.
 #[derive(Debug)]
-pub(in crate::http::public::ws) struct WsConnection {
+pub(crate) struct WsConnection {
     pub(super) codec: WebSocketStream<WsTransport>,
     pub(super) subscriber: WsSubscriber,
     pub(super) phase: WsPhase,
@@ -49,7 +50,7 @@ pub(super) enum WsStep {
 impl WsConnection {
     /// Returns the connection of a socket that has just been upgraded. `read_ahead` is input that
     /// came with the request.
-    pub(in crate::http::public::ws) fn new(
+    pub(crate) fn new(
         socket: SubscriberSocket,
         read_ahead: Bytes,
         subscriber: WsSubscriber,

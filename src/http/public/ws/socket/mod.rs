@@ -19,7 +19,7 @@
 //! The connection belongs to a shard, over TLS and without. Queued events are written by the shard
 //! itself (`shard/delivery.rs`), beside the codec.
 //!
-//! May use: `admission`, `shard`, `timer_wheel`.
+//! May use: `admission`, `event`, `shard`, `subscriber`, `timer_wheel`.
 
 mod close;
 mod connection;
@@ -45,7 +45,8 @@ use self::{
 use crate::{
     admission::DisconnectReason,
     event::Scope,
-    shard::{FlowState, ShardSubscriber, SubscriberParts, WriteScratch},
+    shard::{FlowState, ShardSubscriber, SubscriberParts},
+    subscriber::WriteScratch,
     timer_wheel::Deadline,
 };
 

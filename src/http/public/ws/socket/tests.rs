@@ -30,7 +30,8 @@ use crate::{
     },
     metrics::Transport,
     net::{AcceptedSocket, ConnectionPermit, DetachedConnection},
-    shard::{DeliveryOutcome, SubscriberSocket},
+    shard::DeliveryOutcome,
+    subscriber::SubscriberSocket,
 };
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! What the WebSocket codec reads from and writes to: a subscriber's socket.
 //!
-//! May use: `shard`.
+//! May use: `subscriber`.
 
 use std::{
     io::{self, IoSlice},
@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::shard::SubscriberSocket;
+use crate::subscriber::SubscriberSocket;
 
 /// Transport of the codec.
 #[derive(Debug)]

@@ -1,4 +1,4 @@
-//! Socket of one subscriber on a shard, with the rest of a partial write and its deadline.
+//! Socket of one subscriber, with the rest of a partial write and its deadline.
 //!
 //! ```text
 //! write ─┬─ all accepted
@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use super::{WriteScratch, write_batch::WriteBatch};
+use super::write_batch::{WriteBatch, WriteScratch};
 use crate::{
     net::{DetachedConnection, Written},
     timer_wheel::{Deadline, TimerWheel},
@@ -84,7 +84,7 @@ impl SubscriberSocket {
     /// # Errors
     ///
     /// The socket's, except `WouldBlock`.
-    pub(super) fn write_slices(&mut self, slices: &[IoSlice<'_>]) -> io::Result<Written> {
+    pub(crate) fn write_slices(&mut self, slices: &[IoSlice<'_>]) -> io::Result<Written> {
         match self.connection.try_write(slices) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(Written::default()),
             written => written,

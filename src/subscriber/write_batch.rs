@@ -5,6 +5,7 @@
 use std::{
     collections::VecDeque,
     io::{self, ErrorKind, IoSlice},
+    time::Duration,
 };
 
 use bytes::{Buf, Bytes};
@@ -36,7 +37,7 @@ impl WriteBatch {
     }
 
     /// Removes all buffers.
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.buffers.clear();
         self.bytes = 0;
     }
@@ -48,7 +49,7 @@ impl WriteBatch {
     }
 
     /// Removes the first `written` bytes, for a partial write may end inside a buffer.
-    pub(super) fn advance(&mut self, mut written: usize) {
+    pub(crate) fn advance(&mut self, mut written: usize) {
         self.bytes = self.bytes.saturating_sub(written);
         while let Some(buffer) = self.buffers.front_mut() {
             if written < buffer.len() {
@@ -84,12 +85,32 @@ impl WriteBatch {
     }
 }
 
+/// Write buffers and counters that the subscribers of a shard share, so that an idle subscriber
+/// holds no buffer of its own.
+#[derive(Debug)]
+pub(crate) struct WriteScratch {
+    /// Buffers of the write under way; empty between two subscribers.
+    pub(crate) batch: WriteBatch,
+    /// Bytes written since the scheduler last reset the counter: the turn budget. With TLS, a
+    /// stream counts the bytes of its records.
+    pub(crate) written_bytes: usize,
+    /// Time for which a socket may accept nothing before its stream is closed.
+    pub(crate) write_timeout: Duration,
+}
+
+impl WriteScratch {
+    /// Returns an empty scratch.
+    pub(crate) fn new(write_timeout: Duration) -> Self {
+        Self { batch: WriteBatch::default(), written_bytes: 0, write_timeout }
+    }
+}
+
 /// Buffers in one write: one reading of the log (16 entries) and a heartbeat fit at least.
 ///
 /// The slices live on the stack, 512 bytes of them.
-pub(super) const MAX_BATCH_BUFFERS: usize = 32;
+pub(crate) const MAX_BATCH_BUFFERS: usize = 32;
 
 /// Bytes after which a write takes no further buffer; the last one may be larger.
 ///
 /// As much as one reading of the log, so that a stalled subscriber pins no more than that.
-pub(super) const MAX_BATCH_BYTES: usize = 32 * 1024;
+pub(crate) const MAX_BATCH_BYTES: usize = 32 * 1024;
