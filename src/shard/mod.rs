@@ -6,19 +6,22 @@
 //!
 //! ```text
 //! http ─ subscriber, socket ─► ShardPlacement ─► ShardMailbox of one shard ─┐
-//! fan-out ─ events ──────────► ShardQueue ─► GroupWaker ─► mailbox ─────────┼─► ShardScheduler:
+//! fan-out ─ events ─► queue ─► ShardPort ──► GroupWaker ─► mailbox ─────────┼─► ShardScheduler:
 //! wheel, socket, admission ──► SubscriberWaker ──────────► mailbox ─────────┘   poll, deliver
 //! ```
 //!
 //! `docs/design/shard.md` describes the protocol and its bounds.
 //!
-//! May use: `event`, `fanout`, `feed`.
+//! May use: `event`, `feed`, `subscription`.
 
+mod index;
 mod mailbox;
 mod metrics_buffers;
 mod placement;
 mod product_group;
 mod scheduler;
+#[cfg(test)]
+mod tests;
 pub(crate) mod threads;
 mod write_batch;
 
@@ -31,6 +34,8 @@ use std::{
 
 use bytes::Bytes;
 
+#[cfg(any(test, feature = "micro"))]
+pub(crate) use self::index::ShardIndex;
 pub(crate) use self::placement::ShardPlacement;
 #[cfg(test)]
 pub(crate) use self::{mailbox::PendingSubscriber, scheduler::testing::SteppedScheduler};
@@ -40,8 +45,8 @@ pub(crate) use self::{
 };
 use crate::{
     event::{Event, Scope},
-    fanout::Subscription,
     feed::Feed,
+    subscription::Subscription,
 };
 
 /// A subscriber with a socket of its own, which the task of its shard polls and delivers to.

@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// The top-level modules, lowest first. A module may use any before it, and none after it.
-const ORDER: [&str; 32] = [
+const ORDER: [&str; 33] = [
     "sse",
     "event",
     "config",
@@ -28,6 +28,7 @@ const ORDER: [&str; 32] = [
     "store",
     "fanout",
     "feed",
+    "subscription",
     "auth",
     "net",
     "outbound",

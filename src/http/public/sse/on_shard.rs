@@ -9,7 +9,7 @@
 //! deliver: caught up? ─► slices of the events ─► one write ─────────┴─ rest: unwritten
 //! ```
 //!
-//! May use: `event`, `fanout`, `feed`, `net`, `shard`, `sse`.
+//! May use: `event`, `feed`, `net`, `shard`, `sse`, `subscription`.
 
 use std::{
     collections::VecDeque,
@@ -25,7 +25,6 @@ use tokio::time::Instant;
 use super::subscriber::{SseSubscriber, StreamFault};
 use crate::{
     event::{Event, Scope},
-    fanout::Subscription,
     feed::Feed,
     net::{DetachedConnection, Written},
     shard::{
@@ -33,6 +32,7 @@ use crate::{
         ShardSubscriber, WriteScratch, advance, io_slices,
     },
     sse,
+    subscription::Subscription,
 };
 
 /// An SSE subscriber and its socket.

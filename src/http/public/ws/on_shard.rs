@@ -3,7 +3,7 @@
 //! In: queued events, each encoded once for the whole shard. Out: one write of the framed messages.
 //! [`WsConnection::run`] does everything else.
 //!
-//! May use: `event`, `fanout`, `feed`, `net`, `shard`.
+//! May use: `event`, `feed`, `net`, `shard`, `subscription`.
 
 use std::{
     io::IoSlice,
@@ -16,13 +16,13 @@ use tokio::time::Instant;
 use super::socket::{WsConnection, poll_write_once};
 use crate::{
     event::{Event, Scope},
-    fanout::Subscription,
     feed::Feed,
     net::DeadlineSocket,
     shard::{
         DeliveryOutcome, MAX_BATCH_BUFFERS, MAX_BATCH_BYTES, MetricsBuffers, QueuedEvents,
         ShardSubscriber, WriteScratch, advance,
     },
+    subscription::Subscription,
 };
 
 impl ShardSubscriber for WsConnection<DeadlineSocket> {

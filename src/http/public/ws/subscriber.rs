@@ -3,7 +3,8 @@
 //! In: items of a [`Subscription`], filters of the client, ticks, disconnect reasons. Out: framed
 //! messages.
 //!
-//! May use: `auth`, `event`, `fanout`, `feed`, `log`, `metrics`, `net`, `timer_wheel`.
+//! May use: `auth`, `event`, `fanout`, `feed`, `log`, `metrics`, `net`, `subscription`,
+//! `timer_wheel`.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -19,7 +20,7 @@ use super::message::{self, WsMessageCache};
 use crate::{
     auth::Grant,
     event::{Event, Scope, StartPosition},
-    fanout::{SubscriberSignal, Subscription, SubscriptionItem},
+    fanout::SubscriberSignal,
     feed::Feed,
     http::{
         admission::{AdmissionPermit, AdmissionRequest, DisconnectReason},
@@ -28,6 +29,7 @@ use crate::{
     log::ReplayClient,
     metrics::{ShedReason, Transport},
     net::Connection,
+    subscription::{Subscription, SubscriptionItem},
     timer_wheel::{Alarm, TimerWheel},
 };
 
@@ -101,7 +103,8 @@ impl WsSubscriber {
         if relay.ensure_still_served(feed).is_err() {
             permit.disconnect(DisconnectReason::Removed);
         }
-        let subscription = feed.fanout.subscribe(signal, scope, start).for_client(replay_client);
+        let subscription =
+            Subscription::start(&feed.fanout, signal, scope, start).for_client(replay_client);
         feed.ws.subscribers.inc();
         let wheel = &relay.wheel;
         // Spread as over SSE: heartbeats must not share a tick, nor rotations come in waves.

@@ -1,6 +1,6 @@
 //! Admission of one SSE subscriber: its permit, its subscription and its deadlines.
 //!
-//! May use: `fanout`, `feed`, `log`, `metrics`, `net`, `timer_wheel`.
+//! May use: `fanout`, `feed`, `log`, `metrics`, `net`, `subscription`, `timer_wheel`.
 
 use std::{
     net::IpAddr,
@@ -22,6 +22,7 @@ use crate::{
     log::ReplayClient,
     metrics::{ShedReason, Transport},
     net::ForcedClose,
+    subscription::Subscription,
     timer_wheel::Alarm,
 };
 
@@ -63,7 +64,8 @@ impl SseSubscriber {
         if relay.ensure_still_served(feed).is_err() {
             permit.disconnect(DisconnectReason::Removed);
         }
-        let subscription = feed.fanout.subscribe(signal, requested.scope, &requested.start);
+        let subscription =
+            Subscription::start(&feed.fanout, signal, requested.scope, &requested.start);
         let subscription = subscription.for_client(replay_client);
         if !source.is_operator_tail {
             feed.sse.subscribers.inc();

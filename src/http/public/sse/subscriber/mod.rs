@@ -10,7 +10,7 @@
 //! end: one last `retry:` line, then `None`
 //! ```
 //!
-//! May use: `event`, `fanout`, `feed`, `metrics`, `net`, `sse`, `timer_wheel`.
+//! May use: `event`, `feed`, `metrics`, `net`, `sse`, `subscription`, `timer_wheel`.
 
 mod admit;
 
@@ -26,7 +26,6 @@ use tokio::time::Instant;
 use super::frame::{SSE_RETRY_DELAY, SseFrame};
 use crate::{
     event::{Event, Scope},
-    fanout::{Subscription, SubscriptionItem},
     feed::Feed,
     http::{
         admission::{AdmissionPermit, DisconnectReason},
@@ -35,6 +34,7 @@ use crate::{
     metrics::Transport,
     net::ForcedClose,
     sse,
+    subscription::{Subscription, SubscriptionItem},
     timer_wheel::{Alarm, TimerWheel},
 };
 

@@ -18,10 +18,9 @@ use tokio::{
 use super::*;
 use crate::{
     event::{Scope, StartPosition},
-    fanout::ShardIndex,
     http::tests::{product, publish, relay},
     net::tests::deadline_socket,
-    shard::{DeliveryOutcome, ShardSubscriber, WriteScratch},
+    shard::{DeliveryOutcome, ShardIndex, ShardSubscriber, WriteScratch},
 };
 
 #[tokio::test]
