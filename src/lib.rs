@@ -4,11 +4,12 @@
 //! reader holds a reference to those bytes.
 //!
 //! ```text
-//!       once per product              ║         once per subscriber
-//! upstream ─► sse ─► envelope ─► ingest ─► log ═► fanout ─┬─► shard ─► http/public: sse, ws
-//! connect,    bytes  type,       the loop  ids,   index,  │   threads, mailbox, scheduler
-//! reconnect   to     product,              ring   wake-ups├─► http/public: HTTP/2, wss, pages
-//!             frames session              store           └─► webhook: reader, outbox, sender
+//!       once per product                              ║  once per subscriber
+//! upstream ─► sse ─► envelope ─► ingest ─► log ─► fanout ═╬═► shard ─► subscription ─► http/public
+//! connect,    bytes  type,       the loop  ids,   index,  ║   threads,  cursor          sse, ws
+//! reconnect   to     product,              ring   wake-ups║   scheduler
+//!             frames session              store        ╚══╬═► subscription ─► HTTP/2, wss, pages,
+//!                                                         ║                   webhook
 //! ```
 //!
 //! Around it are `config`, `auth`, `net` (sockets), `outbound` (connections that the relay
@@ -50,6 +51,7 @@ mod simulate;
 mod sse;
 mod store;
 mod subscriber;
+mod subscription;
 mod timer_wheel;
 mod upstream;
 mod wall_clock;

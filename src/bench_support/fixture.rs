@@ -21,10 +21,11 @@ use tokio::time::Instant;
 use crate::{
     envelope,
     event::{Draft, Entry, Event, Only, ProductId, Scope, StartPosition},
-    fanout::{Fanout, Subscription, SubscriptionItem},
+    fanout::Fanout,
     log::{Log, MemoryBounds, Numbering},
     metrics::Metrics,
     sse::{Decoded, Decoder},
+    subscription::{Subscription, SubscriptionItem},
 };
 
 /// Number of repetitions of a step, and the time that they took together.
@@ -62,7 +63,8 @@ impl FanoutBench {
         let subscribe = |number| {
             let sessions = Only::These(events.draft(number).session.into_iter().collect());
             let scope = Scope { sessions, kinds: Only::Everything };
-            let mut subscriber = fanout.subscribe(Arc::default(), scope, &StartPosition::Now);
+            let mut subscriber =
+                Subscription::start(&fanout, Arc::default(), scope, &StartPosition::Now);
             assert!(subscriber.poll_next(&mut Context::from_waker(&waker)).is_pending());
             subscriber
         };

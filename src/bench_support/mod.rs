@@ -32,8 +32,10 @@ use self::fixture::{
 use crate::{
     envelope::{self, Envelope},
     event::{ProductId, Scope, StartPosition},
-    fanout::{Fanout, QueueContents, ShardIndex, SubscriberSignal},
+    fanout::{Fanout, QueueContents, SubscriberSignal},
+    shard::ShardIndex,
     sse::{Decoded, Decoder, Frame},
+    subscription::Subscription,
 };
 
 pub use self::fixture::{Batch, PRODUCT};
@@ -152,7 +154,9 @@ pub fn notify_shard_subscribers(stream: &[u8]) -> impl FnMut() -> Batch {
 /// be written.
 pub fn deliver_to_shard_subscribers(stream: &[u8]) -> impl FnMut() -> Batch {
     let mut bench = FanoutBench::new(stream);
-    let all = |_| bench.fanout.subscribe(Arc::default(), Scope::EVERYTHING, &StartPosition::Now);
+    let all = |_| {
+        Subscription::start(&bench.fanout, Arc::default(), Scope::EVERYTHING, &StartPosition::Now)
+    };
     bench.subscribers = (0..bench.events.payloads.len()).map(all).collect();
     move || {
         let event = event(&bench.append_next().0[0]);

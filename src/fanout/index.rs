@@ -34,15 +34,15 @@ struct IndexedSubscriber<T> {
 
 /// Buckets in which to look for an event's subscribers.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct BucketFilter {
-    pub(super) session: bool,
-    pub(super) kind: bool,
-    pub(super) everything: bool,
+pub(crate) struct BucketFilter {
+    pub(crate) session: bool,
+    pub(crate) kind: bool,
+    pub(crate) everything: bool,
 }
 
 impl BucketFilter {
     /// All three buckets.
-    pub(super) const ALL: Self = Self { session: true, kind: true, everything: true };
+    pub(crate) const ALL: Self = Self { session: true, kind: true, everything: true };
 }
 
 impl<T> Default for ScopeIndex<T> {
@@ -53,7 +53,7 @@ impl<T> Default for ScopeIndex<T> {
 
 impl<T: Clone> ScopeIndex<T> {
     /// Adds a subscriber to the buckets of its scope.
-    pub(super) fn insert(&mut self, scope: &Scope, key: usize, value: &T) {
+    pub(crate) fn insert(&mut self, scope: &Scope, key: usize, value: &T) {
         let indexed =
             |kinds: &Only<Kind>| IndexedSubscriber { value: value.clone(), kinds: kinds.clone() };
         match scope {
@@ -77,7 +77,7 @@ impl<T: Clone> ScopeIndex<T> {
     }
 
     /// Removes a subscriber from the buckets of its scope: the one that it was inserted with.
-    pub(super) fn remove(&mut self, scope: &Scope, key: usize) {
+    pub(crate) fn remove(&mut self, scope: &Scope, key: usize) {
         match scope {
             Scope { sessions: Only::These(sessions), .. } => {
                 sessions
@@ -95,7 +95,7 @@ impl<T: Clone> ScopeIndex<T> {
 
     /// Visits the subscribers in `buckets` that may see an event of this session and kind, each
     /// once.
-    pub(super) fn for_each_match(
+    pub(crate) fn for_each_match(
         &self,
         session: Option<&SessionId>,
         kind: &Kind,
@@ -114,29 +114,29 @@ impl<T: Clone> ScopeIndex<T> {
     }
 
     /// Visits every subscriber; one of several sessions or kinds more than once.
-    pub(super) fn for_each(&self, mut visit: impl FnMut(usize, &T)) {
+    pub(crate) fn for_each(&self, mut visit: impl FnMut(usize, &T)) {
         let buckets = self.sessions.values().chain(self.kinds.values()).chain([&self.everything]);
         buckets.flatten().for_each(|(key, indexed)| visit(*key, &indexed.value));
     }
 
     /// Returns whether no subscriber and no empty bucket is left.
     #[cfg(test)]
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.sessions.is_empty() && self.kinds.is_empty() && self.everything.is_empty()
     }
 
     /// Returns whether a subscriber asked for this session.
-    pub(super) fn has_session(&self, session: &SessionId) -> bool {
+    pub(crate) fn has_session(&self, session: &SessionId) -> bool {
         self.sessions.contains_key(session)
     }
 
     /// Returns whether a subscriber asked for this kind, in all sessions.
-    pub(super) fn has_kind(&self, kind: &Kind) -> bool {
+    pub(crate) fn has_kind(&self, kind: &Kind) -> bool {
         self.kinds.contains_key(kind)
     }
 
     /// Returns whether a subscriber asked for everything.
-    pub(super) fn has_everything(&self) -> bool {
+    pub(crate) fn has_everything(&self) -> bool {
         !self.everything.is_empty()
     }
 }

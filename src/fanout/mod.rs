@@ -22,15 +22,12 @@
 #[cfg(feature = "micro")]
 mod bench_support;
 mod index;
-#[cfg(test)]
-mod model;
 mod shard_bitmap;
-mod shard_index;
+mod shard_port;
 mod shard_queue;
 mod signal;
-mod subscription;
 #[cfg(test)]
-mod tests;
+mod testing;
 
 use std::sync::{
     Arc,
@@ -41,21 +38,22 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    index::{BucketFilter, ScopeIndex},
     shard_bitmap::{ShardBitmap, shards_in},
     shard_queue::ShardQueue,
 };
 use crate::{
-    event::{Entry, Scope, StartPosition},
+    event::{Entry, Scope},
     log::Log,
 };
 
 pub(crate) use self::{
-    shard_index::ShardIndex,
+    index::{BucketFilter, ScopeIndex},
+    shard_port::ShardPort,
     shard_queue::QueueContents,
     signal::SubscriberSignal,
-    subscription::{Subscription, SubscriptionItem},
 };
+#[cfg(test)]
+pub(crate) use self::{shard_queue::MAX_QUEUED_EVENTS, testing::FanoutHarness};
 
 /// Fan-out of one product: its log, its subscriptions and the queues to its shards.
 #[derive(Debug)]
@@ -89,7 +87,7 @@ impl Fanout {
 
     /// Dispatches each new entry of the log to its subscriptions, until `stop`.
     pub(crate) async fn run(&self, stop: CancellationToken) {
-        let mut position = self.dispatched_through.load(Ordering::SeqCst);
+        let mut position = self.dispatched_through();
         // `tail` loses nothing when `stop` drops it: the position moves only when it has returned
         // entries.
         while let Some((first, entries)) =
@@ -136,7 +134,7 @@ impl Fanout {
         }
         // After the notifications and pushes, so that a subscription that reads this position and
         // has nothing pending knows that no entry up to it is within its scope. The store releases
-        // them, the load in `Subscription::poll_pending` or `ShardIndex::position` acquires.
+        // them, the load in `Fanout::dispatched_through` acquires.
         self.dispatched_through.store(position, Ordering::SeqCst);
         // Before the wake-ups: a woken shard may want this lock, to add or remove a subscriber.
         drop(registry);
@@ -155,34 +153,37 @@ impl Fanout {
         shards_in(bits).map_while(|shard| self.shard_queues.get(shard))
     }
 
-    /// Registers a subscription to what comes from now on, preceded by what is after `start` and in
-    /// the log already.
-    pub(crate) fn subscribe(
-        self: &Arc<Self>,
-        signal: Arc<SubscriberSignal>,
-        scope: Scope,
-        start: &StartPosition,
-    ) -> Subscription {
+    /// Registers a subscription, by its signal and its scope. Returns the dispatched position: the
+    /// signal is notified of every entry after it.
+    pub(crate) fn register(&self, scope: &Scope, signal: &Arc<SubscriberSignal>) -> u64 {
         let mut registry = self.registry();
-        registry.subscribers.insert(&scope, signal.key(), &signal);
-        // Under the lock that dispatch holds: the new subscription is notified of every entry after
-        // this position. Entries up to it are read from the log if `start` asks for them.
-        let position = self.dispatched_through.load(Ordering::SeqCst);
-        drop(registry);
-        Subscription::new(Arc::clone(self), signal, scope, start, position)
+        registry.subscribers.insert(scope, signal.key(), signal);
+        // Under the lock that dispatch holds: no entry is dispatched between the two.
+        self.dispatched_through()
     }
 
-    /// Registers a subscription after a position, for a reader that keeps positions and needs no
-    /// notice of its own position.
-    pub(crate) fn subscribe_after(
-        self: &Arc<Self>,
-        signal: Arc<SubscriberSignal>,
-        scope: Scope,
-        position: u64,
-    ) -> Subscription {
-        let mut subscription = self.subscribe(signal, scope, &StartPosition::Now);
-        subscription.resume_after(position);
-        subscription
+    /// Ends the notifications of a signal that was registered with `scope`.
+    pub(crate) fn unregister(&self, scope: &Scope, signal: &Arc<SubscriberSignal>) {
+        self.registry().subscribers.remove(scope, signal.key());
+    }
+
+    /// Replaces the scope that a signal was registered with.
+    pub(crate) fn replace_scope(
+        &self,
+        old_scope: &Scope,
+        new_scope: &Scope,
+        signal: &Arc<SubscriberSignal>,
+    ) {
+        // Under one lock: no entry is dispatched while the signal is in the index with neither
+        // scope.
+        let mut registry = self.registry();
+        registry.subscribers.remove(old_scope, signal.key());
+        registry.subscribers.insert(new_scope, signal.key(), signal);
+    }
+
+    /// Returns the position up to which every entry has been dispatched.
+    pub(crate) fn dispatched_through(&self) -> u64 {
+        self.dispatched_through.load(Ordering::SeqCst)
     }
 
     /// Returns the log whose entries are dispatched.

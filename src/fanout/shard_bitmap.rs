@@ -14,9 +14,9 @@ use crate::event::{Event, Kind, Only, Scope, SessionId};
 /// registry's lock.
 #[derive(Debug, Default)]
 pub(super) struct ShardBitmap {
-    pub(super) sessions: HashMap<SessionId, u64>,
-    pub(super) kinds: HashMap<Kind, u64>,
-    pub(super) everything: u64,
+    sessions: HashMap<SessionId, u64>,
+    kinds: HashMap<Kind, u64>,
+    everything: u64,
 }
 
 impl ShardBitmap {
@@ -56,6 +56,12 @@ impl ShardBitmap {
             _ if !remaining.has_everything() => self.everything &= !bit,
             _ => {}
         }
+    }
+
+    /// Returns whether no bit is set, and no empty entry is left.
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.sessions.is_empty() && self.kinds.is_empty() && self.everything == 0
     }
 
     /// Returns the shards that have a subscriber which may see `event`.

@@ -49,7 +49,7 @@ impl SubscriberSignal {
     }
 
     /// Replaces the waker that the next notification calls.
-    pub(super) fn register_waker(&self, waker: &Waker) {
+    pub(crate) fn register_waker(&self, waker: &Waker) {
         self.waker.register(waker);
     }
 
@@ -60,7 +60,7 @@ impl SubscriberSignal {
     }
 
     /// Resets the pending position and returns it, 0 for none.
-    pub(super) fn take_pending(&self) -> u64 {
+    pub(crate) fn take_pending(&self) -> u64 {
         self.pending.swap(0, Ordering::SeqCst)
     }
 }

@@ -100,8 +100,8 @@ impl DeadlineSocket {
                 if due.is_over(self.alarm.wheel()) {
                     return Poll::Ready(Err(self.record_stall(io::ErrorKind::TimedOut.into())));
                 }
-                // Registers the waker before it loads the deadline, so that a close scheduled from now
-                // on wakes this task.
+                // Registers the waker before it loads the deadline, so that a close scheduled from
+                // now on wakes this task.
                 let forced_close_due = self.state.forced_close.deadline(context.waker());
                 if forced_close_due.is_over(self.alarm.wheel()) {
                     return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));

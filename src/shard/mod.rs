@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! http ─ subscriber, socket ─► ShardPlacement ─► ShardMailbox of one shard ─┐
-//! fan-out ─ events ──────────► ShardQueue ─► GroupWaker ─► mailbox ─────────┼─► ShardScheduler:
+//! fan-out ─ events ─► queue ─► ShardPort ──► GroupWaker ─► mailbox ─────────┼─► ShardScheduler:
 //! wheel, socket, admission ──► SubscriberWaker ──────────► mailbox ─────────┘   poll, deliver
 //! ```
 //!
@@ -15,11 +15,14 @@
 //! May use: `event`, `subscriber`.
 
 mod delivery;
+mod index;
 mod mailbox;
 mod metrics_buffers;
 mod placement;
 mod product_group;
 mod scheduler;
+#[cfg(test)]
+mod tests;
 pub(crate) mod threads;
 
 use std::{
@@ -29,6 +32,8 @@ use std::{
 
 use bytes::Bytes;
 
+#[cfg(any(test, feature = "micro"))]
+pub(crate) use self::index::ShardIndex;
 #[cfg(test)]
 pub(crate) use self::{mailbox::PendingSubscriber, scheduler::testing::SteppedScheduler};
 pub(crate) use self::{metrics_buffers::MetricsBuffers, placement::ShardPlacement};

@@ -6,17 +6,18 @@
 //! A batch is delivered to all its recipients, over several turns if need be, before the next one
 //! is taken: the fan-out's queue, which is bounded, holds what arrives meanwhile.
 //!
-//! May use: `event`, `fanout`, `feed`.
+//! May use: `event`, `fanout`, `feed`, `subscription`.
 
 use std::{collections::VecDeque, sync::Arc, task::Waker};
 
 use bytes::Bytes;
 
-use super::{QueuedEvents, metrics_buffers::MetricsBuffers};
+use super::{QueuedEvents, index::ShardIndex, metrics_buffers::MetricsBuffers};
 use crate::{
     event::{Event, Scope},
-    fanout::{QueueContents, ShardIndex, Subscription},
+    fanout::QueueContents,
     feed::Feed,
+    subscription::Subscription,
 };
 
 /// The subscribers of one product on one shard.

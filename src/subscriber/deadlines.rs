@@ -9,9 +9,9 @@
 //! ```
 //!
 //! The first four are here. The last one exists only while a socket is full, and stands with the
-//! bytes that it has not taken: in [`SubscriberSocket`](super::SubscriberSocket), or below hyper in `net`. The drain
-//! window belongs to `admission`, which marks one subscriber after the other; from its mark on,
-//! `end` counts.
+//! bytes that it has not taken: in [`SubscriberSocket`](super::SubscriberSocket), or below hyper in
+//! `net`. The drain window belongs to `admission`, which marks one subscriber after the other; from
+//! its mark on, `end` counts.
 //!
 //! May use: `timer_wheel`.
 

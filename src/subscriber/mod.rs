@@ -11,7 +11,7 @@
 //!                                    └─ expired, revoked, removed: at once ──────────────►
 //! ```
 //!
-//! May use: `admission`, `event`, `fanout`, `feed`, `metrics`, `timer_wheel`.
+//! May use: `admission`, `event`, `feed`, `metrics`, `subscription`, `timer_wheel`.
 
 mod deadlines;
 mod socket;
@@ -32,9 +32,9 @@ pub(crate) use self::{
 use crate::{
     admission::{AdmissionPermit, DisconnectReason},
     event::{Event, EventId, Scope},
-    fanout::{Subscription, SubscriptionItem},
     feed::Feed,
     metrics::Transport,
+    subscription::{Subscription, SubscriptionItem},
     timer_wheel::Deadline,
 };
 

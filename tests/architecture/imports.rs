@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// The top-level modules, lowest first. A module may use any before it, and none after it.
-const ORDER: [&str; 35] = [
+const ORDER: [&str; 36] = [
     "sse",
     "event",
     "ws_frame",
@@ -29,6 +29,7 @@ const ORDER: [&str; 35] = [
     "store",
     "fanout",
     "feed",
+    "subscription",
     "auth",
     "net",
     "admission",

@@ -4,7 +4,7 @@
 //! every transport, or the limit that it would exceed.
 //!
 //! May use: `admission`, `auth`, `fanout`, `feed`, `log`, `metrics`, `net`, `shard`, `subscriber`,
-//! `timer_wheel`.
+//! `subscription`, `timer_wheel`.
 
 use std::{
     net::IpAddr,
@@ -27,6 +27,7 @@ use crate::{
     net::ForcedClose,
     shard::ShardPlacement,
     subscriber::{ConnectedSubscriber, SubscriberDeadlines, TokenEnd},
+    subscription::Subscription,
     timer_wheel::{Deadline, TimerWheel},
 };
 
@@ -110,7 +111,8 @@ impl<'a> SubscriptionSource<'a> {
         if relay.ensure_still_served(feed).is_err() {
             permit.disconnect(DisconnectReason::Removed);
         }
-        let subscription = feed.fanout.subscribe(signal, requested.scope, &requested.start);
+        let subscription =
+            Subscription::start(&feed.fanout, signal, requested.scope, &requested.start);
         let subscription = subscription.for_client(replay_client);
         let token = self.expiry.map(|expiry| self.token_end(&expiry, transport));
         if let (Some(forced_close), Some(token)) = (forced_close, token) {

@@ -1,7 +1,7 @@
 //! A connection that was detached from hyper: its socket, and the TLS session above it.
 //!
-//! In: bytes to be sent. Out: how many were taken, at once or not at all: the shard that writes waits
-//! for the socket itself. `stream` is the same connection for a codec, which reads and polls.
+//! In: bytes to be sent. Out: how many were taken, at once or not at all: the shard that writes
+//! waits for the socket itself. `stream` is the same connection for a codec, which reads and polls.
 //!
 //! May use: no other module.
 

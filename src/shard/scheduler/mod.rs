@@ -9,7 +9,7 @@
 //! polled subscribers look at in the log and may not see. The scheduler then
 //! yields, so that the product's ingest and fan-out on the same thread get their turn.
 //!
-//! May use: `fanout`, `subscriber`, `timer_wheel`.
+//! May use: `subscriber`, `subscription`, `timer_wheel`.
 
 mod collect;
 #[cfg(test)]
@@ -35,8 +35,8 @@ use super::{
     product_group::ProductGroup,
 };
 use crate::{
-    fanout::Subscription,
     subscriber::{SubscriberFault, WriteScratch},
+    subscription::Subscription,
     timer_wheel::{Alarm, Deadline, TimerWheel},
 };
 

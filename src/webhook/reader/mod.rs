@@ -7,7 +7,7 @@
 //! position of a delivered one. While the store is degraded it commits nothing: then events are
 //! returned as soon as they are in the log.
 //!
-//! May use: `event`, `fanout`, `log`, `store`.
+//! May use: `event`, `fanout`, `log`, `store`, `subscription`.
 
 #[cfg(test)]
 mod tests;
@@ -24,12 +24,13 @@ use tokio::{sync::watch, time};
 
 use crate::{
     event::{Entry, Event, GapReason, Only, Scope},
-    fanout::{Fanout, SubscriberSignal, Subscription, SubscriptionItem},
+    fanout::{Fanout, SubscriberSignal},
     log::{
         DamagedEvent, ReadLimits, ReadOutcome, ReplayClient,
         backing::{CatchUp, StoredChunk},
     },
     store::StoreHandle,
+    subscription::{Subscription, SubscriptionItem},
 };
 
 /// Cursor of one webhook in its product's log.
@@ -73,7 +74,7 @@ impl WebhookReader {
         position: u64,
     ) -> Self {
         let subscription =
-            fanout.subscribe_after(Arc::new(SubscriberSignal::default()), scope, position);
+            Subscription::after(&fanout, Arc::new(SubscriberSignal::default()), scope, position);
         let persisted = fanout.log().watch_persisted();
         Self { fanout, store, subscription, persisted, uncommitted: None }
     }

@@ -22,6 +22,7 @@ use crate::{
     event::{Draft, GapReason, Kind, ProductId, SessionId},
     log::{Log, MemoryBounds, Numbering},
     metrics::Metrics,
+    subscription::Subscription,
 };
 
 #[tokio::test(start_paused = true)]
@@ -355,8 +356,12 @@ impl Schedule {
         else {
             return;
         };
-        let subscription =
-            self.harnesses[product].fanout.subscribe(Arc::default(), request.scope, &request.start);
+        let subscription = Subscription::start(
+            &self.harnesses[product].fanout,
+            Arc::default(),
+            request.scope,
+            &request.start,
+        );
         self.readers.push(ModelReader {
             product,
             granted,

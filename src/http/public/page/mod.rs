@@ -12,7 +12,7 @@
 //! A page is in memory as a whole until it is sent. The number of pages at one time is therefore
 //! bounded, with a quarter for one address; further clients wait a moment.
 //!
-//! May use: `config`, `event`, `fanout`, `log`, `net`.
+//! May use: `config`, `event`, `fanout`, `log`, `net`, `subscription`.
 
 mod body;
 #[cfg(test)]
@@ -42,7 +42,7 @@ use super::request::{SubscriptionParameters, SubscriptionRequest};
 use crate::{
     config::Permission,
     event::{Event, EventId, Gap, Scope, StartPosition},
-    fanout::{Fanout, SubscriberSignal, Subscription, SubscriptionItem},
+    fanout::{Fanout, SubscriberSignal},
     http::{
         Relay,
         methods::body_for_head,
@@ -51,6 +51,7 @@ use crate::{
     },
     log::ReplayClient,
     net::{Connection, Http2StreamState},
+    subscription::{Subscription, SubscriptionItem},
 };
 
 /// Answers one request for a page.
@@ -158,7 +159,7 @@ impl EventPage {
         // page does not wait for it.
         let newest = fanout.log().newest_position();
         let mut subscription =
-            fanout.subscribe(Arc::new(SubscriberSignal::default()), scope, start);
+            Subscription::start(fanout, Arc::new(SubscriberSignal::default()), scope, start);
         subscription = subscription.for_client(replay_client);
         let mut page = Self { gap: None, events: Vec::new(), bytes: 0, next: None, max_events };
         let give_up_at = Instant::now() + PAGE_WAIT_TIMEOUT;

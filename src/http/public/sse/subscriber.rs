@@ -10,7 +10,7 @@
 //! end: one last `retry:` line, then `None`
 //! ```
 //!
-//! May use: `admission`, `fanout`, `sse`, `subscriber`, `timer_wheel`.
+//! May use: `admission`, `sse`, `subscriber`, `subscription`, `timer_wheel`.
 
 use std::task::{Context, Poll};
 
@@ -19,8 +19,8 @@ use hyper::HeaderMap;
 
 use super::frame::{SSE_RETRY_DELAY, SseFrame};
 use crate::{
-    admission::DisconnectReason, fanout::SubscriptionItem, http::problem::jittered, sse,
-    subscriber::ConnectedSubscriber, timer_wheel::Deadline,
+    admission::DisconnectReason, http::problem::jittered, sse, subscriber::ConnectedSubscriber,
+    subscription::SubscriptionItem, timer_wheel::Deadline,
 };
 
 /// A subscriber whose items become SSE frames.

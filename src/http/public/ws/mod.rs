@@ -89,7 +89,7 @@ pub(crate) async fn socket(
             };
             let late = shards.take(socket, &scope, home_shard, Box::new(factory));
             async move {
-                // Too late for the shards: polled here, so that the client still gets its close frame.
+                // Too late for the shards: polled here, so that the client gets its close frame.
                 if let Some(late) = late {
                     shards.finish_off_shard(late).await;
                 }

@@ -2,7 +2,7 @@
 //!
 //! In: items of a [`ConnectedSubscriber`], filters of the client. Out: framed messages.
 //!
-//! May use: `auth`, `event`, `fanout`, `subscriber`, `ws_frame`.
+//! May use: `auth`, `event`, `subscriber`, `subscription`, `ws_frame`.
 
 use std::task::{Context, Poll};
 
@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::message;
 use crate::{
-    auth::Grant, event::Scope, fanout::SubscriptionItem, subscriber::ConnectedSubscriber,
+    auth::Grant, event::Scope, subscriber::ConnectedSubscriber, subscription::SubscriptionItem,
     ws_frame::text_frame,
 };
 

@@ -21,7 +21,6 @@ use tokio::{
 use super::{transport::WsTransport, *};
 use crate::{
     event::StartPosition,
-    fanout::ShardIndex,
     http::{
         public::{
             admit::SubscriptionSource, request::SubscriptionRequest, ws::subscriber::WsSubscriber,
@@ -30,7 +29,7 @@ use crate::{
     },
     metrics::Transport,
     net::{AcceptedSocket, ConnectionPermit, DetachedConnection},
-    shard::DeliveryOutcome,
+    shard::{DeliveryOutcome, ShardIndex},
     subscriber::SubscriberSocket,
 };
 

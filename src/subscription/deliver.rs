@@ -1,4 +1,4 @@
-//! Side of a subscription that its shard's task calls.
+//! Delivery of queued events to a subscription: the side that its shard's task calls.
 //!
 //! ```text
 //!  queued event, subscription caught up    accept       delivered as it is, cursor = its position
@@ -6,12 +6,10 @@
 //!  queue empty up to a position            advance_to   cursor = position, nothing to deliver
 //! ```
 //!
-//! May use: `event`.
-
-use std::sync::atomic::Ordering;
+//! May use: `event`, `fanout`.
 
 use super::Subscription;
-use crate::{event::Event, fanout::SubscriberRegistry};
+use crate::{event::Event, fanout::ShardPort};
 
 impl Subscription {
     /// Returns whether the shard passes it what arrives.
@@ -19,19 +17,16 @@ impl Subscription {
         !self.is_indexed
     }
 
-    /// Moves this subscription from the fan-out's index to its shard's. The caller holds the
-    /// registry's lock: entries dispatched before are recorded in `pending`, later ones arrive
-    /// through the shard's queue.
-    pub(in crate::fanout) fn move_to_shard(&mut self, registry: &mut SubscriberRegistry) {
-        if std::mem::take(&mut self.is_indexed) {
-            registry.subscribers.remove(&self.scope, self.signal.key());
-        }
+    /// Moves this subscription from the fan-out's index to the shard of `port`. Entries dispatched
+    /// before are recorded in `pending`, later ones arrive through the shard's queue.
+    pub(crate) fn move_to_shard(&mut self, port: &ShardPort) {
+        let position = port.take_over(&self.scope, &self.signal);
+        self.is_indexed = false;
+        // The fan-out's lock is not needed for `pending`: its position was read under the lock, and
+        // since the signal has left the index, nothing becomes pending any more.
         match self.is_lagging || self.is_waiting_for_log() {
             true => drop(self.signal.take_pending()), // reads the log in any case
-            false => {
-                self.is_lagging =
-                    self.take_pending(self.fanout.dispatched_through.load(Ordering::SeqCst));
-            }
+            false => self.is_lagging = self.take_pending(position),
         }
     }
 

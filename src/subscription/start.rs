@@ -51,7 +51,7 @@ impl Subscription {
     /// Moves the cursor to a position that the caller has kept, and waits from now on for entries
     /// that the store has and cannot read. No task is woken when the store can read again: see
     /// [`Subscription::must_poll_again`].
-    pub(in crate::fanout) fn resume_after(&mut self, position: u64) {
+    pub(super) fn resume_after(&mut self, position: u64) {
         (self.cursor, self.skips_history, self.is_lagging) =
             (position, false, position < self.live_after);
         self.read_failure_policy = ReadFailurePolicy::RetryLater { not_before: None };

@@ -6,29 +6,37 @@
 //! ```text
 //!  start.rs     start position ─► cursor, or waits for an id that the log may still get
 //!  read.rs      cursor ─► ring or store ─► read buffer, 16 entries ─► poll_next
-//!  on_shard.rs  queued events of the shard ─► accept, advance_to, or resync_from
+//!  deliver.rs   queued events of the shard ─► accept, advance_to, or resync_from
 //! ```
 //!
 //! New, slow and returning subscribers differ only in the cursor's position. Memory does not grow
 //! with traffic: a subscription holds one small read buffer, and everything else stays in the log.
 //!
-//! May use: `event`, `log`.
+//! May use: `event`, `fanout`, `log`.
 
-mod on_shard;
+mod deliver;
+#[cfg(test)]
+mod model;
 mod read;
 mod start;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use tokio::time::Instant;
 
-use super::{Fanout, SubscriberSignal};
+#[cfg(test)]
+pub(crate) use self::testing::{FanoutReader, scope};
 use crate::{
     event::{Entry, Event, EventId, Gap, Scope, StartPosition},
+    fanout::{Fanout, SubscriberSignal},
     log::{ReplayClient, backing::CatchUp},
 };
 
@@ -37,7 +45,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Subscription {
     fanout: Arc<Fanout>,
-    pub(super) signal: Arc<SubscriberSignal>,
+    signal: Arc<SubscriberSignal>,
     /// Whether the subscription is in the fan-out's index and gets notifications. If not, its shard
     /// passes it what arrives.
     is_indexed: bool,
@@ -96,16 +104,19 @@ struct AwaitedStart {
 }
 
 impl Subscription {
-    /// Creates a subscription at `start`. `signal` is notified of entries after `position`.
-    pub(super) fn new(
-        fanout: Arc<Fanout>,
+    /// Registers a subscription to what comes from now on, preceded by what is after `start` and in
+    /// the log already.
+    pub(crate) fn start(
+        fanout: &Arc<Fanout>,
         signal: Arc<SubscriberSignal>,
         scope: Scope,
         start: &StartPosition,
-        position: u64,
     ) -> Self {
+        // The signal is notified of every entry after this position. Entries up to it are read from
+        // the log if `start` asks for them.
+        let position = fanout.register(&scope, &signal);
         let mut subscription = Self {
-            fanout,
+            fanout: Arc::clone(fanout),
             signal,
             is_indexed: true,
             scope,
@@ -129,6 +140,19 @@ impl Subscription {
         subscription
     }
 
+    /// Registers a subscription after a position, for a reader that keeps positions and needs no
+    /// notice of its own position.
+    pub(crate) fn after(
+        fanout: &Arc<Fanout>,
+        signal: Arc<SubscriberSignal>,
+        scope: Scope,
+        position: u64,
+    ) -> Self {
+        let mut subscription = Self::start(fanout, signal, scope, &StartPosition::Now);
+        subscription.resume_after(position);
+        subscription
+    }
+
     /// Charges reads of the store to a client, and not to the relay itself.
     pub(crate) fn for_client(mut self, replay_client: ReplayClient) -> Self {
         self.replay_client = replay_client;
@@ -136,9 +160,8 @@ impl Subscription {
     }
 
     /// Replaces the scope, from the current position on. Items that were returned are not returned
-    /// again, and entries after them are judged by the new scope alone. The caller must add a
-    /// subscription that is on a shard to its index again, see
-    /// [`ShardIndex::change_scope`](super::ShardIndex::change_scope).
+    /// again, and entries after them are judged by the new scope alone. A shard that has taken the
+    /// subscription over must replace the scope in its own index and in its port as well.
     pub(crate) fn change_scope(&mut self, scope: Scope) {
         self.cursor = self.returned_through();
         self.read_buffer.clear();
@@ -146,11 +169,7 @@ impl Subscription {
         // No notification came for entries that the new scope admits and the old one hid.
         self.is_lagging = true;
         if self.is_indexed {
-            // Under one lock: no entry is dispatched while the subscription is in the index with
-            // neither scope.
-            let mut registry = self.fanout.registry();
-            registry.subscribers.remove(&self.scope, self.signal.key());
-            registry.subscribers.insert(&scope, self.signal.key(), &self.signal);
+            self.fanout.replace_scope(&self.scope, &scope, &self.signal);
         }
         self.scope = scope;
     }
@@ -280,14 +299,14 @@ impl Subscription {
         if !self.is_indexed {
             return false;
         }
-        let position = self.fanout.dispatched_through.load(Ordering::SeqCst);
+        let position = self.fanout.dispatched_through();
         self.take_pending(position)
     }
 
     /// Takes the pending position, and moves the cursor over what is known to concern other
     /// subscribers. Returns whether there was one.
     ///
-    /// `position` was read from `dispatched_through` before the call.
+    /// `position` was read from the fan-out before the call.
     fn take_pending(&mut self, position: u64) -> bool {
         match self.signal.take_pending() {
             0 => {
@@ -353,7 +372,7 @@ impl Subscription {
 impl Drop for Subscription {
     fn drop(&mut self) {
         if self.is_indexed {
-            self.fanout.registry().subscribers.remove(&self.scope, self.signal.key());
+            self.fanout.unregister(&self.scope, &self.signal);
         }
     }
 }

@@ -9,7 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     future::poll_fn,
     path::Path,
-    task::{Context, Poll, Waker},
+    task::Poll,
     time::Duration,
 };
 
@@ -50,7 +50,7 @@ impl RelayInstance {
         let log = Arc::clone(&logs[0]);
         log.set_numbering(Numbering::Own);
         let fanout = Arc::new(Fanout::new(log, 1));
-        Self { position: fanout.dispatched_through.load(Ordering::SeqCst), fanout, store }
+        Self { position: fanout.dispatched_through(), fanout, store }
     }
 
     /// Appends a gap for an outage of the upstream, which every client receives at its position.
@@ -77,11 +77,11 @@ impl RelayInstance {
 
     fn dispatch(&mut self, batches: usize) {
         for _ in 0..batches {
-            let tail =
-                std::pin::pin!(self.fanout.log().tail(self.position, DISPATCH_BATCH_ENTRIES));
-            let mut context = Context::from_waker(Waker::noop());
-            let Poll::Ready((first, entries)) = tail.poll(&mut context) else { return };
-            self.position = self.fanout.dispatch(self.position, first, &entries);
+            let before = self.position;
+            self.position = self.fanout.dispatch_batch(before);
+            if self.position == before {
+                return;
+            }
         }
     }
 
@@ -167,7 +167,8 @@ impl ModelClient {
     }
 
     fn connect(&mut self, relay: &RelayInstance, start: &StartPosition) {
-        self.subscription = Some(relay.fanout.subscribe(Arc::default(), self.scope(), start));
+        let subscription = Subscription::start(&relay.fanout, Arc::default(), self.scope(), start);
+        self.subscription = Some(subscription);
     }
 
     /// Reconnects after the client's last id. A client without one stays away.

@@ -18,9 +18,6 @@
 //!
 //! May use: `event`.
 
-#[cfg(test)]
-mod tests;
-
 use std::{collections::HashMap, mem, sync::Arc, task::Waker};
 
 use parking_lot::{Mutex, MutexGuard};
@@ -43,7 +40,7 @@ struct ShardQueueState {
     overflowed_at: Option<u64>,
     /// Whether the shard has been woken since it last took the contents.
     is_woken: bool,
-    /// Waker of the shard's task; none while no [`ShardIndex`](super::ShardIndex) is attached.
+    /// Waker of the shard's task; none while no [`ShardPort`](super::ShardPort) is attached.
     waker: Option<Waker>,
 }
 
@@ -175,7 +172,7 @@ pub(crate) struct ResyncMark {
 
 /// Events of one product, or marks instead of them, that wait for a shard. The shard holds as many
 /// while it delivers what it took, so this is a burst of up to 2048 events that costs no re-read.
-const MAX_QUEUED_EVENTS: usize = 1024;
+pub(crate) const MAX_QUEUED_EVENTS: usize = 1024;
 
 /// Bytes of these events. Bounds the events that a stalled shard pins after the log has evicted
 /// them.

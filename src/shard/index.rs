@@ -3,26 +3,20 @@
 //! In: the product's queue to this shard. Out: for each queued event, the slot keys
 //! of the subscribers that may see it. Owned by the shard's task, so looking up takes no lock.
 //!
-//! May use: `event`.
+//! May use: `event`, `fanout`, `subscription`.
 
-use std::{
-    collections::HashSet,
-    sync::{Arc, atomic::Ordering},
-    task::Waker,
-};
+use std::{collections::HashSet, sync::Arc, task::Waker};
 
-use super::{
-    Fanout, Subscription,
-    index::{BucketFilter, ScopeIndex},
-    shard_queue::{QueueContents, ShardQueue},
+use crate::{
+    event::{Event, Kind, Scope, SessionId},
+    fanout::{BucketFilter, Fanout, QueueContents, ScopeIndex, ShardPort},
+    subscription::Subscription,
 };
-use crate::event::{Event, Kind, Scope, SessionId};
 
 /// Subscribers of one product on one shard, by the keys of their slots in the scheduler.
 #[derive(Debug)]
 pub(crate) struct ShardIndex {
-    fanout: Arc<Fanout>,
-    shard: usize,
+    port: ShardPort,
     index: ScopeIndex<()>,
 }
 
@@ -30,28 +24,20 @@ impl ShardIndex {
     /// Creates an empty index and attaches to the shard's queue. `waker` is called when the queue
     /// gets something, once until that is taken.
     pub(crate) fn new(fanout: &Arc<Fanout>, shard: usize, waker: Waker) -> Self {
-        let shard_index = Self { fanout: Arc::clone(fanout), shard, index: ScopeIndex::default() };
-        if let Some(queue) = shard_index.queue() {
-            queue.attach(waker);
-        }
-        shard_index
+        Self { port: ShardPort::new(fanout, shard, waker), index: ScopeIndex::default() }
     }
 
     /// Adds a subscriber: events within its scope arrive through the shard's queue from now on.
     pub(crate) fn add(&mut self, key: usize, subscription: &mut Subscription) {
         self.index.insert(subscription.scope(), key, &());
-        let mut registry = self.fanout.registry();
-        registry.shard_bitmap.add(subscription.scope(), self.shard);
-        // Under the same lock as the bit: each entry is either dispatched before, and recorded as
-        // pending, or after, and in the queue. No entry is in both or in neither.
-        subscription.move_to_shard(&mut registry);
+        subscription.move_to_shard(&self.port);
     }
 
     /// Removes a subscriber. An event that is queued for it already finds no subscriber and is
     /// dropped.
     pub(crate) fn remove(&mut self, key: usize, scope: &Scope) {
         self.index.remove(scope, key);
-        self.fanout.registry().shard_bitmap.remove(scope, self.shard, &self.index);
+        self.port.remove_scope(scope, &self.index);
     }
 
     /// Replaces a subscriber's scope. The subscriber reads the log first, because queued events
@@ -64,23 +50,20 @@ impl ShardIndex {
     ) {
         self.remove(key, subscription.scope());
         subscription.change_scope(scope);
-        self.add(key, subscription);
+        self.index.insert(subscription.scope(), key, &());
+        self.port.add_scope(subscription.scope());
     }
 
     /// Takes the contents of the queue. `events` must be empty, and gets the events where the
     /// contents are events.
     pub(crate) fn take_queued(&self, events: &mut Vec<Arc<Event>>) -> QueueContents {
-        self.queue().map_or(QueueContents::Events, |queue| queue.take(events))
+        self.port.take(events)
     }
 
     /// Returns the position up to which all entries have been taken from the queue or concern no
     /// subscriber here; none while the queue is not empty.
     pub(crate) fn position(&self) -> Option<u64> {
-        // In this order: an entry up to this position was pushed before the position was stored, so
-        // it is either in the queue now or has been taken. With the emptiness read first, an entry
-        // could be pushed and its position stored in between, and would be skipped.
-        let position = self.fanout.dispatched_through.load(Ordering::SeqCst);
-        self.queue()?.is_empty().then_some(position)
+        self.port.position()
     }
 
     /// Visits the keys of the subscribers that may see something of a session and kind in
@@ -115,18 +98,5 @@ impl ShardIndex {
     /// Visits the key of every subscriber, some more than once.
     pub(crate) fn for_each(&self, mut visit: impl FnMut(usize)) {
         self.index.for_each(|key, ()| visit(key));
-    }
-
-    fn queue(&self) -> Option<&ShardQueue> {
-        self.fanout.shard_queues.get(self.shard)
-    }
-}
-
-// The shard's bits in the registry are cleared by `remove`, one subscriber at a time.
-impl Drop for ShardIndex {
-    fn drop(&mut self) {
-        if let Some(queue) = self.queue() {
-            queue.detach();
-        }
     }
 }

@@ -1,17 +1,18 @@
 //! What is queued for a shard, when, and for which subscribers.
 
 use std::{
-    sync::atomic::{AtomicUsize, Ordering::SeqCst},
-    task::{Context, Poll, Wake},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    task::{Context, Poll, Wake, Waker},
 };
 
-use super::*;
 use crate::{
-    event::{GapReason, StartPosition},
-    fanout::{
-        ShardIndex, Subscription, SubscriptionItem,
-        tests::{FanoutHarness, scope},
-    },
+    event::{Event, GapReason, Kind, SessionId, StartPosition},
+    fanout::{FanoutHarness, MAX_QUEUED_EVENTS, QueueContents, SubscriberSignal},
+    shard::index::ShardIndex,
+    subscription::{Subscription, SubscriptionItem, scope},
 };
 
 /// Counts wake-ups.
@@ -159,8 +160,13 @@ fn a_pending_position_from_before_a_shard_took_over_is_cleared() {
     harness.append("a", "k");
     harness.dispatch_all();
     let mut shard_index = ShardIndex::new(&harness.fanout, 0, Waker::noop().clone());
-    let mut subscription = harness.subscribe(scope(&[], &[]), &StartPosition::Oldest).subscription;
-    let signal = Arc::clone(&subscription.signal);
+    let signal = Arc::new(SubscriberSignal::default());
+    let mut subscription = Subscription::start(
+        &harness.fanout,
+        Arc::clone(&signal),
+        scope(&[], &[]),
+        &StartPosition::Oldest,
+    );
     harness.append("a", "k");
     harness.dispatch_all();
     assert_eq!(signal.pending_position(), Some(2));
@@ -203,14 +209,8 @@ fn a_subscriber_removed_from_a_shard_leaves_no_state_and_the_others_continue() {
         Some(scopes.len() as u64 + 1),
         "nothing is queued where no subscriber is left"
     );
-    let registry = harness.fanout.registry();
-    let shard_bitmap = &registry.shard_bitmap;
-    assert!(
-        shard_bitmap.sessions.is_empty()
-            && shard_bitmap.kinds.is_empty()
-            && shard_bitmap.everything == 0
-    );
-    assert!(registry.subscribers.is_empty());
+    assert!(!harness.fanout.has_shards());
+    assert!(!harness.fanout.has_signals());
 }
 
 #[test]
