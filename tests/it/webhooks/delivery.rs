@@ -303,7 +303,8 @@ fn erased_events_are_neither_delivered_nor_kept_as_dead_letters() {
     for storage in Storage::ALL {
         let (connector, receiver) = (Connector::new(), Receiver::answering(400));
         let (setup, _directory) = storage.setup(&connector);
-        let relay = setup.more(&(table("hook", &receiver, "") + LOOPBACK)).start();
+        let one_by_one = table("hook", &receiver, "max_in_flight = 1");
+        let relay = setup.more(&(one_by_one + LOOPBACK)).start();
         let mut link = connector.stream();
         publish(&relay, &mut link, (0..20).map(|n| event_of(["mine", "other"][n % 2], n)));
         relay.wait_for_dead("hook", 20);
@@ -325,6 +326,9 @@ fn erased_events_are_neither_delivered_nor_kept_as_dead_letters() {
         relay.wait_for_pending("hook", 2);
         relay.call("DELETE", &format!("/api/v1/events/{PRODUCT}?session_id=mine"), &Value::Null);
         relay.wait_for_pending("hook", 1);
+        // The attempt that was under way at the erasure is over when the second one after it comes.
+        let before = receiver.count();
+        wait::until("later attempts", || receiver.count() >= before + 2);
         receiver.set_script(|_| Answer::Status(200));
         relay.wait_until_settled("hook");
         assert_eq!(
