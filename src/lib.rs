@@ -4,12 +4,12 @@
 //! reader holds a reference to those bytes.
 //!
 //! ```text
-//!       once per product                              ║  once per subscriber
-//! upstream ─► sse ─► envelope ─► ingest ─► log ─► fanout ═╬═► shard ─► subscription ─► http/public
-//! connect,    bytes  type,       the loop  ids,   index,  ║   threads,  cursor          sse, ws
-//! reconnect   to     product,              ring   wake-ups║   scheduler
-//!             frames session              store        ╚══╬═► subscription ─► HTTP/2, wss, pages,
-//!                                                         ║                   webhook
+//!       once per product                                   ║  once per subscriber
+//! upstream ─► sse ─► envelope ─► ingest ─► log ─► fanout ══╬═► shard ─► subscriber ─► socket
+//! connect,    bytes  type,       the loop  ids,   index,   ║   threads  deadlines     SSE, WebSocket
+//! reconnect   to     product,              ring   queues   ║
+//!             frames session                store       ╚══╬═► subscription ─► HTTP/2, pages,
+//!                                                          ║                  webhooks
 //! ```
 //!
 //! Around it are `config`, `auth`, `net` (sockets), `outbound` (connections that the relay

@@ -38,8 +38,8 @@ pub(crate) struct AdmissionRequest {
     pub(crate) address: ClientAddress,
     /// Signal that wakes its task.
     pub(crate) listener: Arc<SubscriberSignal>,
-    /// Deadline that cuts it off while it takes nothing. `None` over WebSocket, whose task is
-    /// polled at any time and sees the disconnect itself.
+    /// Deadline that cuts it off while it takes nothing. `None` on a shard, which polls a
+    /// full socket's subscriber at a disconnect.
     pub(crate) forced_close: Option<Arc<ForcedClose>>,
 }
 

@@ -70,9 +70,9 @@ pub(crate) struct Fanout {
 /// Subscriptions by the way in which they learn of an entry.
 #[derive(Debug, Default)]
 struct SubscriberRegistry {
-    /// Notified one by one: HTTP/2, pages, webhooks and WebSockets over TLS.
+    /// Notified one by one: HTTP/2, pages and webhooks.
     subscribers: ScopeIndex<Arc<SubscriberSignal>>,
-    /// Reached through their shard's queue: SSE over HTTP/1.1, and WebSockets without TLS.
+    /// Reached through their shard's queue: SSE over HTTP/1.1, and WebSockets.
     shard_bitmap: ShardBitmap,
 }
 
