@@ -21,7 +21,7 @@ impl AsyncRead for DetachedConnection {
     ) -> Poll<io::Result<()>> {
         let Self { socket, session, .. } = &mut *self;
         let Some(session) = session else { return Pin::new(socket).poll_read(context, buffer) };
-        loop {
+        for _ in 0..MAX_RECORD_READS {
             // First: plaintext may have come with the handshake, or with the record before.
             let room = buffer.remaining().min(MAX_READ_BYTES);
             match session.reader().read(buffer.initialize_unfilled_to(room)) {
@@ -47,6 +47,9 @@ impl AsyncRead for DetachedConnection {
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
+        // A peer may send records without plaintext for as long as it likes.
+        context.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
@@ -107,6 +110,10 @@ impl AsyncWrite for DetachedConnection {
         Pin::new(&mut self.socket).poll_shutdown(context)
     }
 }
+
+/// Reads of the socket without plaintext before other tasks of the thread get their turn: a record
+/// of 16 KiB that comes in pieces of 4 KiB fits.
+const MAX_RECORD_READS: usize = 8;
 
 /// Bytes of one read: less than a record, so that the buffer above is not filled with zeros for
 /// nothing.
