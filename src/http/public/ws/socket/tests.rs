@@ -30,7 +30,7 @@ use crate::{
         tests::{product, publish, relay},
     },
     metrics::Transport,
-    net::{AcceptedSocket, ConnectionPermit, DetachedConnection, tests::shake_hands},
+    net::{AcceptedSocket, ConnectionPermit, DetachedConnection, TlsSession, tests::shake_hands},
     shard::{DeliveryOutcome, PendingSubscriber, ShardIndex, SteppedScheduler},
     subscriber::SubscriberSocket,
 };
@@ -125,20 +125,36 @@ async fn a_peer_that_sends_without_end_is_read_a_budget_at_a_time() {
 /// The shard writes events beside the codec, which writes pongs: neither may cut the other's frames
 /// in two, nor leave a TLS record behind.
 #[tokio::test]
-async fn pongs_and_events_over_tls_come_whole_through_a_socket_that_is_full_at_times() {
-    let relay = relay(["one"]);
-    let mut scheduler = SteppedScheduler::new(Duration::from_secs(30), &relay.wheel);
+async fn pongs_and_events_come_whole_through_a_socket_that_is_full_at_times() {
+    let (socket, client) = connected_sockets();
+    client.set_nonblocking(true).unwrap();
+    exchange_pings_and_events(socket, None, client).await;
+    let (socket, client) = connected_sockets();
+    let (socket, session, client) = shake_hands(socket, client).await;
+    client.sock.set_nonblocking(true).unwrap();
+    exchange_pings_and_events(socket, Some(session), client).await;
+}
+
+/// Returns two connected sockets, of which the first accepts little at a time.
+fn connected_sockets() -> (TcpStream, std::net::TcpStream) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let socket = listener.accept().unwrap().0;
     socket.set_nonblocking(true).unwrap();
     SockRef::from(&socket).set_send_buffer_size(1).unwrap(); // the kernel's minimum
-    let socket = TcpStream::from_std(socket).unwrap();
-    let (socket, session, mut client) = shake_hands(socket, client).await;
-    client.sock.set_nonblocking(true).unwrap();
+    (TcpStream::from_std(socket).unwrap(), client)
+}
+
+async fn exchange_pings_and_events(
+    socket: TcpStream,
+    session: Option<TlsSession>,
+    mut client: impl Read + Write,
+) {
+    let relay = relay(["one"]);
+    let mut scheduler = SteppedScheduler::new(Duration::from_secs(30), &relay.wheel);
     let subscriber = subscriber(&relay, "one");
     let factory = move |socket| {
-        let socket = SubscriberSocket::new(DetachedConnection::new(socket, Some(session)));
+        let socket = SubscriberSocket::new(DetachedConnection::new(socket, session));
         Box::new(WsConnection::new(socket, Bytes::new(), subscriber)) as Box<dyn ShardSubscriber>
     };
     let (socket, permit) = (socket.into_std().unwrap(), ConnectionPermit::uncounted());
