@@ -1,4 +1,4 @@
-//! One product as its transports see it: log, fan-out and counters.
+//! One product as its deliverers see it: log, fan-out, WebSocket messages and counters.
 //!
 //! In: entries that ingest or a publisher appends. Out: subscriptions, for shards and HTTP routes.
 //! Reloading the configuration replaces an `http::Product` and keeps its feed.
@@ -7,8 +7,10 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::{
-    event::ProductId,
+    event::{Event, ProductId},
     fanout::Fanout,
     log::Log,
     metrics::{DeliveryMetrics, Metrics, Transport},
@@ -26,8 +28,7 @@ pub(crate) struct Feed {
     pub(crate) fanout: Arc<Fanout>,
     /// Index of the shard thread that runs the product's ingest and fan-out.
     pub(crate) home_shard: usize,
-    /// WebSocket messages of the newest events.
-    pub(crate) ws_messages: WsMessageCache,
+    ws_messages: WsMessageCache,
     sse: DeliveryMetrics,
     ws: DeliveryMetrics,
     /// All metric families, for counters that are looked up by label: disconnects.
@@ -53,6 +54,16 @@ impl Feed {
             metrics: Arc::clone(metrics),
             id,
         }
+    }
+
+    /// Returns an event as a WebSocket message, which the receivers of a new event share.
+    pub(crate) fn ws_message(&self, event: &Event) -> Bytes {
+        self.ws_messages.get_or_encode(event)
+    }
+
+    /// Drops the shared WebSocket messages, for an erasure.
+    pub(crate) fn clear_ws_messages(&self) {
+        self.ws_messages.clear();
     }
 
     /// Returns the metrics of the product's subscribers over one transport.

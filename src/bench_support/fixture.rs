@@ -96,7 +96,7 @@ impl FanoutBench {
                 while let Poll::Ready(SubscriptionItem::Event { event, .. }) =
                     self.subscribers[number].poll_next(&mut context)
                 {
-                    black_box(IoSlice::new(&event.wire()));
+                    black_box(IoSlice::new(&event.sse_frame()));
                     taken += 1;
                 }
             }

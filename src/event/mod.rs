@@ -85,7 +85,7 @@ impl Event {
     }
 
     /// Returns the frame that an SSE subscriber receives, blank line included.
-    pub(crate) fn wire(&self) -> Bytes {
+    pub(crate) fn sse_frame(&self) -> Bytes {
         self.chunk.slice(self.frame.clone())
     }
 
@@ -152,7 +152,7 @@ pub(crate) enum Entry {
 impl Entry {
     /// Returns the bytes that the entry takes on an SSE connection: an estimate, for the bound on
     /// one read.
-    pub(crate) fn wire_bytes(&self) -> usize {
+    pub(crate) fn encoded_len(&self) -> usize {
         match self {
             Self::Event(event) => event.frame.len(),
             Self::Gap(_) => size_of::<Gap>(),

@@ -1,7 +1,8 @@
 //! Appending to the log: events and gaps, under ids of the log's own or of its upstream.
 //!
-//! Each append takes the log's lock once, gives the next position, evicts what exceeds the bounds,
-//! and wakes fan-out and writer. It never waits for either.
+//! Each append takes the log's lock once, gives the next position, encodes the event, evicts what
+//! exceeds the bounds, and wakes fan-out and writer. It never waits for either. The event is encoded
+//! under the lock, because its frame begins with the id.
 //!
 //! May use: `event`.
 
@@ -9,7 +10,7 @@ use std::sync::Arc;
 
 use parking_lot::MutexGuard;
 
-use super::{Log, LogState};
+use super::{Log, LogState, Numbering};
 use crate::event::{Draft, Entry, Event, EventId, Gap, GapReason};
 
 /// Position and id of an appended event.
@@ -110,5 +111,18 @@ impl Log {
             backing.wake_writer();
         }
         position
+    }
+}
+
+impl LogState {
+    /// Returns the id of the log's next own entry. Behind an upstream's entry that is the entry's
+    /// id with a suffix, because the next sequence is the upstream's to give.
+    fn next_own_id(&self, epoch: u64) -> EventId {
+        let newest = self.ring.newest_position();
+        match self.ids.id_at(newest).filter(|_| self.numbering == Numbering::Upstream && newest > 0)
+        {
+            Some(last) => EventId { suffix: last.suffix.saturating_add(1), ..last },
+            None => EventId::new(epoch, newest + 1),
+        }
     }
 }

@@ -323,17 +323,6 @@ impl LogState {
     fn id_after(&self, position: u64) -> Option<EventId> {
         (position < self.ring.newest_position()).then(|| self.ids.id_at(position + 1)).flatten()
     }
-
-    /// Returns the id of the log's next own entry. Behind an upstream's entry that is the entry's
-    /// id with a suffix, because the next sequence is the upstream's to give.
-    fn next_own_id(&self, epoch: u64) -> EventId {
-        let newest = self.ring.newest_position();
-        match self.ids.id_at(newest).filter(|_| self.numbering == Numbering::Upstream && newest > 0)
-        {
-            Some(last) => EventId { suffix: last.suffix.saturating_add(1), ..last },
-            None => EventId::new(epoch, newest + 1),
-        }
-    }
 }
 
 /// Size of a log, and the ids at both ends.

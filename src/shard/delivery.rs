@@ -33,16 +33,16 @@ impl SubscriberParts<'_> {
         metrics: &mut MetricsBuffers,
     ) -> DeliveryOutcome {
         let now = Instant::now();
-        if *self.flow != FlowState::CaughtUp || self.subscriber.deadlines().is_token_expired_at(now)
+        if *self.flow != FlowState::CaughtUp || self.connected.deadlines().is_token_expired_at(now)
         {
             return self.fall_back_to_log(queued.first_position());
         }
         let QueuedEvents { events, messages } = queued;
-        let transport = self.subscriber.transport();
+        let transport = self.connected.transport();
         let metrics = metrics.of(transport);
         // A partial write is rebuilt from the positions in between, so that the common case, where
         // the socket accepts everything, collects no list of events.
-        let before = self.subscriber.position();
+        let before = self.connected.returned_through();
         let mut slices = [IoSlice::new(&[]); MAX_BATCH_BUFFERS];
         let (mut count, mut bytes, mut is_complete) = (0, 0, true);
         for (event, message) in events.iter().zip(&mut *messages) {
@@ -50,10 +50,10 @@ impl SubscriberParts<'_> {
                 is_complete = false;
                 break;
             };
-            if self.subscriber.accept(event) {
-                let wire = wire_bytes(self.subscriber, transport, event, message);
-                *slice = IoSlice::new(wire);
-                (count, bytes) = (count + 1, bytes + wire.len());
+            if self.connected.accept(event) {
+                let encoded = encoded_for(self.connected, transport, event, message);
+                *slice = IoSlice::new(encoded);
+                (count, bytes) = (count + 1, bytes + encoded.len());
                 metrics.record_delivery(event, now);
             }
         }
@@ -63,12 +63,12 @@ impl SubscriberParts<'_> {
         let written = match self.socket.write_slices(slices.split_at(count).0) {
             Ok(written) => written,
             Err(error) => {
-                self.subscriber.record_io_error(&error);
+                self.connected.record_io_error(&error);
                 return DeliveryOutcome::Ended;
             }
         };
         scratch.written_bytes += written.sent_bytes;
-        self.subscriber.deadlines().reset_heartbeat();
+        self.connected.deadlines().reset_heartbeat();
         let is_written =
             written.accepted_bytes == bytes && !self.socket.connection().has_unsent_records();
         if is_written && is_complete {
@@ -78,11 +78,11 @@ impl SubscriberParts<'_> {
             let mut rest = self.accepted_since(before, transport, events, messages);
             rest.advance(written.accepted_bytes);
             self.socket.keep_unwritten(&mut rest);
-            self.subscriber.record_backlog();
+            self.connected.record_backlog();
         }
         if !is_complete {
             // The batch has more than one write takes; 0 keeps the subscription's own position.
-            self.subscriber.subscription().resync_from(0);
+            self.connected.subscription().resync_from(0);
         }
         *self.flow = FlowState::Busy;
         DeliveryOutcome::NeedsPoll
@@ -96,14 +96,14 @@ impl SubscriberParts<'_> {
         events: &[Arc<Event>],
         messages: &mut [Option<Bytes>],
     ) -> WriteBatch {
-        let last = self.subscriber.position();
+        let last = self.connected.returned_through();
         let mut batch = WriteBatch::default();
         for (event, message) in events.iter().zip(messages) {
             if event.position() > before
                 && event.position() <= last
-                && self.subscriber.scope().includes(event.session(), event.kind())
+                && self.connected.scope().includes(event.session(), event.kind())
             {
-                batch.push(wire_bytes(self.subscriber, transport, event, message).clone());
+                batch.push(encoded_for(self.connected, transport, event, message).clone());
             }
         }
         batch
@@ -111,10 +111,10 @@ impl SubscriberParts<'_> {
 
     /// Makes the subscriber re-read the log from `position` at its next poll.
     pub(crate) fn fall_back_to_log(&mut self, position: u64) -> DeliveryOutcome {
-        self.subscriber.subscription().resync_from(position);
+        self.connected.subscription().resync_from(position);
         match *self.flow {
-            FlowState::CaughtUp | FlowState::Idle => {
-                *self.flow = FlowState::Idle;
+            FlowState::CaughtUp | FlowState::ReadsLog => {
+                *self.flow = FlowState::ReadsLog;
                 DeliveryOutcome::NeedsPoll
             }
             // Polling it before would only find the socket full.
@@ -125,7 +125,7 @@ impl SubscriberParts<'_> {
 
 /// Returns an event as the subscriber's transport sends it. `message` is filled in by the first
 /// subscriber of the shard that needs it.
-fn wire_bytes<'a>(
+fn encoded_for<'a>(
     subscriber: &ConnectedSubscriber,
     transport: Transport,
     event: &'a Event,
@@ -133,8 +133,6 @@ fn wire_bytes<'a>(
 ) -> &'a Bytes {
     match transport {
         Transport::Sse => event.http1_chunk(),
-        Transport::WebSocket => {
-            message.get_or_insert_with(|| subscriber.feed().ws_messages.get_or_encode(event))
-        }
+        Transport::WebSocket => message.get_or_insert_with(|| subscriber.feed().ws_message(event)),
     }
 }

@@ -7,11 +7,11 @@
 //! ```text
 //! ShardPlacement ─ new subscriber ─────────────────► pending: [ … ]   ─┐
 //! wheel, socket, admission ─ SubscriberWaker ──────► woken: [ 7, 31 ] ─┼─► task of the shard
-//! fan-out ─ GroupWaker, once until events are taken ► signaled: [ 0 ] ─┘
+//! fan-out ─ GroupWaker, once until events are taken ► with events: [ 0 ] ─┘
 //! ```
 //!
 //! The lists need no bound of their own. A subscriber is in `woken` once at most (and a removed
-//! one once more), a group in `signaled` once per batch, and admission limits the subscribers.
+//! one once more), a group in `groups_with_events` once per batch, and admission limits the subscribers.
 //!
 //! May use: `net`.
 
@@ -49,7 +49,7 @@ pub(super) struct MailboxContents {
     /// Slot keys of woken subscribers.
     pub(super) woken: Vec<usize>,
     /// Keys of the product groups for which events are queued.
-    pub(super) signaled: Vec<usize>,
+    pub(super) groups_with_events: Vec<usize>,
     /// Set once the shard accepts no more subscribers.
     pub(super) is_closed: bool,
 }
@@ -133,7 +133,7 @@ impl ShardMailbox {
 
 impl MailboxContents {
     fn is_empty(&self) -> bool {
-        self.pending.is_empty() && self.woken.is_empty() && self.signaled.is_empty()
+        self.pending.is_empty() && self.woken.is_empty() && self.groups_with_events.is_empty()
     }
 }
 
@@ -145,13 +145,13 @@ pub(super) struct SubscriberWaker {
     /// which then is polled once for nothing.
     key: usize,
     /// Whether the key is in the mailbox.
-    pub(super) is_queued: AtomicBool,
+    pub(super) is_in_mailbox: AtomicBool,
 }
 
 impl SubscriberWaker {
     /// Returns the waker of the subscriber in slot `key`.
     pub(super) fn new(mailbox: &Arc<ShardMailbox>, key: usize) -> Arc<Self> {
-        Arc::new(Self { mailbox: Arc::clone(mailbox), key, is_queued: AtomicBool::new(false) })
+        Arc::new(Self { mailbox: Arc::clone(mailbox), key, is_in_mailbox: AtomicBool::new(false) })
     }
 }
 
@@ -164,7 +164,7 @@ impl Wake for SubscriberWaker {
         // SeqCst, as is the task's `store(false)`: that store must come before the reads of the
         // poll that follows it, and Release does not order a store before a later load. A wake-up
         // that finds `true` here is therefore seen by the poll that is still to come.
-        if !self.is_queued.swap(true, Ordering::SeqCst) {
+        if !self.is_in_mailbox.swap(true, Ordering::SeqCst) {
             self.mailbox.post(|inbox| inbox.woken.push(self.key));
         }
     }
@@ -193,6 +193,6 @@ impl Wake for GroupWaker {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.mailbox.post(|inbox| inbox.signaled.push(self.key));
+        self.mailbox.post(|inbox| inbox.groups_with_events.push(self.key));
     }
 }

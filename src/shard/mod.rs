@@ -1,13 +1,14 @@
 //! Delivery engine: one thread, one mailbox and one task for many subscribers.
 //!
 //! In: subscribers with sockets of their own, as [`ShardSubscriber`]s (`http::public::sse`,
-//! `http::public::ws`), and the events that the fan-out queues for the shard. Out: what the
-//! subscribers write to their sockets.
+//! `http::public::ws`), and the events that the fan-out queues for the shard. Out: bytes on the
+//! sockets: of queued events by `delivery`, of everything else by the subscribers.
 //!
 //! ```text
 //! http ─ subscriber, socket ─► ShardPlacement ─► ShardMailbox of one shard ─┐
-//! fan-out ─ events ─► queue ─► ShardPort ──► GroupWaker ─► mailbox ─────────┼─► ShardScheduler:
-//! wheel, socket, admission ──► SubscriberWaker ──────────► mailbox ─────────┘   poll, deliver
+//! fan-out ─ wake, once ──────► GroupWaker ─────► mailbox ───────────────────┼─► ShardScheduler:
+//! wheel, socket, admission ──► SubscriberWaker ► mailbox ───────────────────┘   poll, deliver
+//! fan-out ─ events ─► queue ─► ShardPort, from which the scheduler takes them
 //! ```
 //!
 //! `docs/design/shard.md` describes the protocol and its bounds.
@@ -68,7 +69,7 @@ pub(crate) trait ShardSubscriber: Send {
 #[derive(Debug)]
 pub(crate) struct SubscriberParts<'a> {
     /// Permit, position, scope and deadlines.
-    pub(crate) subscriber: &'a mut ConnectedSubscriber,
+    pub(crate) connected: &'a mut ConnectedSubscriber,
     /// Socket, with what it has not taken yet.
     pub(crate) socket: &'a mut SubscriberSocket,
     /// What the subscriber waits for.
@@ -81,7 +82,7 @@ pub(crate) enum FlowState {
     /// For events, with every earlier one written: the shard writes the next one.
     CaughtUp,
     /// For events, and must be polled to read them from the log.
-    Idle,
+    ReadsLog,
     /// For its socket, its client or a tick, by which it is polled in any case.
     Busy,
 }

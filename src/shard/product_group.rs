@@ -35,9 +35,9 @@ pub(super) struct ProductGroup {
     /// Slot keys of the subscribers that have not received the batch yet.
     pub(super) recipients: VecDeque<usize>,
     /// Events have been queued since the last batch was taken.
-    pub(super) is_signaled: bool,
+    pub(super) has_queued_events: bool,
     /// The group is in the scheduler's delivery queue.
-    pub(super) is_queued: bool,
+    pub(super) is_in_delivery_queue: bool,
     pub(super) metrics: MetricsBuffers,
 }
 
@@ -52,8 +52,8 @@ impl ProductGroup {
             events: Vec::new(),
             messages: Vec::new(),
             recipients: VecDeque::new(),
-            is_signaled: false,
-            is_queued: false,
+            has_queued_events: false,
+            is_in_delivery_queue: false,
             metrics: MetricsBuffers::new(feed),
         }
     }
@@ -87,7 +87,7 @@ impl ProductGroup {
     /// subscriber is to become a recipient of the batch.
     pub(super) fn take_events(&mut self, mut visit: impl FnMut(usize, EventLocation) -> bool) {
         let Self { index, events, messages, recipients, .. } = self;
-        if !recipients.is_empty() || !std::mem::take(&mut self.is_signaled) {
+        if !recipients.is_empty() || !std::mem::take(&mut self.has_queued_events) {
             return;
         }
         // The old batch has no recipients left. The fan-out swaps lists, and must get an empty one.
@@ -159,7 +159,7 @@ impl ProductGroup {
     /// The fan-out's position counts only when no events are queued: with a batch in delivery or a
     /// signal pending, a subscriber advanced to it would skip events.
     pub(super) fn advance_delivered_through(&mut self) -> u64 {
-        if !self.is_signaled && self.recipients.is_empty() {
+        if !self.has_queued_events && self.recipients.is_empty() {
             self.delivered_through =
                 self.delivered_through.max(self.index.position().unwrap_or_default());
         }

@@ -256,7 +256,7 @@ impl ConnectedSubscriber {
     }
 
     /// Returns the position up to which the subscriber has every entry of its scope.
-    pub(crate) fn position(&self) -> u64 {
+    pub(crate) fn returned_through(&self) -> u64 {
         self.subscription.returned_through()
     }
 }

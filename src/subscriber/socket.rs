@@ -72,7 +72,7 @@ impl SubscriberSocket {
     ///
     /// The socket's, except `WouldBlock`.
     pub(crate) fn write(&mut self, scratch: &mut WriteScratch) -> io::Result<()> {
-        scratch.written_bytes += scratch.batch.write_to(&mut self.connection)?;
+        scratch.written_bytes += write_batch(&mut self.connection, &mut scratch.batch)?;
         if !scratch.batch.is_empty() {
             self.keep_unwritten(&mut scratch.batch);
         }
@@ -116,7 +116,7 @@ impl SubscriberSocket {
         // enough: records may still wait for the socket.
         while self.has_unwritten() {
             let unwritten = self.unwritten.get_or_insert_default();
-            let sent = unwritten.batch.write_to(&mut self.connection)?;
+            let sent = write_batch(&mut self.connection, &mut unwritten.batch)?;
             scratch.written_bytes += sent;
             if unwritten.batch.is_empty() && !self.connection.has_unsent_records() {
                 self.unwritten = None;
@@ -158,4 +158,26 @@ impl SubscriberSocket {
     pub(crate) fn record_progress(&mut self) {
         self.unwritten.take_if(|it| it.batch.is_empty());
     }
+}
+
+/// Writes until all is written or the socket is full, and returns the bytes that the socket
+/// accepted. With TLS, records that the session owes are sent even if the batch is empty.
+///
+/// # Errors
+///
+/// The socket's, except `WouldBlock`.
+fn write_batch(connection: &mut DetachedConnection, batch: &mut WriteBatch) -> io::Result<usize> {
+    let mut total = 0;
+    while !batch.is_empty() || connection.has_unsent_records() {
+        let (slices, used) = batch.slices();
+        match connection.try_write(slices.split_at(used).0) {
+            Ok(Written { accepted_bytes, sent_bytes }) => {
+                batch.advance(accepted_bytes);
+                total += sent_bytes;
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(total)
 }

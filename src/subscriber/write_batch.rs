@@ -1,16 +1,10 @@
 //! Write batch: the buffers of one vectored write, and what is left of them after a partial one.
 //!
-//! May use: `net`.
+//! May use: no other module.
 
-use std::{
-    collections::VecDeque,
-    io::{self, ErrorKind, IoSlice},
-    time::Duration,
-};
+use std::{collections::VecDeque, io::IoSlice, time::Duration};
 
 use bytes::{Buf, Bytes};
-
-use crate::net::{DetachedConnection, Written};
 
 /// Buffers to be written, in order; the first may be the rest of one.
 #[derive(Debug, Default)]
@@ -60,28 +54,12 @@ impl WriteBatch {
         }
     }
 
-    /// Writes until all is written or the socket is full, and returns the bytes that the socket
-    /// accepted. With TLS, records that the session owes are sent even if the batch is empty.
-    ///
-    /// # Errors
-    ///
-    /// The socket's, except `WouldBlock`.
-    pub(super) fn write_to(&mut self, connection: &mut DetachedConnection) -> io::Result<usize> {
-        let mut total = 0;
-        while !self.is_empty() || connection.has_unsent_records() {
-            let mut slices = [IoSlice::new(&[]); MAX_BATCH_BUFFERS];
-            let pairs = self.buffers.iter().zip(&mut slices);
-            let used = pairs.map(|(buffer, slice)| *slice = IoSlice::new(buffer)).count();
-            match connection.try_write(slices.split_at(used).0) {
-                Ok(Written { accepted_bytes, sent_bytes }) => {
-                    self.advance(accepted_bytes);
-                    total += sent_bytes;
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(total)
+    /// Returns the first buffers as I/O slices, and their number.
+    pub(super) fn slices(&self) -> ([IoSlice<'_>; MAX_BATCH_BUFFERS], usize) {
+        let mut slices = [IoSlice::new(&[]); MAX_BATCH_BUFFERS];
+        let pairs = self.buffers.iter().zip(&mut slices);
+        let used = pairs.map(|(buffer, slice)| *slice = IoSlice::new(buffer)).count();
+        (slices, used)
     }
 }
 

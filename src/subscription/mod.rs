@@ -6,7 +6,7 @@
 //! ```text
 //!  start.rs     start position ─► cursor, or waits for an id that the log may still get
 //!  read.rs      cursor ─► ring or store ─► read buffer, 16 entries ─► poll_next
-//!  deliver.rs   queued events of the shard ─► accept, advance_to, or resync_from
+//!  queued.rs    queued events of the shard ─► accept, advance_to, or resync_from
 //! ```
 //!
 //! New, slow and returning subscribers differ only in the cursor's position. Memory does not grow
@@ -14,9 +14,9 @@
 //!
 //! May use: `event`, `fanout`, `log`.
 
-mod deliver;
 #[cfg(test)]
 mod model;
+mod queued;
 mod read;
 mod start;
 #[cfg(test)]
@@ -195,24 +195,24 @@ impl Subscription {
     ///
     /// An item that has not been returned stays for the next call.
     pub(crate) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<SubscriptionItem> {
-        let item = self.poll_item(context);
+        let item = self.poll_reads(context);
         if item.is_pending() {
             self.skipped_at_yield = self.skipped;
         }
         item
     }
 
-    fn poll_item(&mut self, context: &mut Context<'_>) -> Poll<SubscriptionItem> {
+    fn poll_reads(&mut self, context: &mut Context<'_>) -> Poll<SubscriptionItem> {
         for _ in 0..MAX_LOG_READS_PER_POLL {
             if let Some(gap) = self.pending_gap.take() {
-                return Poll::Ready(self.deliver_gap(*gap));
+                return Poll::Ready(self.return_gap(*gap));
             }
             if let Some(entry) = self.read_buffer.pop_front() {
                 match entry {
-                    Entry::Event(event) => return Poll::Ready(self.deliver_event(event)),
+                    Entry::Event(event) => return Poll::Ready(self.return_event(event)),
                     Entry::Gap(gap) => {
                         let gap = self.fanout.log().with_next_id(&gap);
-                        return Poll::Ready(self.deliver_gap(gap));
+                        return Poll::Ready(self.return_gap(gap));
                     }
                     Entry::Erased => continue,
                 }
@@ -323,13 +323,13 @@ impl Subscription {
         }
     }
 
-    fn deliver_event(&mut self, event: Arc<Event>) -> SubscriptionItem {
+    fn return_event(&mut self, event: Arc<Event>) -> SubscriptionItem {
         self.last_delivered = Some((event.position(), event.id()));
         let received = event.received().filter(|_| event.position() > self.live_after);
         SubscriptionItem::Event { event, received }
     }
 
-    fn deliver_gap(&mut self, gap: Gap) -> SubscriptionItem {
+    fn return_gap(&mut self, gap: Gap) -> SubscriptionItem {
         self.last_delivered = Some((gap.position, gap.id));
         SubscriptionItem::Gap(gap)
     }
@@ -355,7 +355,7 @@ impl Subscription {
     /// Returns the number and the bytes of the entries in the read buffer.
     #[cfg(test)]
     pub(super) fn buffered(&self) -> (usize, usize) {
-        (self.read_buffer.len(), self.read_buffer.iter().map(Entry::wire_bytes).sum())
+        (self.read_buffer.len(), self.read_buffer.iter().map(Entry::encoded_len).sum())
     }
 
     /// Returns whether every entry up to `position` has been returned or is hidden by the scope. A

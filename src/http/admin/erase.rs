@@ -157,7 +157,7 @@ async fn erase_all(
     sessions: BTreeSet<SessionId>,
 ) -> Result<u64, Problem> {
     let mut erased: u64 = sessions.iter().map(|session| product.feed.log.erase(session)).sum();
-    product.feed.ws_messages.clear();
+    product.feed.clear_ws_messages();
     // All excerpts of the product: a rejected frame has no session that could be trusted.
     admin.rejected.erase(&product.feed.id);
     erase_from_webhooks(admin, product, &sessions).await;
@@ -177,7 +177,7 @@ async fn erase_all(
     }
     // Again: meanwhile a subscriber may have had a message encoded from an entry that it held, and
     // a webhook may have read owed events from the store.
-    product.feed.ws_messages.clear();
+    product.feed.clear_ws_messages();
     erase_from_webhooks(admin, product, &sessions).await;
     Ok(erased)
 }

@@ -344,7 +344,7 @@ impl RingCollector<'_> {
             }
             self.examined += 1;
             if self.scope.admits(entry) {
-                let bytes = self.bytes + entry.wire_bytes();
+                let bytes = self.bytes + entry.encoded_len();
                 let is_full =
                     self.read_buffer.len() >= self.limits.entries || bytes > self.limits.bytes;
                 if is_full && !self.read_buffer.is_empty() {

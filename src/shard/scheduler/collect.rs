@@ -1,6 +1,6 @@
-//! First half of a turn: from the mailbox to the run queue and the delivery queue.
+//! First step of a turn: from the mailbox to the run queue and the delivery queue.
 //!
-//! In: the mailbox's lists, and the batches of the signaled product groups. Out: attached
+//! In: the mailbox's lists, and the batches of the product groups that have events. Out: attached
 //! subscribers, scheduled slots, recipients.
 //!
 //! May use: `feed`, `net`.
@@ -25,18 +25,18 @@ use crate::{
 };
 
 impl ShardScheduler {
-    /// Takes the batches of the signaled groups and records which slots they concern.
+    /// Takes the batches of the groups that have events and records which slots they concern.
     pub(super) fn collect_events(&mut self) {
-        std::mem::swap(&mut self.mailbox.inbox().signaled, &mut self.signaled);
-        for key in self.signaled.drain(..) {
+        std::mem::swap(&mut self.mailbox.inbox().groups_with_events, &mut self.groups_with_events);
+        for key in self.groups_with_events.drain(..) {
             let Some(group) = self.groups.get_mut(key) else { continue };
-            group.is_signaled = true;
-            if !std::mem::replace(&mut group.is_queued, true) {
+            group.has_queued_events = true;
+            if !std::mem::replace(&mut group.is_in_delivery_queue, true) {
                 self.delivery_queue.push_back(key);
             }
         }
         let Self { delivery_queue, groups, slots, run_queue, .. } = self;
-        // Of all queued groups, not only of those just signaled: a group whose batch was still in
+        // Of all queued groups, not only of those just added: a group whose batch was still in
         // delivery when its signal came takes the next batch here once it is done.
         for key in &*delivery_queue {
             let Some(group) = groups.get_mut(*key) else { continue };
@@ -64,18 +64,18 @@ impl ShardScheduler {
     /// Schedules the woken slots, attaches new subscribers, and returns whether the mailbox or
     /// `pending` has more.
     pub(super) fn collect_wakeups(&mut self) -> bool {
-        let is_signaled = {
+        let has_events = {
             let mut inbox = self.mailbox.inbox();
             std::mem::swap(&mut inbox.woken, &mut self.woken);
             self.pending.extend(inbox.pending.drain(..));
             // Signals since `collect_events` stay in the mailbox, which is then not empty: `post`
             // wakes no shard for a later entry, so this turn must wake itself.
-            !inbox.signaled.is_empty()
+            !inbox.groups_with_events.is_empty()
         };
         for key in self.woken.drain(..) {
             if let Some(slot) = self.slots.get_mut(key) {
                 // Before the poll; SeqCst: see `SubscriberWaker::wake_by_ref`.
-                slot.waker.is_queued.store(false, Ordering::SeqCst);
+                slot.waker.is_in_mailbox.store(false, Ordering::SeqCst);
                 slot.schedule(key, &mut self.run_queue);
             }
         }
@@ -85,7 +85,7 @@ impl ShardScheduler {
                 None => break,
             }
         }
-        is_signaled || !self.pending.is_empty()
+        has_events || !self.pending.is_empty()
     }
 
     /// Adds a subscriber to its group and schedules its first poll.
@@ -102,18 +102,18 @@ impl ShardScheduler {
             }
         };
         let mut subscriber = factory(socket);
-        let group_key = self.group_of(subscriber.parts().subscriber.feed());
+        let group_key = self.group_of(subscriber.parts().connected.feed());
         let entry = self.slots.vacant_entry();
         let key = entry.key();
         if let Some(group) = self.groups.get_mut(group_key) {
-            group.join(key, subscriber.parts().subscriber.subscription());
+            group.join(key, subscriber.parts().connected.subscription());
         }
         let waker = SubscriberWaker::new(&self.mailbox, key);
         entry.insert(SubscriberSlot {
             subscriber,
             group: group_key,
             first_event: None,
-            is_queued: true,
+            is_in_run_queue: true,
             waker,
         });
         self.run_queue.push_back(key);

@@ -1,7 +1,7 @@
 //! Shard scheduler: the task that polls a shard's subscribers and delivers events to them.
 //!
 //! ```text
-//! signaled ─► ProductGroup: which slots? ─► delivery queue ─► deliver to 7, 12, 31
+//! events ───► ProductGroup: which slots? ─► delivery queue ─► deliver to 7, 12, 31
 //! woken ────► slots ──────────────────────► run queue ──────► poll 7, 40
 //! ```
 //!
@@ -78,7 +78,7 @@ pub(super) struct ShardScheduler {
     delivery_queue: VecDeque<usize>,
     /// Swapped with the lists in the mailbox, so that neither is allocated anew.
     woken: Vec<usize>,
-    signaled: Vec<usize>,
+    groups_with_events: Vec<usize>,
     scratch: WriteScratch,
     liveness_alarm: Alarm,
     liveness_due: Deadline,
@@ -90,7 +90,7 @@ struct SubscriberSlot {
     /// Index of the first event in the group's batch for this subscriber, while it is a recipient.
     first_event: Option<usize>,
     /// The slot's key is in the run queue.
-    is_queued: bool,
+    is_in_run_queue: bool,
     waker: Arc<SubscriberWaker>,
 }
 
@@ -109,7 +109,7 @@ impl ShardScheduler {
             groups: Slab::new(),
             delivery_queue: VecDeque::new(),
             woken: Vec::new(),
-            signaled: Vec::new(),
+            groups_with_events: Vec::new(),
             scratch: WriteScratch::new(write_timeout),
             liveness_alarm: Alarm::new(wheel),
             liveness_due: Deadline::at_tick(0),
@@ -163,7 +163,7 @@ impl ShardScheduler {
             let Some(key) = self.run_queue.pop_front() else { return };
             let Some(slot) = self.slots.get_mut(key) else { continue };
             // Before the poll: a wake-up of the subscriber by itself schedules it again.
-            slot.is_queued = false;
+            slot.is_in_run_queue = false;
             if let Some(group) = self.groups.get_mut(slot.group) {
                 slot.subscription().advance_to(group.advance_delivered_through());
             }
@@ -205,8 +205,8 @@ impl ShardScheduler {
             let Some(group) = self.groups.get_mut(key) else { continue };
             group.metrics.flush();
             let is_done = group.finish_batch();
-            group.is_queued = group.is_signaled || !is_done;
-            if group.is_queued {
+            group.is_in_delivery_queue = group.has_queued_events || !is_done;
+            if group.is_in_delivery_queue {
                 self.delivery_queue.push_back(key); // the other products first
                 if budget > 0 && is_done {
                     // A signal is pending and the batch is done: the next turn takes the events.
@@ -231,7 +231,7 @@ impl ShardScheduler {
             let Some(first) = slot.first_event.take() else { continue };
             let (queued, metrics) = group.queued_from(first);
             // A scheduled subscriber has a wake-up to handle first, which may be a disconnect.
-            let deliver = || match slot.is_queued {
+            let deliver = || match slot.is_in_run_queue {
                 true => slot.subscriber.parts().fall_back_to_log(queued.first_position()),
                 false => slot.subscriber.parts().deliver(queued, &mut self.scratch, metrics),
             };
@@ -264,18 +264,18 @@ impl ShardScheduler {
 
 impl SubscriberSlot {
     fn schedule(&mut self, key: usize, run_queue: &mut VecDeque<usize>) {
-        if !std::mem::replace(&mut self.is_queued, true) {
+        if !std::mem::replace(&mut self.is_in_run_queue, true) {
             run_queue.push_back(key);
         }
     }
 
     fn subscription(&mut self) -> &mut Subscription {
-        self.subscriber.parts().subscriber.subscription()
+        self.subscriber.parts().connected.subscription()
     }
 
     /// Records the panic as the reason for the subscriber's end.
     fn mark_panicked(&mut self) {
-        self.subscriber.parts().subscriber.record_fault(SubscriberFault::Error);
+        self.subscriber.parts().connected.record_fault(SubscriberFault::Error);
     }
 }
 

@@ -87,7 +87,7 @@ impl<'a> ChunkBuilder<'a> {
         }
         let position = position_of(key);
         if let Some(entry) = self.read_admitted(row, position)? {
-            let bytes = self.bytes + entry.wire_bytes();
+            let bytes = self.bytes + entry.encoded_len();
             if !self.entries.is_empty() && bytes > self.request.limits.bytes {
                 self.is_full = true;
             } else {

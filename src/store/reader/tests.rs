@@ -141,7 +141,7 @@ fn bytes_are_limited_as_they_are_on_the_wire() {
     let entries: Vec<Entry> =
         (1..=3).map(|position| event(position, "s", "k", b"a\nb\nc\nd")).collect();
     let (_directory, _file, reader) = stored(&entries);
-    let two = entries[0].wire_bytes() * 2;
+    let two = entries[0].encoded_len() * 2;
     for (bytes, count) in [(two, 2), (two - 1, 1)] {
         let chunk = reader
             .read(&request_for(
@@ -570,7 +570,7 @@ proptest! {
         let mut read = Vec::new();
         while request.after < request.through {
             let chunk = reader.read(&request).unwrap();
-            let bytes: usize = chunk.entries.iter().map(Entry::wire_bytes).sum();
+            let bytes: usize = chunk.entries.iter().map(Entry::encoded_len).sum();
             prop_assert!(chunk.entries.len() <= entry_limit.max(1));
             prop_assert!(bytes <= byte_limit || chunk.entries.len() == 1);
             prop_assert!(request.after < chunk.through && chunk.through <= request.through);

@@ -21,7 +21,7 @@ impl SseFrame {
     /// Returns the frame's bytes, for hyper.
     pub(super) fn into_bytes(self) -> Bytes {
         match self {
-            Self::Event(event) => event.wire(),
+            Self::Event(event) => event.sse_frame(),
             Self::Control(bytes) => bytes,
         }
     }

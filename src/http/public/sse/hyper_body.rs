@@ -68,7 +68,7 @@ impl http_body::Body for EventBody {
             Some(first) => Poll::Ready(Some(first)),
             None => self
                 .subscriber
-                .poll_next(context)
+                .poll_frame(context)
                 .map(|frame| frame.map(|piece| piece.into_bytes())),
         };
         // The write deadline of an HTTP/2 stream needs to know whether the body was polled and had

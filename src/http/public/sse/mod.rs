@@ -4,16 +4,16 @@
 //! frames in the log's order, with heartbeats in between.
 //!
 //! ```text
-//! HTTP/1.1               connection.detach(retry line) ─► ShardPlacement ─► on_shard: SseConnection
+//! HTTP/1.1               connection.detach(retry line) ─► ShardPlacement ─► SseConnection
 //! HTTP/2, 1.0, operator  hyper_body: EventBody, which hyper writes
 //!                        both read subscriber: SseSubscriber, independent of the socket
 //! ```
 //!
 //! May use: `metrics`, `net`, `shard`, `sse`, `subscriber`.
 
+mod connection;
 mod frame;
 mod hyper_body;
-mod on_shard;
 mod subscriber;
 #[cfg(test)]
 mod tests;
@@ -30,8 +30,8 @@ use hyper::{
     header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue},
 };
 
+pub(crate) use self::{connection::SseConnection, subscriber::SseSubscriber};
 use self::{frame::SSE_RETRY_DELAY, hyper_body::EventBody};
-pub(crate) use self::{on_shard::SseConnection, subscriber::SseSubscriber};
 use super::{
     admit::SubscriptionSource,
     request::{SubscriptionRequest, accepts_event_stream},

@@ -40,7 +40,7 @@ impl SseSubscriber {
     }
 
     /// Returns the next frame, or `None` at the end of the stream.
-    pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<SseFrame>> {
+    pub(super) fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<SseFrame>> {
         if self.is_finished {
             return Poll::Ready(None);
         }

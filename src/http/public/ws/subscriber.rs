@@ -36,9 +36,7 @@ impl WsSubscriber {
             return Poll::Pending;
         }
         self.connected.poll_item(context).map(|item| match item {
-            SubscriptionItem::Event { event, .. } => {
-                self.connected.feed().ws_messages.get_or_encode(&event)
-            }
+            SubscriptionItem::Event { event, .. } => self.connected.feed().ws_message(&event),
             SubscriptionItem::Gap(gap) => text_frame(&[message::encode_gap(&gap).as_bytes()]),
         })
     }

@@ -128,7 +128,7 @@ pub(in crate::store) fn visible_facts(entry: &Entry) -> String {
                 it.kind(),
                 it.session(),
                 it.payload(),
-                it.wire()
+                it.sse_frame()
             )
         }
         other => format!("{other:?}"),

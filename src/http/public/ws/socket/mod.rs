@@ -53,7 +53,7 @@ use crate::{
 impl ShardSubscriber for WsConnection {
     fn parts(&mut self) -> SubscriberParts<'_> {
         SubscriberParts {
-            subscriber: &mut self.subscriber.connected,
+            connected: &mut self.subscriber.connected,
             socket: &mut self.codec.get_mut().socket,
             flow: &mut self.flow,
         }
@@ -243,7 +243,7 @@ impl WsConnection {
         }
         self.flow = match self.subscriber.is_caught_up() {
             true => FlowState::CaughtUp,
-            false => FlowState::Idle,
+            false => FlowState::ReadsLog,
         };
         let message_due = match self.is_next_message_due() {
             true => Deadline::NEVER,

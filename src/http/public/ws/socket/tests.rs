@@ -47,7 +47,7 @@ async fn a_client_that_reads_no_pongs_lags_and_is_not_polled_for_new_events() {
     let subscriber = subscriber(&relay, "one");
     let mut connection = WsConnection::new(socket_of(stream), Bytes::new(), subscriber);
     let mut index = ShardIndex::new(&product.feed.fanout, 0, Waker::noop().clone());
-    index.add(0, connection.parts().subscriber.subscription());
+    index.add(0, connection.parts().connected.subscription());
     let woken = Arc::new(WokenFlag::default());
     let mut scratch = WriteScratch::new(Duration::MAX);
     let mut poll = |connection: &mut WsConnection| {

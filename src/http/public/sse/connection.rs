@@ -56,8 +56,8 @@ impl SseConnection {
     /// was all there is.
     fn fill_batch(&mut self, context: &mut Context<'_>, batch: &mut WriteBatch) -> bool {
         while !batch.is_full() {
-            match self.subscriber.poll_next(context) {
-                Poll::Ready(Some(chunk)) => batch.push(chunk.into_chunk()),
+            match self.subscriber.poll_frame(context) {
+                Poll::Ready(Some(frame)) => batch.push(frame.into_chunk()),
                 Poll::Ready(None) => {
                     self.has_ended = true;
                     batch.push(sse::encode_http1_chunk(b""));
@@ -140,7 +140,7 @@ impl SseConnection {
 impl ShardSubscriber for SseConnection {
     fn parts(&mut self) -> SubscriberParts<'_> {
         SubscriberParts {
-            subscriber: &mut self.subscriber.connected,
+            connected: &mut self.subscriber.connected,
             socket: &mut self.socket,
             flow: &mut self.flow,
         }
@@ -175,7 +175,7 @@ impl ShardSubscriber for SseConnection {
             if is_complete && !self.socket.has_unwritten() && !self.has_ended {
                 self.flow = match self.subscriber.is_caught_up() {
                     true => FlowState::CaughtUp,
-                    false => FlowState::Idle,
+                    false => FlowState::ReadsLog,
                 };
                 return Poll::Pending;
             }
