@@ -9,7 +9,12 @@
 //! entry moves to a later slot. So a busy connection, which moves its deadline with every write,
 //! takes no lock here, and an idle one costs a visit per heartbeat.
 //!
+//! In the relay, `thread.rs` turns the wheel, and `pulse.rs` shows whether a runtime polls its tasks.
+//!
 //! May use: no other module.
+
+mod pulse;
+mod thread;
 
 use std::{
     mem,
@@ -25,6 +30,8 @@ use atomic_waker::AtomicWaker;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+pub(crate) use self::{pulse::RuntimePulse, thread::WheelThread};
 
 /// Timer wheel: slots of entries, and the current tick.
 #[derive(Debug)]
@@ -47,22 +54,39 @@ impl TimerWheel {
         })
     }
 
-    /// Turns the wheel until `stop`.
+    /// Turns the wheel until `stop`, on the runtime of the caller. The relay has a
+    /// [`WheelThread`] for that; this is for simulations, and for tests, whose clock may be paused.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future loses nothing: the next turn catches up.
     pub(crate) async fn run(&self, stop: CancellationToken) {
         let mut interval = tokio::time::interval(TICK);
-        // After a pause the inner loop catches up on the ticks at once; `interval` must not deliver
-        // them as well.
+        // After a pause `turn` catches up on the ticks at once; `interval` must not deliver them
+        // as well.
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         while stop.run_until_cancelled(interval.tick()).await.is_some() {
-            let target = 1 + self.started.elapsed().as_millis() as u64 / TICK.as_millis() as u64;
-            while self.current_tick() < target {
-                // Outside the lock of the slots: a woken task may set its alarm again.
-                self.advance().iter().for_each(|entry| entry.waker.wake());
-            }
+            self.turn();
         }
     }
 
-    /// Returns how long the wheel has not turned, to the tick. Shows whether its runtime is alive.
+    /// Turns the wheel to the current time, and wakes every task whose alarm is due. One task or
+    /// thread turns a wheel.
+    fn turn(&self) {
+        let target = 1 + self.started.elapsed().as_millis() as u64 / TICK.as_millis() as u64;
+        while self.current_tick() < target {
+            // Outside the lock of the slots: a woken task may set its alarm again.
+            self.advance().iter().for_each(|entry| entry.waker.wake());
+        }
+    }
+
+    /// Returns the time until the next turn has something to do.
+    fn time_to_next_tick(&self) -> Duration {
+        let next = TICK.saturating_mul(u32::try_from(self.current_tick()).unwrap_or(u32::MAX));
+        next.saturating_sub(self.started.elapsed())
+    }
+
+    /// Returns how long the wheel has not turned, to the tick. Shows whether its thread is alive.
     pub(crate) fn stalled_for(&self) -> Duration {
         let turned_for =
             TICK.saturating_mul(u32::try_from(self.current_tick() - 1).unwrap_or(u32::MAX));
