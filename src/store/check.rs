@@ -51,7 +51,8 @@ pub(super) fn run(handle: &StoreHandle, was_left_open: bool) {
         // A request of a check between this look and the park is not lost: it makes the park return
         // at once.
         let pause = match () {
-            // Under the lock that `stop` takes: it sees the registration above, or this sees the stop.
+            // Under the lock that `stop` takes: it sees the registration above, or this sees the
+            // stop.
             () if handle.backing().wait_for_stop(Duration::ZERO) => return,
             () if !handle.is_checked() => RECHECK_INTERVAL,
             () if !handle.are_indices_trusted() => {

@@ -9,7 +9,7 @@
 //! entry moves to a later slot. So a busy connection, which moves its deadline with every write,
 //! takes no lock here, and an idle one costs a visit per heartbeat.
 //!
-//! In the relay, `thread.rs` turns the wheel, and `pulse.rs` shows whether a runtime polls its tasks.
+//! In the relay, `thread.rs` turns the wheel, and `pulse.rs` shows whether a runtime is alive.
 //!
 //! May use: no other module.
 

@@ -106,8 +106,8 @@ async fn health_turns_bad_when_the_wheel_has_stood_still_for_half_a_minute() {
     assert_eq!(harness.get("/healthz").await.0, StatusCode::SERVICE_UNAVAILABLE);
 }
 
-/// Checks that `/healthz` fails half a minute after `stall` has ended a part of the relay, while the
-/// wheel and the other parts go on.
+/// Checks that `/healthz` fails half a minute after `stall` has ended a part of the relay, while
+/// the wheel and the other parts go on.
 async fn assert_health_fails_after_a_stall(
     stall: impl AsyncFnOnce(JoinHandle<()>, JoinHandle<()>, [CancellationToken; 2]),
 ) {

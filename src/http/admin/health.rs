@@ -129,8 +129,8 @@ async fn metrics(State(admin): State<Arc<AdminState>>) -> Response {
     }
 }
 
-/// The wheel turns every 100 ms, a shard and the runtime report once a second, so half a minute is no delay by
-/// load: such a runtime does not recover by itself.
+/// The wheel turns every 100 ms, a shard and the runtime report once a second, so half a minute is
+/// no delay by load: such a runtime does not recover by itself.
 const MAX_HEALTHY_STANDSTILL: Duration = Duration::from_secs(30);
 
 /// `status` of a relay that is ready, as `/readyz` names it.

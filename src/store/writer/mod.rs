@@ -167,8 +167,8 @@ impl StoreWriter {
         }
     }
 
-    /// Returns whether rows may become too old, or a tally due, without a wake-up. A store in memory
-    /// has no entries: its dead letters alone have an age.
+    /// Returns whether rows may become too old, or a tally due, without a wake-up. A store in
+    /// memory has no entries: its dead letters alone have an age.
     fn has_ageing_rows(&self) -> bool {
         !self.is_in_memory || self.webhooks.has_dead_letters() || self.webhooks.has_tallies()
     }

@@ -81,7 +81,7 @@ impl WebhookReader {
     /// Continues with another scope, and discards everything read but not returned, which is read
     /// again.
     pub(super) fn resubscribe(&mut self, scope: Scope) {
-        // The new scope is for what comes from now on: an idle worker may not have polled for hours.
+        // The new scope is for entries from now on: an idle worker may not have polled for hours.
         self.advance_over_hidden();
         let position = self.passed_position();
         *self = Self::new(Arc::clone(&self.fanout), Arc::clone(&self.store), scope, position);

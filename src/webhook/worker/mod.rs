@@ -196,7 +196,8 @@ impl Worker {
     fn start_due_work(&mut self) {
         let now = Now::read();
         self.begin_look(now);
-        // Before the rest: `redeliver` relies on expiries being applied before dead letters are accepted.
+        // Before the rest: `redeliver` relies on expiries being applied before dead letters are
+        // accepted.
         self.apply_notice();
         self.send_due(now);
         self.outbox.advance_to(self.reader.passed_position());
