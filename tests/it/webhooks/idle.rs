@@ -16,15 +16,15 @@ use crate::common::{
 const WEBHOOKS: usize = 10;
 
 /// Time in which wake-ups are counted.
-const WINDOW: Duration = Duration::from_secs(2);
+const WINDOW: Duration = Duration::from_secs(1);
 
-/// Windows, of which the one with the smallest difference counts: the workers of a runtime wake
-/// each other more or less often for the same work.
-const WINDOWS: usize = 2;
+/// Windows, of which one has to be quiet: the first may be too early, and on a busy machine threads
+/// wait for the disk and for each other, too.
+const WINDOWS: usize = 6;
 
 /// Wake-ups in [`WINDOW`] beyond those of a relay without webhooks, for what differs between two
-/// processes. Webhooks with a timer of a second would have 20 at least.
-const MAX_DIFFERENCE: i64 = 8;
+/// processes. Ten webhooks with a timer of a second have 10 at least in each window.
+const MAX_DIFFERENCE: i64 = 5;
 
 /// Time between the events of two webhooks: workers with a timer would not share its ticks.
 const STAGGER: Duration = Duration::from_millis(90);
@@ -60,9 +60,17 @@ fn assert_idle_webhooks_cost_nothing(log: &[String; 2]) {
         let after = count();
         [after[0] - before[0], after[1] - before[1]]
     });
-    let [others, of_webhooks] =
-        windows.min_by_key(|[others, of_webhooks]| of_webhooks - others).unwrap();
-    assert!(of_webhooks - others <= MAX_DIFFERENCE, "{of_webhooks} wake-ups, without: {others}");
+    let mut counts = Vec::new(); // wake-ups without webhooks, and with them
+    for window in windows {
+        counts.push(window);
+        if window[1] - window[0] <= MAX_DIFFERENCE {
+            break;
+        }
+    }
+    assert!(
+        counts.last().is_some_and(|[others, with]| with - others <= MAX_DIFFERENCE),
+        "{counts:?}"
+    );
     (0..WEBHOOKS).for_each(|n| links[1].event(event_like(&kind(n), "s1", n)));
     receiver.wait_for_accepted(2 * WEBHOOKS); // they still notice an event
 }
