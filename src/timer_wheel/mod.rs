@@ -109,8 +109,10 @@ impl TimerWheel {
 
     /// Returns the last tick that is `wait` or less from now, for deadlines that must not be late.
     pub(crate) fn tick_within(&self, wait: Duration) -> u64 {
-        let ticks = wait.as_millis() / TICK.as_millis();
-        self.current_tick().saturating_add(u64::try_from(ticks).unwrap_or(u64::MAX))
+        // By the clock, not by the current tick: on a busy machine the wheel's thread may be late,
+        // and the deadline would be early by as much.
+        let end = self.started.elapsed().saturating_add(wait);
+        u64::try_from(end.as_millis() / TICK.as_millis()).unwrap_or(u64::MAX).saturating_add(1)
     }
 
     /// Moves on by one tick, and returns the entries that are due.
@@ -277,8 +279,8 @@ mod tests {
         (Arc::clone(&counter), Waker::from(counter))
     }
 
-    #[test]
-    fn tick_within_rounds_a_deadline_down() {
+    #[tokio::test(start_paused = true)]
+    async fn tick_within_rounds_a_deadline_down_also_while_the_wheel_is_late() {
         let wheel = TimerWheel::new();
         for (wait, ticks) in [(0, 0), (99, 0), (100, 1), (250, 2)] {
             assert_eq!(
@@ -287,6 +289,8 @@ mod tests {
                 "{wait} ms"
             );
         }
+        tokio::time::advance(Duration::from_millis(450)).await;
+        assert_eq!(wheel.tick_within(Duration::from_millis(250)) - wheel.current_tick(), 7);
     }
 
     #[tokio::test(start_paused = true)]
