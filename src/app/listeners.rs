@@ -85,7 +85,8 @@ pub(super) fn serve_public(
 }
 
 /// Serves the admin side on a thread and runtime of its own, so that it answers when the public
-/// side is saturated.
+/// side is saturated. Deadlines do not depend on the public side's runtime either: a thread turns
+/// the wheel.
 ///
 /// # Errors
 ///
@@ -102,7 +103,6 @@ pub(super) fn start_admin(
     let mut listeners = vec![(admin, routes.admin.clone())];
     listeners.extend(probe.map(|probe| (probe, routes.probe.clone())));
     let settings = operator_settings(config, &DescriptorPlan::new(config), wheel);
-    let wheel = Arc::clone(wheel);
     let stop_admin = stop.admin.clone();
     // Cancelled when the thread ends for any reason, a panic included.
     let ended = stop.admin_ended.clone().drop_guard();
@@ -116,8 +116,6 @@ pub(super) fn start_admin(
                 }
             });
         }
-        // A wheel of its own: deadlines here must not depend on the public side's runtime.
-        tasks.spawn(async move { wheel.run(stop_admin).await });
         if let Err(error) = join_all(&mut tasks).await {
             error!(%error, "a part of the admin side did not end well");
         }

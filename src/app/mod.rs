@@ -9,7 +9,7 @@
 //! ```
 //!
 //! May use: `admission`, `config`, `http`, `metrics`, `net`, `outbound`, `rejected`, `shard`,
-//! `shutdown`, `store`, `webhook`.
+//! `shutdown`, `store`, `timer_wheel`, `webhook`.
 
 mod apply_config;
 mod assemble;
@@ -55,6 +55,7 @@ use crate::{
     shard::threads::ShardThreads,
     shutdown::{SignalRequest, Signals},
     store::{Store, StoreError},
+    timer_wheel::WheelThread,
     webhook::Webhooks,
 };
 
@@ -76,6 +77,7 @@ pub(crate) struct App {
     certificate: Option<Arc<ServedCertificate>>,
     store: Store,
     shard_threads: ShardThreads,
+    wheel_thread: WheelThread,
 }
 
 impl App {
@@ -104,7 +106,9 @@ impl App {
         let shard_count = shard_threads.runtimes().count();
         let relay = Arc::new(assemble::relay(&config, logs, &store, shard_count, &metrics));
         let webhooks = Arc::new(assemble::start_webhooks(&config, &relay, &mut store)?);
-        let mut serving = spawn_wheel_and_shards(&relay, &shard_threads, &stop);
+        let wheel_thread = WheelThread::start(Arc::clone(&relay.wheel), stop.wheel_ended.clone())
+            .map_err(AppError::WheelThread)?;
+        let mut serving = spawn_pulse_and_shards(&relay, &shard_threads, &stop);
         let rejected = Arc::new(RejectedFrames::default());
         let client = EventStreamClient::new(config.egress.ca_file.as_deref())?;
         let mut product_tasks = ProductTasks::new(&shard_threads, Arc::clone(&rejected), &stop);
@@ -127,7 +131,7 @@ impl App {
             serving.spawn(Arc::clone(certificate).watch(stop.serving.clone()));
         }
         let BoundListeners { admin: operators, probe, .. } = listeners;
-        let admin_thread = start_admin(&config, operators, probe, &routes, &admin.wheel, &stop)
+        let admin_thread = start_admin(&config, operators, probe, &routes, &relay.wheel, &stop)
             .map_err(AppError::AdminThread)?;
         relay.metrics.record_reload(true);
         info!(
@@ -151,6 +155,7 @@ impl App {
             certificate,
             store,
             shard_threads,
+            wheel_thread,
         })
     }
 
@@ -231,6 +236,7 @@ impl App {
             Some(ended) = self.serving.join_next() => ("a part of the public side", ended.err()),
             cause = self.product_tasks.wait_for_failure() => ("an upstream", cause),
             () = self.stop.admin_ended.cancelled() => ("the admin server", None),
+            () = self.stop.wheel_ended.cancelled() => ("the timer wheel", None),
             () = self.webhooks.worker_failed() => ("a webhook's worker", None),
         };
         AppError::Ended { part, cause }
@@ -257,7 +263,9 @@ impl App {
             // Blocks until the writer has committed the backlog, hence not on the runtime.
             drop(self.store);
             drop(self.shard_threads);
-            self.admin_thread.join()
+            let admin_ended = self.admin_thread.join();
+            drop(self.wheel_thread); // last: deadlines of the admin side's connections need it
+            admin_ended
         })
         .await;
         if !matches!(joined, Ok(Ok(()))) {
@@ -272,15 +280,15 @@ impl App {
     }
 }
 
-/// Spawns the timer wheel, and the shards, each on its own thread.
-fn spawn_wheel_and_shards(
-    relay: &Relay,
+/// Spawns the sign of life of this runtime, and the shards, each on its own thread.
+fn spawn_pulse_and_shards(
+    relay: &Arc<Relay>,
     shard_threads: &ShardThreads,
     stop: &StopTokens,
 ) -> JoinSet<()> {
     let mut serving = JoinSet::new();
-    let (wheel, stop_wheel) = (Arc::clone(&relay.wheel), stop.serving.clone());
-    serving.spawn(async move { wheel.run(stop_wheel).await });
+    let (relay_of_pulse, stop_pulse) = (Arc::clone(relay), stop.serving.clone());
+    serving.spawn(async move { relay_of_pulse.pulse.run(&relay_of_pulse.wheel, stop_pulse).await });
     let runtimes: Vec<Handle> = shard_threads.runtimes().cloned().collect();
     let (shards, wheel, stop) =
         (Arc::clone(&relay.shards), Arc::clone(&relay.wheel), stop.serving.clone());
@@ -312,6 +320,9 @@ pub(crate) enum AppError {
     /// The admin side has no thread or runtime.
     #[error("cannot start the admin server")]
     AdminThread(#[source] io::Error),
+    /// The timer wheel has no thread.
+    #[error("cannot start the thread of the timer wheel")]
+    WheelThread(#[source] io::Error),
     /// A part ended by itself.
     #[error("{part} ended unexpectedly")]
     Ended {

@@ -10,12 +10,14 @@ use tokio_util::sync::CancellationToken;
 pub(super) struct StopTokens {
     /// Ends upstreams and ingest.
     pub(super) ingest: CancellationToken,
-    /// Ends the public listener, the shards, the wheel and the fan-outs.
+    /// Ends the public listener, the shards and the fan-outs.
     pub(super) serving: CancellationToken,
     /// Ends the admin and probe listeners.
     pub(super) admin: CancellationToken,
     /// Cancelled by the admin thread when it ends.
     pub(super) admin_ended: CancellationToken,
+    /// Cancelled by the timer wheel's thread when it ends.
+    pub(super) wheel_ended: CancellationToken,
 }
 
 /// Joins every task of a set whose stop token was cancelled.

@@ -38,7 +38,7 @@ use crate::{
     net::Connection,
     shard::ShardPlacement,
     store::StoreHandle,
-    timer_wheel::TimerWheel,
+    timer_wheel::{RuntimePulse, TimerWheel},
 };
 
 /// State of the public listener under one configuration.
@@ -61,8 +61,10 @@ pub(crate) struct Relay {
     pub(crate) page_quota: PageQuota,
     /// Quota of published bodies in memory.
     pub(crate) body_quota: BodyQuota,
-    /// Timer of all public connections.
+    /// Timer of all connections.
     pub(crate) wheel: Arc<TimerWheel>,
+    /// Sign of life of the public side's runtime.
+    pub(crate) pulse: Arc<RuntimePulse>,
     /// Silence after which a subscriber gets a heartbeat.
     pub(crate) heartbeat_interval: Duration,
     /// Age at about which streams are rotated.

@@ -54,6 +54,7 @@ pub(crate) fn relay<const N: usize>(names: [&str; N]) -> Relay {
         page_quota: PageQuota::default(),
         body_quota: BodyQuota::default(),
         wheel: TimerWheel::new(),
+        pulse: Arc::default(),
         heartbeat_interval: Duration::from_secs(30),
         max_connection_age: None,
         trusted_proxies: Vec::new(),

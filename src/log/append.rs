@@ -1,8 +1,8 @@
 //! Appending to the log: events and gaps, under ids of the log's own or of its upstream.
 //!
 //! Each append takes the log's lock once, gives the next position, encodes the event, evicts what
-//! exceeds the bounds, and wakes fan-out and writer. It never waits for either. The event is encoded
-//! under the lock, because its frame begins with the id.
+//! exceeds the bounds, and wakes fan-out and writer. It never waits for either. The event is
+//! encoded under the lock, because its frame begins with the id.
 //!
 //! May use: `event`.
 

@@ -15,7 +15,9 @@ use std::{io::IoSlice, sync::Arc};
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::{DeliveryOutcome, FlowState, MetricsBuffers, QueuedEvents, SubscriberParts};
+use super::{
+    DeliveryOutcome, FlowState, QueuedEvents, SubscriberParts, metrics_buffers::MetricsBuffers,
+};
 use crate::{
     event::Event,
     metrics::Transport,

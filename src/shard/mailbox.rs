@@ -11,7 +11,8 @@
 //! ```
 //!
 //! The lists need no bound of their own. A subscriber is in `woken` once at most (and a removed
-//! one once more), a group in `groups_with_events` once per batch, and admission limits the subscribers.
+//! one once more), a group in `groups_with_events` once per batch, and admission limits the
+//! subscribers.
 //!
 //! May use: `net`.
 
@@ -132,7 +133,7 @@ impl ShardMailbox {
 }
 
 impl MailboxContents {
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.pending.is_empty() && self.woken.is_empty() && self.groups_with_events.is_empty()
     }
 }

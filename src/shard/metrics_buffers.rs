@@ -15,7 +15,7 @@ use crate::{
 
 /// Delivery metrics of one product group for each transport, not yet flushed.
 #[derive(Debug)]
-pub(crate) struct MetricsBuffers {
+pub(super) struct MetricsBuffers {
     sse: MetricsBuffer,
     ws: MetricsBuffer,
 }
@@ -43,7 +43,7 @@ impl MetricsBuffers {
 
 /// Delivery metrics of one transport; flushed when dropped.
 #[derive(Debug)]
-pub(crate) struct MetricsBuffer {
+pub(super) struct MetricsBuffer {
     delivered_count: u64,
     lag: LocalHistogram,
     delivered: IntCounter,
@@ -55,7 +55,7 @@ impl MetricsBuffer {
     }
 
     /// Records the delivery of a live event at `now`.
-    pub(crate) fn record_delivery(&mut self, event: &Event, now: Instant) {
+    pub(super) fn record_delivery(&mut self, event: &Event, now: Instant) {
         self.delivered_count += 1;
         if let Some(received) = event.received() {
             self.lag.observe(now.saturating_duration_since(received).as_secs_f64());

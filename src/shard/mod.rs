@@ -35,9 +35,9 @@ use bytes::Bytes;
 
 #[cfg(any(test, feature = "micro"))]
 pub(crate) use self::index::ShardIndex;
+pub(crate) use self::placement::ShardPlacement;
 #[cfg(test)]
 pub(crate) use self::{mailbox::PendingSubscriber, scheduler::testing::SteppedScheduler};
-pub(crate) use self::{metrics_buffers::MetricsBuffers, placement::ShardPlacement};
 use crate::{
     event::{Event, Scope},
     subscriber::{ConnectedSubscriber, SubscriberSocket, WriteScratch},
@@ -89,17 +89,17 @@ pub(crate) enum FlowState {
 
 /// Events of one batch, from the first one that concerns the subscriber on.
 #[derive(Debug)]
-pub(crate) struct QueuedEvents<'a> {
+struct QueuedEvents<'a> {
     /// Events in the order of their positions.
-    pub(crate) events: &'a [Arc<Event>],
+    events: &'a [Arc<Event>],
     /// WebSocket message of each event, filled in by the first subscriber that needs it. The other
     /// subscribers of the shard borrow the message and so touch no reference count.
-    pub(crate) messages: &'a mut [Option<Bytes>],
+    messages: &'a mut [Option<Bytes>],
 }
 
 impl QueuedEvents<'_> {
     /// Returns the position of the first event, or 0 if there is none.
-    pub(crate) fn first_position(&self) -> u64 {
+    fn first_position(&self) -> u64 {
         self.events.first().map_or(0, |event| event.position())
     }
 }

@@ -38,18 +38,29 @@ pub(super) fn run(handle: &StoreHandle, was_left_open: bool) {
         handle.backing().set_checking(false);
     }
     let mut last_checked = Instant::now();
+    handle.register_check();
     loop {
         let generation = handle.generation();
         // Again from time to time where rows are gone: retention removes the place in the end.
         let is_due = !handle.is_checked()
-            || (!handle.are_indices_trusted() && last_checked.elapsed() > UNTRUSTED_INTERVAL);
+            || (!handle.are_indices_trusted() && last_checked.elapsed() >= UNTRUSTED_INTERVAL);
         if is_due && handle.displaced_files().is_none() {
             check_rows(handle, generation);
             last_checked = Instant::now();
         }
-        if handle.backing().wait_for_stop(RECHECK_INTERVAL) {
-            return;
-        }
+        // A request of a check between this look and the park is not lost: it makes the park return
+        // at once.
+        let pause = match () {
+            // Under the lock that `stop` takes: it sees the registration above, or this sees the
+            // stop.
+            () if handle.backing().wait_for_stop(Duration::ZERO) => return,
+            () if !handle.is_checked() => RECHECK_INTERVAL,
+            () if !handle.are_indices_trusted() => {
+                UNTRUSTED_INTERVAL.saturating_sub(last_checked.elapsed())
+            }
+            () => MAX_PAUSE,
+        };
+        thread::park_timeout(pause);
     }
 }
 
@@ -152,8 +163,11 @@ const STOP_POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// disk more.
 const CHECK_PAUSE: Duration = Duration::from_millis(5);
 
-/// Interval at which the thread looks whether a file is to be checked.
+/// Pause before a check is tried again, where the file could not be read, or is another one by now.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Longest pause where nothing is to be checked: every wait has a bound.
+const MAX_PAUSE: Duration = Duration::from_secs(3600);
 
 /// Interval between checks of a file whose indices are not used because rows are gone: each check
 /// reads the whole file.

@@ -13,9 +13,10 @@
 use std::{
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
+    thread::{self, Thread},
     time::Duration,
 };
 
@@ -44,6 +45,8 @@ pub(crate) struct StoreHandle {
     is_checked: AtomicBool,
     /// Whether every row has been found in the indices, and none is missing.
     are_indices_trusted: AtomicBool,
+    /// The thread that checks the file; unset before it waits, and for a store in memory.
+    check: OnceLock<Thread>,
     /// Limit on the error line that says a read has failed.
     read_failures: Mutex<LogRateLimit>,
     /// Files that the writer has open, or had open last; `None` if they were set aside.
@@ -68,6 +71,7 @@ impl StoreHandle {
             repair_report: AtomicU64::new(0),
             is_checked: AtomicBool::new(true),
             are_indices_trusted: AtomicBool::new(true),
+            check: OnceLock::new(),
             read_failures: Mutex::new(LogRateLimit::new()),
             files: Mutex::new(None),
             is_unsynced: AtomicBool::new(false),
@@ -126,6 +130,7 @@ impl StoreHandle {
         }
         self.repair_report.fetch_max(generation + 1, SeqCst);
         self.backing.wake_writer(); // after the report, as in `report_damage`
+        self.wake_check(); // it looks again after a while if the repair does not come
     }
 
     /// Returns whether indices or counters of the current file were reported as damaged since the
@@ -138,6 +143,20 @@ impl StoreHandle {
     pub(crate) fn begin_check(&self) {
         self.are_indices_trusted.store(false, SeqCst);
         self.is_checked.store(false, SeqCst);
+        self.wake_check();
+    }
+
+    /// Makes the calling thread the one that checks the file. It parks while nothing is to be
+    /// checked, and is unparked when that changes and when the store stops.
+    pub(super) fn register_check(&self) {
+        let _ = self.check.set(thread::current());
+    }
+
+    /// Wakes the thread that checks the file. The caller has changed what it looks at before.
+    fn wake_check(&self) {
+        if let Some(check) = self.check.get() {
+            check.unpark();
+        }
     }
 
     /// Records which files the writer has open; `None` when they were set aside or are gone.
@@ -233,6 +252,7 @@ impl StoreHandle {
     /// Tells every thread of the store to end.
     pub(crate) fn stop(&self) {
         self.backing.stop();
+        self.wake_check();
     }
 
     /// Returns whether the store's threads are to end.

@@ -4,14 +4,16 @@
 //! heartbeat   nothing was sent for `server.heartbeat_interval`        a heartbeat
 //! age         the connection is as old as `server.max_connection_age` rotated
 //! expiry      the relay's own end of the token's use                  expired
-//! end         a disconnect's grace, or the token's end, is over       cut off, sent or not
+//! end         a disconnect's grace, or the token's end, is over       cut off while blocked
 //! write       the socket has taken nothing for `server.write_timeout` cut off as stalled
 //! ```
 //!
 //! The first four are here. The last one exists only while a socket is full, and stands with the
-//! bytes that it has not taken: in [`SubscriberSocket`](super::SubscriberSocket), or below hyper in
-//! `net`. The drain window belongs to `admission`, which marks one subscriber after the other; from
-//! its mark on, `end` counts.
+//! bytes that the socket has not taken: in [`SubscriberSocket`](super::SubscriberSocket), or below
+//! hyper in `net`. `end` is set by a reason that does not wait for the log (kicked, revoked,
+//! removed, over WebSocket also expired), and by a closing handshake. The drain window belongs to
+//! `admission`, which marks one subscriber after the other: a marked subscriber gets the log first,
+//! and has only the write deadline while its socket is full.
 //!
 //! May use: `timer_wheel`.
 
@@ -135,7 +137,8 @@ impl SubscriberDeadlines {
     /// Has `waker` woken at the expiry, at the end, and at `write`, the deadline of a full socket.
     pub(super) fn wake_while_blocked(&self, write: Deadline, waker: &Waker) {
         let expiry = self.expiry.as_ref().map(|expiry| expiry.wake_at);
-        // One that is over has moved the end already, and would wake the task at every tick.
+        // An expiry that is over has nothing more to do here: the end counts from then on. It would
+        // wake the task at every tick.
         let expiry = expiry.filter(|at| !at.is_over(self.wheel())).unwrap_or(Deadline::NEVER);
         self.alarm.set(write.min(self.end).min(expiry), waker);
     }

@@ -54,13 +54,15 @@ pub(crate) struct ConnectedSubscriber {
     disconnect_after: Option<u64>,
 }
 
-/// Fault that ends a subscriber, and takes precedence over a disconnect reason.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+/// Fault that ends a subscriber. The earlier variant takes precedence.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum SubscriberFault {
     /// The client accepted nothing for `write_timeout`.
     Stalled,
-    /// The subscriber's work has panicked, or the client has violated its protocol.
+    /// The subscriber's work has panicked.
     Error,
+    /// The client has violated its protocol. A disconnect reason takes precedence over this one.
+    Violation,
 }
 
 impl ConnectedSubscriber {
@@ -120,10 +122,11 @@ impl ConnectedSubscriber {
     /// Returns the disconnect reason, if there is one, and fixes the last position to deliver: the
     /// log's newest entry at that moment, because entries in memory are lost with the process.
     pub(crate) fn check_disconnect(&mut self) -> Option<DisconnectReason> {
-        if self.deadlines.has_token_expired() {
+        // Not again with a reason that is known: each mark wakes the subscriber.
+        let known = self.permit.disconnect_reason();
+        if self.deadlines.has_token_expired() && !known.is_some_and(DisconnectReason::is_urgent) {
             self.permit.disconnect(DisconnectReason::Expired);
-        }
-        if self.deadlines.is_age_reached() {
+        } else if self.deadlines.is_age_reached() && known.is_none() {
             self.permit.disconnect(DisconnectReason::Rotated);
         }
         let reason = self.permit.disconnect_reason()?;
@@ -181,10 +184,9 @@ impl ConnectedSubscriber {
     ) -> bool {
         // Before the reason is read: a disconnect after that read wakes the task.
         self.subscription.register_waker(context);
-        if let Some(grace) = self.check_disconnect().and_then(grace) {
+        if let Some(grace) = self.permit.disconnect_reason().and_then(grace) {
             self.deadlines.end_within(grace);
         }
-        self.record_backlog();
         self.deadlines.wake_while_blocked(write, context.waker());
         self.deadlines.is_end_reached()
     }
@@ -194,16 +196,9 @@ impl ConnectedSubscriber {
         self.permit.record_position(self.subscription.returned_through());
     }
 
-    /// Records a fault. The first one counts.
+    /// Records a fault.
     pub(crate) fn record_fault(&mut self, fault: SubscriberFault) {
-        self.fault.get_or_insert(fault);
-    }
-
-    /// Records a violation of the client's protocol, unless it has been told to go already.
-    pub(crate) fn record_violation(&mut self) {
-        if self.permit.disconnect_reason().is_none() {
-            self.record_fault(SubscriberFault::Error);
-        }
+        self.fault = Some(self.fault.map_or(fault, |known| known.min(fault)));
     }
 
     /// Records a stalled client if a write deadline has ended the connection: the relay's own, or
@@ -271,7 +266,8 @@ impl Drop for ConnectedSubscriber {
         let reason = match (self.fault, self.permit.disconnect_reason()) {
             (Some(SubscriberFault::Stalled), _) => "stalled",
             (Some(SubscriberFault::Error), _) => "error",
-            (None, Some(reason)) => reason.as_str(),
+            (_, Some(reason)) => reason.as_str(),
+            (Some(SubscriberFault::Violation), None) => "error",
             (None, None) => "client",
         };
         if !self.is_operator_tail {

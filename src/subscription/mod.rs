@@ -323,6 +323,18 @@ impl Subscription {
         }
     }
 
+    /// Moves the cursor of a subscription that is caught up over entries that its scope hides. A
+    /// poll does so too; this is for a caller that has not polled since they were dispatched.
+    pub(crate) fn advance_over_hidden(&mut self) {
+        if !self.is_indexed || !self.is_caught_up() {
+            return;
+        }
+        // In this order, and for the same reason, as in `poll_pending`; `pending` stays.
+        let position = self.fanout.dispatched_through();
+        let hidden_through = self.signal.pending_position().map_or(position, |first| first - 1);
+        self.cursor = self.cursor.max(hidden_through);
+    }
+
     fn return_event(&mut self, event: Arc<Event>) -> SubscriptionItem {
         self.last_delivered = Some((event.position(), event.id()));
         let received = event.received().filter(|_| event.position() > self.live_after);

@@ -8,6 +8,7 @@
 use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::{Now, WebhookSource, outbox::EndpointStatus};
 use crate::{
@@ -112,6 +113,14 @@ impl Definition {
         Some(Self { disabled, throttled_until, previous_secret: previous, ..self.clone() })
     }
 
+    /// Returns when to look again at a definition that ends by time alone, for a webhook to which
+    /// nothing else happens.
+    pub(super) fn due(&self, now: Now) -> Option<Instant> {
+        let previous = self.previous_secret.as_ref()?;
+        let remaining = Duration::from_millis(previous.until.saturating_sub(now.earliest_ms));
+        Some(now.instant + remaining.min(SECRET_CHECK_INTERVAL))
+    }
+
     /// Serialises the definition in the form that [`RestoredDefinition::from_stored`] parses.
     pub(super) fn to_stored(&self) -> String {
         let stored = StoredDefinition {
@@ -181,6 +190,9 @@ struct StoredSecret {
 
 /// Overlap of two secrets: 24 h cover a receiver's deploy and the night before it.
 const SECRET_ROTATION_OVERLAP: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Longest time between two looks at the end of the overlap: the wall clock may be set meanwhile.
+const SECRET_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Shortest throttle that is stored: a restart would outlast a shorter one, so it is not worth a
 /// write.

@@ -23,6 +23,7 @@ mod cli;
 mod delivery;
 mod hostile;
 mod http2;
+mod idle;
 mod pages;
 mod reload;
 mod requests;

@@ -67,6 +67,11 @@ impl AdminHarness {
         tokio::spawn(async move { wheel.run(stop).await })
     }
 
+    fn run_pulse(&self, stop: &CancellationToken) -> JoinHandle<()> {
+        let (relay, stop) = (Arc::clone(&self.relay), stop.clone());
+        tokio::spawn(async move { relay.pulse.run(&relay.wheel, stop).await })
+    }
+
     fn run_shard(&self, stop: &CancellationToken) -> JoinHandle<()> {
         let (relay, stop) = (Arc::clone(&self.relay), stop.clone());
         tokio::spawn(async move {
@@ -84,36 +89,60 @@ impl AdminHarness {
 }
 
 #[tokio::test(start_paused = true)]
-async fn health_turns_bad_when_the_main_loop_has_stood_still_for_half_a_minute() {
+async fn health_turns_bad_when_the_wheel_has_stood_still_for_half_a_minute() {
     let mut harness = AdminHarness::new();
     let stop = CancellationToken::new();
     let (wheel, shard) = (harness.turn_wheel(&stop), harness.run_shard(&stop));
+    let pulse = harness.run_pulse(&stop);
     tokio::time::sleep(Duration::from_secs(300)).await;
     assert_eq!(harness.get("/healthz").await.0, StatusCode::OK);
     stop.cancel();
     wheel.await.unwrap();
     shard.await.unwrap();
+    pulse.await.unwrap();
     tokio::time::advance(Duration::from_secs(29)).await;
     assert_eq!(harness.get("/healthz").await.0, StatusCode::OK);
     tokio::time::advance(Duration::from_secs(2)).await;
     assert_eq!(harness.get("/healthz").await.0, StatusCode::SERVICE_UNAVAILABLE);
 }
 
-#[tokio::test(start_paused = true)]
-async fn health_fails_when_a_shard_stalls_for_half_a_minute_while_the_main_loop_runs() {
+/// Checks that `/healthz` fails half a minute after `stall` has ended a part of the relay, while
+/// the wheel and the other parts go on.
+async fn assert_health_fails_after_a_stall(
+    stall: impl AsyncFnOnce(JoinHandle<()>, JoinHandle<()>, [CancellationToken; 2]),
+) {
     let mut harness = AdminHarness::new();
-    let (stop, stop_shard) = (CancellationToken::new(), CancellationToken::new());
-    let (wheel, shard) = (harness.turn_wheel(&stop), harness.run_shard(&stop_shard));
+    let (stop, stop_shard, stop_pulse) =
+        (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+    let wheel = harness.turn_wheel(&stop);
+    let (shard, pulse) = (harness.run_shard(&stop_shard), harness.run_pulse(&stop_pulse));
     tokio::time::sleep(Duration::from_secs(300)).await;
     assert_eq!(harness.get("/healthz").await.0, StatusCode::OK);
-    stop_shard.cancel();
-    shard.await.unwrap();
+    stall(shard, pulse, [stop_shard, stop_pulse]).await;
     tokio::time::sleep(Duration::from_secs(28)).await;
     assert_eq!(harness.get("/healthz").await.0, StatusCode::OK);
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(harness.get("/healthz").await.0, StatusCode::SERVICE_UNAVAILABLE);
     stop.cancel();
     wheel.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn health_fails_when_a_shard_stalls_for_half_a_minute_while_the_main_loop_runs() {
+    assert_health_fails_after_a_stall(async |shard, _pulse, [stop_shard, _]| {
+        stop_shard.cancel();
+        shard.await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn health_fails_when_the_runtime_polls_nothing_for_half_a_minute_while_the_wheel_turns() {
+    assert_health_fails_after_a_stall(async |_shard, pulse, [_, stop_pulse]| {
+        stop_pulse.cancel();
+        pulse.await.unwrap();
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]

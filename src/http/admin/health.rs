@@ -34,16 +34,20 @@ pub(super) fn probes() -> Router<Arc<AdminState>> {
     ])
 }
 
-/// Answers 200 while the timer wheel of the public runtime and every shard turn, and 503 otherwise.
+/// Answers 200 while the timer wheel, the public runtime and every shard turn, and 503 otherwise.
 /// Neither a disk nor an upstream counts: a restart would help neither.
 async fn healthz(State(admin): State<Arc<AdminState>>) -> Response {
-    let wheel = &admin.relay.wheel;
-    let standstill = wheel.stalled_for().max(admin.relay.shards.longest_stall(wheel));
+    let Relay { wheel, pulse, shards, .. } = &*admin.relay;
+    // The other two are counted in ticks, so they say nothing once the wheel stands still.
+    let standstill =
+        wheel.stalled_for().max(pulse.stalled_for(wheel)).max(shards.longest_stall(wheel));
     if standstill < MAX_HEALTHY_STANDSTILL {
         return Json(serde_json::json!({ "status": "ok" })).into_response();
     }
-    let detail =
-        format!("the timer wheel, or a shard, has not turned for {}", format_to_millis(standstill));
+    let detail = format!(
+        "the timer wheel, the runtime or a shard has not turned for {}",
+        format_to_millis(standstill)
+    );
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).into_response()
 }
 
@@ -125,8 +129,8 @@ async fn metrics(State(admin): State<Arc<AdminState>>) -> Response {
     }
 }
 
-/// The wheel turns every 100 ms and a shard reports once a second, so half a minute is no delay by
-/// load: such a runtime does not recover by itself.
+/// The wheel turns every 100 ms, a shard and the runtime report once a second, so half a minute is
+/// no delay by load: such a runtime does not recover by itself.
 const MAX_HEALTHY_STANDSTILL: Duration = Duration::from_secs(30);
 
 /// `status` of a relay that is ready, as `/readyz` names it.

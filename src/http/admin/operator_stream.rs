@@ -57,7 +57,7 @@ pub(in crate::http) async fn tail(
     }
     let source = SubscriptionSource {
         subscribers: &admin.operator_tails,
-        wheel: &admin.wheel,
+        wheel: &admin.relay.wheel,
         key: ADMIN_KEY_NAME.into(),
         holder: CredentialHolder::Key(ADMIN_KEY_NAME.into()),
         proof: admin.key.proof(),

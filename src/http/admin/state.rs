@@ -1,7 +1,6 @@
 //! State that the admin routes share, and the texts of times in their answers.
 //!
-//! May use: `admission`, `auth`, `config`, `event`, `rejected`, `timer_wheel`, `upstream`,
-//! `webhook`.
+//! May use: `admission`, `auth`, `config`, `event`, `rejected`, `upstream`, `webhook`.
 
 use std::{
     collections::BTreeSet,
@@ -19,7 +18,6 @@ use crate::{
     event::ProductId,
     http::{Relay, problem::Problem},
     rejected::RejectedFrames,
-    timer_wheel::TimerWheel,
     upstream::status::UpstreamStatus,
     webhook::{WebhookError, WebhookSummary, Webhooks},
 };
@@ -36,9 +34,6 @@ pub(crate) struct AdminState {
     pub(crate) key: ListenerKey,
     /// Admission of operator tails, apart from the subscribers.
     pub(crate) operator_tails: Arc<Subscribers>,
-    /// Timer of the admin side's connections. Not the public one: each runtime turns its own wheel,
-    /// so that operator streams continue while the public side is saturated.
-    pub(crate) wheel: Arc<TimerWheel>,
     /// Registry of the webhooks.
     pub(crate) webhooks: Arc<Webhooks>,
     /// Latest upstream frames that were rejected.

@@ -4,7 +4,7 @@
 
 use std::{
     sync::Arc,
-    task::{Context, Waker},
+    task::{Context, Wake, Waker},
     time::Duration,
 };
 
@@ -54,6 +54,16 @@ impl SteppedScheduler {
     /// Runs one whole turn.
     pub(crate) fn run_turn(&mut self) {
         self.0.run_turn(&Context::from_waker(Waker::noop()));
+    }
+
+    /// Wakes every subscriber, as a deadline or a socket would.
+    pub(crate) fn wake_all(&mut self) {
+        self.0.slots.iter().for_each(|(_, slot)| slot.waker.wake_by_ref());
+    }
+
+    /// Returns whether no subscriber has asked for another turn.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.0.run_queue.is_empty() && self.0.mailbox.inbox().is_empty()
     }
 
     /// Returns the key of the first product group, and of the first subscriber still waiting there.

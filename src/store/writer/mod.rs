@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! parked ── work ──► gather ──► commit ──► commands ──► retention ──► parked      syncing: see `syncer`
+//! parked: until a caller has work; up to 1 s while age alone may make rows due for retention
 //! gather: 6 ms; where webhooks wait for commits, the rest of 2 ms since the last round, so that a
 //!         single event waits for nothing
 //! a failed write: the file is closed and opened anew a second later, see `recovery`; meanwhile events
@@ -127,13 +128,9 @@ impl StoreWriter {
     pub(super) fn run(mut self) -> Self {
         self.handle.register_writer();
         while !self.handle.is_stopping() {
-            let is_open = matches!(self.state, WriterState::Open(_));
-            let has_work = || {
-                self.has_pending_work()
-                    || (is_open && self.logs.iter().any(|log| log.backlog() > 0))
-            };
-            self.handle.park_until_work(self.max_park(), has_work);
-            if !self.handle.is_stopping() {
+            self.handle.park_until_work(self.max_park(), || self.has_work());
+            // A round for retention alone has nothing that could gather.
+            if self.has_work() && !self.handle.is_stopping() {
                 thread::sleep(self.group_commit_delay());
             }
             self.run_round();
@@ -165,8 +162,15 @@ impl StoreWriter {
             WriterState::Open(_) if self.may_retire => RETENTION_INTERVAL
                 .saturating_sub(self.last_retired.elapsed())
                 .max(GROUP_COMMIT_DELAY),
-            WriterState::Open(_) => MAX_PARK,
+            WriterState::Open(_) if self.has_ageing_rows() => MAX_PARK,
+            WriterState::Open(_) => MAX_IDLE_PARK,
         }
+    }
+
+    /// Returns whether rows may become too old, or a tally due, without a wake-up. A store in
+    /// memory has no entries: its dead letters alone have an age.
+    fn has_ageing_rows(&self) -> bool {
+        !self.is_in_memory || self.webhooks.has_dead_letters() || self.webhooks.has_tallies()
     }
 
     /// Commits what was appended during the last write, as long as the backlog becomes smaller. A
@@ -181,6 +185,12 @@ impl StoreWriter {
             }
             previous = backlog;
         }
+    }
+
+    /// Returns whether there is something to write or to execute.
+    fn has_work(&self) -> bool {
+        let is_open = matches!(self.state, WriterState::Open(_));
+        self.has_pending_work() || (is_open && self.logs.iter().any(|log| log.backlog() > 0))
     }
 
     /// Returns whether there is something to do beside the logs' backlog.
@@ -342,8 +352,12 @@ const GROUP_COMMIT_DELAY: Duration = Duration::from_millis(6);
 /// a second at most.
 const WEBHOOK_GROUP_COMMIT_DELAY: Duration = Duration::from_millis(2);
 
-/// Longest time that the writer parks: entries may become too old without a wake-up.
+/// Longest time that the writer parks while rows may become too old without a wake-up.
 const MAX_PARK: Duration = Duration::from_secs(1);
+
+/// Longest time that the writer parks while no row ages. Its rounds also read the wall clock: steps
+/// of a time server that come between two readings add up, and would look like a jump.
+const MAX_IDLE_PARK: Duration = Duration::from_secs(60);
 
 /// Interval between two rounds of retention.
 const RETENTION_INTERVAL: Duration = Duration::from_millis(100);

@@ -27,6 +27,11 @@ impl Outbox {
         self.journal.has_changes(self.cursor).then(|| self.take_batch())
     }
 
+    /// Returns whether there is any change, also one that is not urgent, and no batch is in flight.
+    pub(in crate::webhook) fn has_changes(&self) -> bool {
+        self.journal.has_changes(self.cursor)
+    }
+
     fn take_batch(&mut self) -> WebhookChanges {
         let (items, now) = (&self.items, self.clock);
         self.journal.take_batch(self.cursor, |position| {

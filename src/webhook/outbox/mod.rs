@@ -198,6 +198,11 @@ impl Outbox {
         self.breaker.status(self.clock.instant)
     }
 
+    /// Returns whether every delivery is settled, redeliveries too.
+    pub(super) fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
     /// Returns the number of owed deliveries, without redeliveries, and the creation time of the
     /// oldest in Unix milliseconds.
     pub(super) fn owed(&self) -> (u64, Option<u64>) {

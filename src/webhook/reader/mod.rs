@@ -82,8 +82,15 @@ impl WebhookReader {
     /// Continues with another scope, and discards everything read but not returned, which is read
     /// again.
     pub(super) fn resubscribe(&mut self, scope: Scope) {
+        // The new scope is for entries from now on: an idle worker may not have polled for hours.
+        self.advance_over_hidden();
         let position = self.passed_position();
         *self = Self::new(Arc::clone(&self.fanout), Arc::clone(&self.store), scope, position);
+    }
+
+    /// Takes notice of entries outside the scope that have come since the last poll.
+    pub(super) fn advance_over_hidden(&mut self) {
+        self.subscription.advance_over_hidden();
     }
 
     /// Returns the position up to which everything is committed and was returned or is outside the
@@ -99,6 +106,13 @@ impl WebhookReader {
     /// Returns the position up to which the log is committed.
     pub(super) fn committed_position(&self) -> u64 {
         *self.persisted.borrow()
+    }
+
+    /// Returns a watch on the committed position, see [`Log::watch_persisted`].
+    ///
+    /// [`Log::watch_persisted`]: crate::log::Log::watch_persisted
+    pub(super) fn watch_commits(&self) -> watch::Receiver<u64> {
+        self.fanout.log().watch_persisted()
     }
 
     /// Returns the number of entries after the passed position.

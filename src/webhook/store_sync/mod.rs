@@ -157,6 +157,16 @@ impl StoreSync {
         self.journal.is_some()
     }
 
+    /// Returns whether no request is in flight, and nothing waits for one.
+    pub(super) fn is_idle(&self, outbox: &Outbox) -> bool {
+        let has_request =
+            self.registering.is_some() || self.journal.is_some() || self.dead_letters.is_some();
+        !has_request
+            && !self.needs_registration
+            && self.received_dead_letters.is_none()
+            && !outbox.has_changes()
+    }
+
     fn registration(&self) -> WebhookRegistration {
         WebhookRegistration {
             id: Arc::clone(&self.id),
@@ -206,7 +216,11 @@ impl StoreSync {
         let registration_due =
             (self.needs_registration && self.registering.is_none()).then_some(self.register_at);
         let journal_due = Some(self.journal_at).filter(|at| *at > now);
-        [dead_letters_due.filter(|at| *at > now), registration_due, journal_due]
+        let can_write = self.is_registered && self.journal.is_none();
+        // Not before `journal_at`, so that a journal that cannot be written yet is no busy loop.
+        let changes_due = (can_write && outbox.has_changes())
+            .then_some(self.full_journal_at.max(self.journal_at));
+        [dead_letters_due.filter(|at| *at > now), registration_due, journal_due, changes_due]
             .into_iter()
             .flatten()
             .min()

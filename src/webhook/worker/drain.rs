@@ -29,6 +29,8 @@ impl Worker {
                 "attempts are cut off: their outcome is unknown"
             );
         }
+        self.begin_look(Now::read());
+        self.outbox.advance_to(self.reader.passed_position());
         // Before the flush: a state that the last attempts caused (disabled, throttled) becomes
         // part of the definition, and the flush writes it.
         self.publish_status(Now::read());
@@ -50,6 +52,7 @@ impl Worker {
             self.outbox.enable(); // retries are due at once: each gets its last attempt
         }
         loop {
+            self.begin_look(Now::read());
             if may_send {
                 self.send_due(Now::read());
             }

@@ -12,13 +12,16 @@
 
 mod commands;
 mod drain;
+#[cfg(test)]
+mod tests;
+mod wake;
 
 use std::{future::pending, panic, sync::Arc, time::Duration};
 
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     task::{JoinError, JoinSet},
-    time::{self, Instant},
+    time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::error;
@@ -89,6 +92,10 @@ pub(super) struct Worker {
     /// The last notice taken from `notices`. Its counts are those of the store at that time.
     notice: WebhookNotice,
     store_sync: StoreSync,
+    /// Changes with each commit of the log.
+    commits: watch::Receiver<u64>,
+    /// Time of the look at the commits since the last one, if there was any.
+    commits_due_at: Option<Instant>,
     is_draining: bool,
 }
 
@@ -136,14 +143,16 @@ impl Worker {
             outbox.throttle(until);
         }
         let notices = Arc::new(WebhookNotices::default());
-        let scope = definition.webhook.scope();
+        let reader = WebhookReader::new(
+            Arc::clone(&init.fanout),
+            Arc::clone(&context.store),
+            definition.webhook.scope(),
+            init.position,
+        );
         Self {
-            reader: WebhookReader::new(
-                Arc::clone(&init.fanout),
-                Arc::clone(&context.store),
-                scope,
-                init.position,
-            ),
+            commits: reader.watch_commits(),
+            commits_due_at: None,
+            reader,
             reloader: EventReloader::new(init.fanout),
             reload_at: now.instant,
             sender: Arc::new(context.build_sender(&definition)),
@@ -186,7 +195,9 @@ impl Worker {
     /// Applies the pending notice, starts everything that is due, and publishes the status.
     fn start_due_work(&mut self) {
         let now = Now::read();
-        // First: `redeliver` relies on expiries being applied before dead letters are accepted.
+        self.begin_look(now);
+        // Before the rest: `redeliver` relies on expiries being applied before dead letters are
+        // accepted.
         self.apply_notice();
         self.send_due(now);
         self.outbox.advance_to(self.reader.passed_position());
@@ -257,20 +268,12 @@ impl Worker {
                 self.handle_reloaded(reloaded);
             }
             read = self.reader.next(), if self.outbox.has_capacity() => self.handle_read(read),
-            () = time::sleep_until(wake_at) => {}
+            // Where one look at commits is due already, it is for all of them.
+            Ok(()) = self.commits.changed(), if self.commits_due_at.is_none() => {
+                self.notice_commit();
+            }
+            () = wake::sleep_until(wake_at) => {}
         }
-    }
-
-    /// Returns the time of the next look without an event.
-    fn wake_at(&self) -> Instant {
-        let now = Instant::now();
-        let reload_at = Some(self.reload_at).filter(|at| *at > now);
-        let due = self.outbox.next_due_at().filter(|_| self.may_send());
-        let soonest = [due, reload_at, self.store_sync.due(&self.outbox, &self.notice)]
-            .into_iter()
-            .flatten()
-            .min();
-        soonest.unwrap_or(now + WORKER_POLL_INTERVAL).min(now + WORKER_POLL_INTERVAL)
     }
 
     /// Hands an outcome to the outbox, as one of the current or of a former endpoint.
@@ -363,9 +366,6 @@ async fn reload_requested(reloader: &mut EventReloader, requested: Option<u64>) 
         None => pending().await,
     }
 }
-
-/// Longest wait without a look: ages and metrics change although nothing happens.
-const WORKER_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Pause after the store could not read an event.
 const RELOAD_RETRY_DELAY: Duration = Duration::from_secs(1);

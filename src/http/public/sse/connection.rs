@@ -28,8 +28,9 @@ use crate::{
 /// An SSE subscriber and its socket.
 #[derive(Debug)]
 pub(crate) struct SseConnection {
-    subscriber: SseSubscriber,
+    /// First: closed before the permit is returned, so that a drain waits for it.
     socket: SubscriberSocket,
+    subscriber: SseSubscriber,
     flow: FlowState,
     /// Bytes of the client that have been discarded.
     ignored_bytes: usize,
@@ -90,6 +91,7 @@ impl SseConnection {
                     (reason == DisconnectReason::Kicked || reason.is_immediate())
                         .then_some(FINAL_WRITE_GRACE)
                 };
+                connected.record_backlog();
                 match connected.must_end_while_blocked(self.socket.write_due(), grace, context) {
                     true => Poll::Ready(false),
                     false => Poll::Pending,

@@ -23,8 +23,8 @@ use crate::{
 pub(super) struct EventBody {
     first: Option<Bytes>,
     subscriber: SseSubscriber,
-    /// Ends a stream whose body hyper does not poll. After the subscriber, whose permit may
-    /// schedule the close until it is dropped.
+    /// Ends a stream whose body hyper does not poll. The field stands after `subscriber`, because
+    /// the subscriber's permit may schedule the close until it is dropped.
     _forced_close: ForcedCloseGuard,
     connection: Connection,
     stream_state: Option<Arc<Http2StreamState>>,

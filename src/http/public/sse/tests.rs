@@ -13,7 +13,7 @@ use tokio::{net::TcpStream, task::yield_now};
 
 use super::{SseConnection, SseSubscriber};
 use crate::{
-    auth::{CredentialHolder, CredentialProof},
+    auth::{CredentialHolder, CredentialProof, StreamExpiry},
     event::{Kind, Only, Scope, StartPosition},
     http::{
         public::{admit::SubscriptionSource, request::SubscriptionRequest},
@@ -59,6 +59,18 @@ impl SchedulerHarness {
         socket: std::net::TcpStream,
         session: Option<TlsSession>,
     ) {
+        self.attach_until(name, scope, socket, session, None).await;
+    }
+
+    /// Attaches a subscriber whose token expires.
+    async fn attach_until(
+        &mut self,
+        name: &str,
+        scope: Scope,
+        socket: std::net::TcpStream,
+        session: Option<TlsSession>,
+        expiry: Option<StreamExpiry>,
+    ) {
         let source = SubscriptionSource {
             subscribers: &self.relay.subscribers,
             wheel: &self.relay.wheel,
@@ -66,7 +78,7 @@ impl SchedulerHarness {
             holder: CredentialHolder::Key("anybody".into()),
             proof: Arc::new(CredentialProof::Anonymous),
             max_age: None,
-            expiry: None,
+            expiry,
             shards: Some(&self.relay.shards),
             is_operator_tail: false,
         };
@@ -203,6 +215,30 @@ async fn unsent_tls_records_are_sent_once_the_socket_is_writable_without_another
         let expected: Vec<_> = (0..count).map(payload).collect();
         assert_eq!(payloads_of(&seen), expected);
     }
+}
+
+#[tokio::test]
+async fn a_full_socket_whose_token_has_expired_asks_for_no_turn_before_its_end() {
+    let mut harness = SchedulerHarness::new();
+    let (socket, _client) = connected_sockets();
+    let now = tokio::time::Instant::now();
+    let (disconnect_at, expires_at) =
+        (now + Duration::from_millis(300), now + Duration::from_secs(3600));
+    let expiry = Some(StreamExpiry { disconnect_at, expires_at });
+    harness.attach_until("one", Scope::EVERYTHING, socket, None, expiry).await;
+    let payload = "x".repeat(100_000);
+    for _ in 0..100 {
+        publish(&harness.relay, "one", &payload);
+        harness.scheduler.run_turn();
+        yield_now().await;
+    }
+    tokio::time::sleep_until(disconnect_at).await;
+    harness.scheduler.wake_all();
+    for _ in 0..3 {
+        harness.scheduler.run_turn();
+        yield_now().await;
+    }
+    assert!(harness.scheduler.is_at_rest());
 }
 
 const PRODUCTS: [&str; 2] = ["one", "two"];

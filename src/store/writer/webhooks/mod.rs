@@ -117,6 +117,18 @@ impl RegisteredWebhooks {
         self.webhooks.contains_key(id)
     }
 
+    /// Returns whether a webhook has dead letters, or may have: its numbers are not known.
+    pub(super) fn has_dead_letters(&self) -> bool {
+        self.webhooks
+            .values()
+            .any(|webhook| webhook.reported_counts.is_none_or(|counts| counts != (0, 0)))
+    }
+
+    /// Returns whether an incident has a tally, which is logged or removed in time.
+    pub(super) fn has_tallies(&self) -> bool {
+        !self.incidents.is_empty()
+    }
+
     /// Stores a webhook in the file, and notifies its worker of the numbers of its dead letters.
     ///
     /// # Errors
@@ -223,7 +235,7 @@ impl RegisteredWebhooks {
     }
 
     /// Logs the tallies whose last log line is [`INCIDENT_LOG_INTERVAL`] old, and removes those
-    /// that are 0. The writer calls this every second at least.
+    /// that are 0. The writer calls this every second at least while there are tallies.
     pub(super) fn log_tallies(&mut self) {
         self.incidents.retain(|(id, incident), tally| {
             if tally.logged_at.elapsed() < INCIDENT_LOG_INTERVAL {

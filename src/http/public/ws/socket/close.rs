@@ -21,7 +21,8 @@ impl WsConnection {
     pub(super) fn await_close(&mut self, context: &mut Context<'_>) -> WsStep {
         match Pin::new(&mut self.codec).poll_next(context) {
             Poll::Pending => self.wait_for_close(context),
-            Poll::Ready(None | Some(Err(Error::Io(_)))) => WsStep::Closed,
+            Poll::Ready(None) => WsStep::Closed,
+            Poll::Ready(Some(Err(Error::Io(error)))) => self.fail(&error),
             Poll::Ready(Some(Ok(_))) => WsStep::Progressed,
             Poll::Ready(Some(Err(_))) => {
                 self.phase = WsPhase::Lingering;
@@ -33,14 +34,15 @@ impl WsConnection {
     /// Shuts the sending side down and discards what the client still sends.
     pub(super) fn linger(&mut self, context: &mut Context<'_>) -> WsStep {
         let transport = self.codec.get_mut();
-        if let Poll::Ready(Err(_)) = Pin::new(&mut *transport).poll_shutdown(context) {
-            return WsStep::Closed;
+        if let Poll::Ready(Err(error)) = Pin::new(&mut *transport).poll_shutdown(context) {
+            return self.fail(&error);
         }
         let mut storage = [0; LINGER_BUFFER_BYTES];
         let mut buffer = ReadBuf::new(&mut storage);
         match Pin::new(transport).poll_read(context, &mut buffer) {
             Poll::Ready(Ok(())) if !buffer.filled().is_empty() => WsStep::Progressed,
-            Poll::Ready(_) => WsStep::Closed,
+            Poll::Ready(Ok(())) => WsStep::Closed,
+            Poll::Ready(Err(error)) => self.fail(&error),
             Poll::Pending => self.wait_for_close(context),
         }
     }

@@ -2,6 +2,8 @@
 //!
 //! May use: `shard`, `subscriber`, `timer_wheel`.
 
+use std::io;
+
 use bytes::Bytes;
 use tokio_websockets::{Limits, ServerBuilder, WebSocketStream};
 
@@ -16,6 +18,7 @@ use crate::{
 /// A WebSocket subscriber, its codec and its socket.
 #[derive(Debug)]
 pub(crate) struct WsConnection {
+    /// First: its socket is closed before the permit is returned, so that a drain waits for it.
     pub(super) codec: WebSocketStream<WsTransport>,
     pub(super) subscriber: WsSubscriber,
     pub(super) phase: WsPhase,
@@ -70,6 +73,12 @@ impl WsConnection {
     /// Returns the socket below the codec.
     pub(super) fn socket(&mut self) -> &mut SubscriberSocket {
         &mut self.codec.get_mut().socket
+    }
+
+    /// Ends the connection because its socket has failed.
+    pub(super) fn fail(&mut self, error: &io::Error) -> WsStep {
+        self.subscriber.connected.record_io_error(error);
+        WsStep::Closed
     }
 
     /// Queues a frame for the next step, behind what the socket has not taken yet.

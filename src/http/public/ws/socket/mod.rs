@@ -46,7 +46,7 @@ use crate::{
     admission::DisconnectReason,
     event::Scope,
     shard::{FlowState, ShardSubscriber, SubscriberParts},
-    subscriber::WriteScratch,
+    subscriber::{SubscriberFault, WriteScratch},
     timer_wheel::Deadline,
 };
 
@@ -143,15 +143,11 @@ impl WsConnection {
         }
     }
 
-    fn fail(&mut self, error: &io::Error) -> WsStep {
-        self.subscriber.connected.record_io_error(error);
-        WsStep::Closed
-    }
-
     /// Waits for a writable socket, up to the write deadline or the subscriber's end.
     fn wait_for_writable(&mut self, context: &Context<'_>) -> WsStep {
         let write_due = self.socket().write_due();
         let connected = &mut self.subscriber.connected;
+        connected.record_backlog();
         match connected.must_end_while_blocked(write_due, close_grace, context) {
             true => WsStep::Closed,
             false => WsStep::Waiting,
@@ -172,7 +168,7 @@ impl WsConnection {
             }
             Poll::Ready(Some(Err(Error::Io(error)))) => self.fail(&error),
             Poll::Ready(Some(Err(error))) => {
-                self.subscriber.connected.record_violation();
+                self.subscriber.connected.record_fault(SubscriberFault::Violation);
                 // The codec has queued the close frame itself, except for a fragmented message that
                 // grows too large.
                 if matches!(error, Error::PayloadTooLong { .. }) {
@@ -200,7 +196,7 @@ impl WsConnection {
             let answer = self.subscriber.handle_subscribe(&text);
             self.queue_frame(answer);
         } else if message.is_binary() {
-            self.subscriber.connected.record_violation();
+            self.subscriber.connected.record_fault(SubscriberFault::Violation);
             self.close(CloseCode::UNSUPPORTED_DATA);
         } else if message.is_close() {
             self.phase = WsPhase::Closing;

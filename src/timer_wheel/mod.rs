@@ -9,7 +9,12 @@
 //! entry moves to a later slot. So a busy connection, which moves its deadline with every write,
 //! takes no lock here, and an idle one costs a visit per heartbeat.
 //!
+//! In the relay, `thread.rs` turns the wheel, and `pulse.rs` shows whether a runtime is alive.
+//!
 //! May use: no other module.
+
+mod pulse;
+mod thread;
 
 use std::{
     mem,
@@ -25,6 +30,8 @@ use atomic_waker::AtomicWaker;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+pub(crate) use self::{pulse::RuntimePulse, thread::WheelThread};
 
 /// Timer wheel: slots of entries, and the current tick.
 #[derive(Debug)]
@@ -47,22 +54,39 @@ impl TimerWheel {
         })
     }
 
-    /// Turns the wheel until `stop`.
+    /// Turns the wheel until `stop`, on the runtime of the caller. The relay has a
+    /// [`WheelThread`] for that; this is for simulations, and for tests, whose clock may be paused.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future loses nothing: the next turn catches up.
     pub(crate) async fn run(&self, stop: CancellationToken) {
         let mut interval = tokio::time::interval(TICK);
-        // After a pause the inner loop catches up on the ticks at once; `interval` must not deliver
-        // them as well.
+        // After a pause `turn` catches up on the ticks at once; `interval` must not deliver them
+        // as well.
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         while stop.run_until_cancelled(interval.tick()).await.is_some() {
-            let target = 1 + self.started.elapsed().as_millis() as u64 / TICK.as_millis() as u64;
-            while self.current_tick() < target {
-                // Outside the lock of the slots: a woken task may set its alarm again.
-                self.advance().iter().for_each(|entry| entry.waker.wake());
-            }
+            self.turn();
         }
     }
 
-    /// Returns how long the wheel has not turned, to the tick. Shows whether its runtime is alive.
+    /// Turns the wheel to the current time, and wakes every task whose alarm is due. One task or
+    /// thread turns a wheel.
+    fn turn(&self) {
+        let target = 1 + self.started.elapsed().as_millis() as u64 / TICK.as_millis() as u64;
+        while self.current_tick() < target {
+            // Outside the lock of the slots: a woken task may set its alarm again.
+            self.advance().iter().for_each(|entry| entry.waker.wake());
+        }
+    }
+
+    /// Returns the time until the next turn has something to do.
+    fn time_to_next_tick(&self) -> Duration {
+        let next = TICK.saturating_mul(u32::try_from(self.current_tick()).unwrap_or(u32::MAX));
+        next.saturating_sub(self.started.elapsed())
+    }
+
+    /// Returns how long the wheel has not turned, to the tick. Shows whether its thread is alive.
     pub(crate) fn stalled_for(&self) -> Duration {
         let turned_for =
             TICK.saturating_mul(u32::try_from(self.current_tick() - 1).unwrap_or(u32::MAX));
@@ -81,8 +105,11 @@ impl TimerWheel {
 
     /// Returns the last tick that is `wait` or less from now, for deadlines that must not be late.
     pub(crate) fn deadline_within(&self, wait: Duration) -> Deadline {
-        let ticks = wait.as_millis() / TICK.as_millis();
-        self.deadline_in(u64::try_from(ticks).unwrap_or(u64::MAX))
+        // By the clock, not by the current tick: on a busy machine the wheel's thread may be late,
+        // and the deadline would be early by as much.
+        let end = self.started.elapsed().saturating_add(wait);
+        let ticks = u64::try_from(end.as_millis() / TICK.as_millis()).unwrap_or(u64::MAX);
+        Deadline(ticks.saturating_add(1))
     }
 
     /// Returns the deadline that is `ticks` after the current tick.
@@ -285,8 +312,8 @@ mod tests {
         (Arc::clone(&counter), Waker::from(counter))
     }
 
-    #[test]
-    fn deadline_within_rounds_down() {
+    #[tokio::test(start_paused = true)]
+    async fn deadline_within_rounds_down_also_while_the_wheel_is_late() {
         let wheel = TimerWheel::new();
         for (wait, ticks) in [(0, 0), (99, 0), (100, 1), (250, 2)] {
             assert_eq!(
@@ -295,6 +322,11 @@ mod tests {
                 "{wait} ms"
             );
         }
+        tokio::time::advance(Duration::from_millis(450)).await;
+        assert_eq!(
+            wheel.deadline_within(Duration::from_millis(250)).tick() - wheel.current_tick(),
+            7
+        );
     }
 
     #[tokio::test(start_paused = true)]
