@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 
 use super::index::ScopeIndex;
-use crate::event::{Event, Kind, Only, Scope, SessionId};
+use crate::event::{Event, Kind, NarrowestLimit, Scope, SessionId};
 
 /// Bits of the shards, by session, by kind, and for everything. Read and written under the
 /// registry's lock.
@@ -23,16 +23,16 @@ impl ShardBitmap {
     /// Sets the shard's bit in the buckets of `scope`.
     pub(super) fn add(&mut self, scope: &Scope, shard: usize) {
         let bit = shard_bit(shard);
-        match scope {
-            Scope { sessions: Only::These(sessions), .. } => {
+        match scope.narrowest_limit() {
+            NarrowestLimit::Sessions(sessions) => {
                 sessions
                     .iter()
                     .for_each(|session| *self.sessions.entry(session.clone()).or_default() |= bit);
             }
-            Scope { kinds: Only::These(kinds), .. } => {
+            NarrowestLimit::Kinds(kinds) => {
                 kinds.iter().for_each(|kind| *self.kinds.entry(kind.clone()).or_default() |= bit);
             }
-            _ => self.everything |= bit,
+            NarrowestLimit::Unlimited => self.everything |= bit,
         }
     }
 
@@ -40,21 +40,21 @@ impl ShardBitmap {
     /// has no subscriber left.
     pub(super) fn remove(&mut self, scope: &Scope, shard: usize, remaining: &ScopeIndex<()>) {
         let bit = shard_bit(shard);
-        match scope {
-            Scope { sessions: Only::These(sessions), .. } => {
+        match scope.narrowest_limit() {
+            NarrowestLimit::Sessions(sessions) => {
                 sessions
                     .iter()
                     .filter(|it| !remaining.has_session(it))
                     .for_each(|it| clear_bit(&mut self.sessions, it, bit));
             }
-            Scope { kinds: Only::These(kinds), .. } => {
+            NarrowestLimit::Kinds(kinds) => {
                 kinds
                     .iter()
                     .filter(|it| !remaining.has_kind(it))
                     .for_each(|it| clear_bit(&mut self.kinds, it, bit));
             }
-            _ if !remaining.has_everything() => self.everything &= !bit,
-            _ => {}
+            NarrowestLimit::Unlimited if !remaining.has_everything() => self.everything &= !bit,
+            NarrowestLimit::Unlimited => {}
         }
     }
 
