@@ -45,6 +45,7 @@ mod net;
 mod outbound;
 mod printable;
 mod rejected;
+mod scope_index;
 mod shard;
 mod shutdown;
 mod simulate;

@@ -193,7 +193,7 @@ fn parse_set<T: Ord>(
 }
 
 fn to_only<T>(limit: Option<BTreeSet<T>>) -> Only<T> {
-    limit.map_or(Only::Everything, Only::These)
+    limit.map_or(Only::Everything, |values| Only::These(values.into()))
 }
 
 /// The claims that mean something to the relay. A claim with a name close to one of these makes the

@@ -171,7 +171,7 @@ fn grant_for_claims(claims: VerifiedClaims, signed_by: [u8; 32], token: &[u8]) -
     Grant {
         key: TOKEN_KEY_NAME.into(),
         holder: CredentialHolder::Token(holder),
-        products: Only::These(claims.products),
+        products: Only::These(claims.products.into()),
         permissions: claims.permissions,
         scope: claims.scope,
         expires_at: Some(Instant::now() + remaining),

@@ -126,7 +126,7 @@ fn read_products(entry: &ConfigEntry<'_>) -> Option<Only<ProductId>> {
     let lists_all = names.iter().any(Option::is_none);
     match (lists_all, named.is_empty()) {
         (true, true) => Some(Only::Everything),
-        (false, false) => Some(Only::These(named)),
+        (false, false) => Some(Only::These(named.into())),
         (true, false) => {
             entry.report("\"*\" stands for all products; write it alone");
             None
@@ -166,7 +166,7 @@ mod tests {
         };
         assert_eq!(products("['*']"), Only::Everything);
         let both = ["a", "b"].map(|name| ProductId::new(name).unwrap());
-        assert_eq!(products("['b', 'a', 'b']"), Only::These(BTreeSet::from(both)));
+        assert_eq!(products("['b', 'a', 'b']"), Only::These(both.into()));
     }
 
     #[test]

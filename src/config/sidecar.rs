@@ -59,7 +59,7 @@ pub(super) fn upstream_key(upstream: &UpstreamConfig) -> Option<StaticKeyConfig>
     Some(StaticKeyConfig {
         name: KEY_NAME.to_owned(),
         key: upstream.token.clone()?,
-        products: Only::These(BTreeSet::from([upstream.product_id.clone()])),
+        products: Only::These([upstream.product_id.clone()].into()),
         permissions: BTreeSet::from([Permission::Subscribe, Permission::Publish]),
     })
 }
@@ -88,7 +88,7 @@ mod tests {
         assert_eq!(upstream.product_id.as_str(), "prod abc");
         let [key] = config.auth.keys.as_slice() else { panic!("one key") };
         assert_eq!((key.name.as_str(), key.key.expose()), ("upstream-token", "hush"));
-        assert_eq!(key.products, Only::These(BTreeSet::from([upstream.product_id.clone()])));
+        assert_eq!(key.products, Only::These([upstream.product_id.clone()].into()));
         assert_eq!(key.permissions, BTreeSet::from([Permission::Subscribe, Permission::Publish]));
     }
 

@@ -13,6 +13,7 @@
 mod id;
 mod kind;
 mod scope;
+mod value_set;
 
 use std::{ops::Range, sync::Arc};
 
@@ -22,7 +23,8 @@ use tokio::time::Instant;
 pub(crate) use self::{
     id::{EventId, ProductId, SessionId, StartPosition},
     kind::Kind,
-    scope::{Only, Scope},
+    scope::{NarrowestLimit, Only, Scope},
+    value_set::ValueSet,
 };
 use crate::sse::{self, EncodedEvent};
 

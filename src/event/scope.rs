@@ -2,9 +2,7 @@
 //!
 //! May use: no other module.
 
-use std::collections::BTreeSet;
-
-use super::{id::SessionId, kind::Kind};
+use super::{id::SessionId, kind::Kind, value_set::ValueSet};
 
 /// Filter that a subscriber requested, narrowed to its grant.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +26,16 @@ impl Scope {
         }
     }
 
+    /// Returns the limit that admits the fewest events: an index looks for the subscriber under its
+    /// values.
+    pub(crate) fn narrowest_limit(&self) -> NarrowestLimit<'_> {
+        match (&self.sessions, &self.kinds) {
+            (Only::These(sessions), _) => NarrowestLimit::Sessions(sessions),
+            (Only::Everything, Only::These(kinds)) => NarrowestLimit::Kinds(kinds),
+            (Only::Everything, Only::Everything) => NarrowestLimit::Unlimited,
+        }
+    }
+
     /// Returns whether an event of this session and kind is within the scope.
     pub(crate) fn includes(&self, session: Option<&SessionId>, kind: &Kind) -> bool {
         // Kinds first: a filter has a few of them, and may have a thousand sessions.
@@ -39,6 +47,17 @@ impl Scope {
     }
 }
 
+/// The limit of a scope that admits the fewest events.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum NarrowestLimit<'a> {
+    /// Few sessions, and perhaps few kinds of their events.
+    Sessions(&'a ValueSet<SessionId>),
+    /// Few kinds, in all sessions.
+    Kinds(&'a ValueSet<Kind>),
+    /// There is no limit.
+    Unlimited,
+}
+
 /// A limit on a set of values. In the configuration an empty list may mean everything; here the
 /// variant says so.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -46,7 +65,7 @@ pub(crate) enum Only<T> {
     /// No limit.
     Everything,
     /// Only these values. An empty set admits nothing.
-    These(BTreeSet<T>),
+    These(ValueSet<T>),
 }
 
 impl<T: Ord> Only<T> {

@@ -17,11 +17,10 @@
 //! registered before the entry's dispatch, and notified, or after it, and finds the entry in the
 //! log.
 //!
-//! May use: `event`, `log`.
+//! May use: `event`, `log`, `scope_index`.
 
 #[cfg(feature = "micro")]
 mod bench_support;
-mod index;
 mod shard_bitmap;
 mod shard_port;
 mod shard_queue;
@@ -44,13 +43,11 @@ use self::{
 use crate::{
     event::{Entry, Scope},
     log::Log,
+    scope_index::{BucketFilter, ScopeIndex},
 };
 
 pub(crate) use self::{
-    index::{BucketFilter, ScopeIndex},
-    shard_port::ShardPort,
-    shard_queue::QueueContents,
-    signal::SubscriberSignal,
+    shard_port::ShardPort, shard_queue::QueueContents, signal::SubscriberSignal,
 };
 #[cfg(test)]
 pub(crate) use self::{shard_queue::MAX_QUEUED_EVENTS, testing::FanoutHarness};

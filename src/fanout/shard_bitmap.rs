@@ -3,12 +3,14 @@
 //! Coarser than the shard's own index: a shard that has one subscriber of a session gets all events
 //! of that session, whichever kinds it asked for.
 //!
-//! May use: `event`.
+//! May use: `event`, `scope_index`.
 
 use std::collections::HashMap;
 
-use super::index::ScopeIndex;
-use crate::event::{Event, Kind, Only, Scope, SessionId};
+use crate::{
+    event::{Event, Kind, NarrowestLimit, Scope, SessionId},
+    scope_index::ScopeIndex,
+};
 
 /// Bits of the shards, by session, by kind, and for everything. Read and written under the
 /// registry's lock.
@@ -23,16 +25,16 @@ impl ShardBitmap {
     /// Sets the shard's bit in the buckets of `scope`.
     pub(super) fn add(&mut self, scope: &Scope, shard: usize) {
         let bit = shard_bit(shard);
-        match scope {
-            Scope { sessions: Only::These(sessions), .. } => {
+        match scope.narrowest_limit() {
+            NarrowestLimit::Sessions(sessions) => {
                 sessions
                     .iter()
                     .for_each(|session| *self.sessions.entry(session.clone()).or_default() |= bit);
             }
-            Scope { kinds: Only::These(kinds), .. } => {
+            NarrowestLimit::Kinds(kinds) => {
                 kinds.iter().for_each(|kind| *self.kinds.entry(kind.clone()).or_default() |= bit);
             }
-            _ => self.everything |= bit,
+            NarrowestLimit::Unlimited => self.everything |= bit,
         }
     }
 
@@ -40,21 +42,21 @@ impl ShardBitmap {
     /// has no subscriber left.
     pub(super) fn remove(&mut self, scope: &Scope, shard: usize, remaining: &ScopeIndex<()>) {
         let bit = shard_bit(shard);
-        match scope {
-            Scope { sessions: Only::These(sessions), .. } => {
+        match scope.narrowest_limit() {
+            NarrowestLimit::Sessions(sessions) => {
                 sessions
                     .iter()
                     .filter(|it| !remaining.has_session(it))
                     .for_each(|it| clear_bit(&mut self.sessions, it, bit));
             }
-            Scope { kinds: Only::These(kinds), .. } => {
+            NarrowestLimit::Kinds(kinds) => {
                 kinds
                     .iter()
                     .filter(|it| !remaining.has_kind(it))
                     .for_each(|it| clear_bit(&mut self.kinds, it, bit));
             }
-            _ if !remaining.has_everything() => self.everything &= !bit,
-            _ => {}
+            NarrowestLimit::Unlimited if !remaining.has_everything() => self.everything &= !bit,
+            NarrowestLimit::Unlimited => {}
         }
     }
 
@@ -96,4 +98,42 @@ pub(super) fn shards_in(mut bits: u64) -> impl Iterator<Item = usize> {
         bits &= bits.wrapping_sub(1);
         shard
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Kind, Only};
+
+    #[test]
+    fn a_bit_stays_until_the_last_subscriber_of_its_bucket_has_gone() {
+        let sessions = |names: &[&str]| {
+            let sessions = names.iter().map(|name| SessionId::new(name).unwrap());
+            Only::These(sessions.collect::<std::collections::BTreeSet<_>>().into())
+        };
+        let kinds = || Only::These(std::collections::BTreeSet::from([Kind::new("k")]).into());
+        let scopes = [
+            Scope { sessions: sessions(&["a", "b"]), kinds: Only::Everything },
+            Scope { sessions: sessions(&["a"]), kinds: kinds() },
+            Scope { sessions: Only::Everything, kinds: kinds() },
+            Scope::EVERYTHING,
+        ];
+        for first_removed in 0..scopes.len() {
+            let (mut bitmap, mut index) = (ShardBitmap::default(), ScopeIndex::default());
+            for (key, scope) in scopes.iter().enumerate() {
+                index.insert(scope, key, &());
+                bitmap.add(scope, 5);
+            }
+            for step in 0..scopes.len() {
+                assert!(!bitmap.is_empty());
+                let key = (first_removed + step) % scopes.len();
+                index.remove(&scopes[key], key);
+                bitmap.remove(&scopes[key], 5, &index);
+                let has_a = bitmap.sessions.contains_key(&SessionId::new("a").unwrap());
+                let is_a_wanted = index.has_session(&SessionId::new("a").unwrap());
+                assert_eq!(has_a, is_a_wanted, "{first_removed} {step}");
+            }
+            assert!(bitmap.is_empty());
+        }
+    }
 }

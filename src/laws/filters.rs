@@ -1,7 +1,5 @@
 //! Laws of filters, in the query of a request and in a message of a WebSocket.
 
-use std::collections::BTreeSet;
-
 use hyper::{
     HeaderMap,
     header::{ACCEPT, HeaderName, HeaderValue},
@@ -57,8 +55,7 @@ fn check_scope(scope: &Scope) {
 
 fn values(scope: &Scope) -> (Vec<&str>, Vec<&str>) {
     fn all<T>(only: &Only<T>) -> impl Iterator<Item = &T> {
-        let values: Option<&BTreeSet<T>> =
-            if let Only::These(values) = only { Some(values) } else { None };
+        let values = if let Only::These(values) = only { Some(values) } else { None };
         values.into_iter().flatten()
     }
     (

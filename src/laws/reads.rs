@@ -1,6 +1,6 @@
 //! Laws of reads from the log in memory: what a reader gets, and how many entries are looked at.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -30,8 +30,8 @@ pub fn reads(input: &[u8]) {
         },
         kinds: match kinds % 3 {
             0 => Only::Everything,
-            1 => Only::These(BTreeSet::from([Kind::new("z")])),
-            _ => Only::These(BTreeSet::from([Kind::new("odd")])),
+            1 => Only::These([Kind::new("z")].into()),
+            _ => Only::These([Kind::new("odd")].into()),
         },
     };
     let start = appended.len() * usize::from(start) / 256;

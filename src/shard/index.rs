@@ -3,13 +3,14 @@
 //! In: the product's queue to this shard. Out: for each queued event, the slot keys
 //! of the subscribers that may see it. Owned by the shard's task, so looking up takes no lock.
 //!
-//! May use: `event`, `fanout`, `subscription`.
+//! May use: `event`, `fanout`, `scope_index`, `subscription`.
 
 use std::{collections::HashSet, sync::Arc, task::Waker};
 
 use crate::{
     event::{Event, Kind, Scope, SessionId},
-    fanout::{BucketFilter, Fanout, QueueContents, ScopeIndex, ShardPort},
+    fanout::{Fanout, QueueContents, ShardPort},
+    scope_index::{BucketFilter, ScopeIndex},
     subscription::Subscription,
 };
 

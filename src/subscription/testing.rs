@@ -89,7 +89,7 @@ pub(crate) fn scope(sessions: &[&str], kinds: &[&str]) -> Scope {
         sessions.iter().map(|session| SessionId::new(session).unwrap()).collect();
     let kinds: BTreeSet<_> = kinds.iter().map(|kind| Kind::new(kind)).collect();
     Scope {
-        sessions: if sessions.is_empty() { Only::Everything } else { Only::These(sessions) },
-        kinds: if kinds.is_empty() { Only::Everything } else { Only::These(kinds) },
+        sessions: if sessions.is_empty() { Only::Everything } else { Only::These(sessions.into()) },
+        kinds: if kinds.is_empty() { Only::Everything } else { Only::These(kinds.into()) },
     }
 }

@@ -13,6 +13,15 @@ use crate::{
     log::Numbering,
 };
 
+/// An idle subscriber has one of each, beside its slot in its shard's index, which has a test of
+/// its own.
+#[test]
+fn an_idle_subscriber_of_one_session_takes_few_bytes() {
+    assert!(size_of::<Subscription>() <= 216, "{}", size_of::<Subscription>());
+    assert!(size_of::<Scope>() <= 48, "{}", size_of::<Scope>());
+    assert!(size_of::<SubscriberSignal>() <= 32, "{}", size_of::<SubscriberSignal>());
+}
+
 #[test]
 fn an_event_wakes_its_receivers_once_and_no_other_subscriber() {
     let mut harness = FanoutHarness::new(100);

@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// The top-level modules, lowest first. A module may use any before it, and none after it.
-const ORDER: [&str; 36] = [
+const ORDER: [&str; 37] = [
     "sse",
     "event",
     "ws_frame",
@@ -24,6 +24,7 @@ const ORDER: [&str; 36] = [
     "timer_wheel",
     "shutdown",
     "webhook_delivery",
+    "scope_index",
     "metrics",
     "log",
     "store",
@@ -60,7 +61,7 @@ const FORBIDDEN_PAIRS: [(&str, &str); 8] = [
 ];
 
 /// Modules that are functions of their input: no runtime, no disk, no socket.
-const PURE: [&str; 10] = [
+const PURE: [&str; 11] = [
     "sse/mod.rs",
     "near_name.rs",
     "envelope/mod.rs",
@@ -71,6 +72,7 @@ const PURE: [&str; 10] = [
     "event/id.rs",
     "event/kind.rs",
     "event/scope.rs",
+    "event/value_set.rs",
 ];
 
 #[test]

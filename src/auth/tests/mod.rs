@@ -484,9 +484,9 @@ fn scope() -> impl Strategy<Value = Scope> {
         Just(Kind::new("b"))
     ];
     let sessions = option::of(btree_set(session, 1..5))
-        .prop_map(|it| it.map_or(Only::Everything, Only::These));
-    let kinds =
-        option::of(btree_set(kind, 1..5)).prop_map(|it| it.map_or(Only::Everything, Only::These));
+        .prop_map(|it| it.map_or(Only::Everything, |these| Only::These(these.into())));
+    let kinds = option::of(btree_set(kind, 1..5))
+        .prop_map(|it| it.map_or(Only::Everything, |these| Only::These(these.into())));
     (sessions, kinds).prop_map(|(sessions, kinds)| Scope { sessions, kinds })
 }
 

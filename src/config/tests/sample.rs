@@ -125,7 +125,7 @@ fn the_documented_sample_gives_the_documented_upstream_and_webhook() {
     assert_eq!((webhook.id.as_str(), &webhook.product_id), ("crm", &product("prod_abc")));
     assert_eq!(webhook.url.to_string(), "https://crm.example.com/events");
     assert_eq!(webhook.secret.expose(), "hush-crm");
-    assert_eq!(webhook.types, Only::These(BTreeSet::from(["actions".to_owned()])));
+    assert_eq!(webhook.types, Only::These(["actions".to_owned()].into()));
     assert_eq!(webhook.session_ids, Only::Everything);
     assert_eq!((webhook.timeout, webhook.max_retries), (Duration::from_secs(10), 8));
     assert_eq!(
@@ -145,7 +145,7 @@ fn the_documented_sample_gives_the_documented_access() {
     assert_eq!(auth.admin_key.unwrap().expose(), "hush-admin");
     let [key] = auth.keys.as_slice() else { panic!("one key") };
     assert_eq!((key.name.as_str(), key.key.expose()), ("agent-a", "hush-agent"));
-    assert_eq!(key.products, Only::These(BTreeSet::from([product("prod_abc")])));
+    assert_eq!(key.products, Only::These([product("prod_abc")].into()));
     assert_eq!(key.permissions, BTreeSet::from([Permission::Subscribe]));
     let jwt = auth.jwt.unwrap();
     let JwtVerification::SharedSecret { secret, previous_secret: None } = jwt.verification else {

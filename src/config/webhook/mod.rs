@@ -126,12 +126,12 @@ fn read_filter<T: Ord>(
     parse: impl Fn(&str) -> Result<T, String>,
 ) -> Option<Only<T>> {
     let listed: BTreeSet<T> = entry.parse_list(parse)?.into_iter().collect();
-    Some(if listed.is_empty() { Only::Everything } else { Only::These(listed) })
+    Some(if listed.is_empty() { Only::Everything } else { Only::These(listed.into()) })
 }
 
 /// Returns the types that the connector pushes.
 fn default_types() -> Only<String> {
-    Only::These(BTreeSet::from(["actions".to_owned()]))
+    Only::These(["actions".to_owned()].into())
 }
 
 fn parse_webhook_id(text: &str) -> Result<String, String> {

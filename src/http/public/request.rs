@@ -130,7 +130,7 @@ pub(in crate::http) const SUBSCRIPTION_NAMES: &[&str] =
 
 /// Returns the limit that a list of values means: no value is no limit.
 pub(in crate::http) fn only_or_everything<T>(values: BTreeSet<T>) -> Only<T> {
-    if values.is_empty() { Only::Everything } else { Only::These(values) }
+    if values.is_empty() { Only::Everything } else { Only::These(values.into()) }
 }
 
 /// Returns true if `Accept` admits an event stream. The most specific range decides (RFC 9110,

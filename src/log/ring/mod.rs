@@ -17,12 +17,12 @@ mod tests;
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, VecDeque, binary_heap::PeekMut},
+    collections::{BTreeMap, BinaryHeap, HashMap, VecDeque, binary_heap::PeekMut},
     iter, mem,
 };
 
 use super::limits::{MemoryBounds, ReadLimits};
-use crate::event::{Entry, Gap, Only, Scope, SessionId};
+use crate::event::{Entry, Gap, Only, Scope, SessionId, ValueSet};
 
 /// Newest entries of one product, bounded by number and bytes.
 #[derive(Debug)]
@@ -280,7 +280,7 @@ impl Ring {
     fn merged_chains(
         &self,
         position: u64,
-        sessions: &BTreeSet<SessionId>,
+        sessions: &ValueSet<SessionId>,
     ) -> impl Iterator<Item = u64> {
         let chains =
             sessions.iter().filter_map(|session| self.sessions.get(session)).chain([&self.gaps]);

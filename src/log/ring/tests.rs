@@ -234,7 +234,7 @@ fn bytes_bound_the_ring_and_one_entry_is_always_kept() {
 fn kinds_are_filtered_beside_sessions() {
     let mut ring = ring(100);
     push(&mut ring, "a a b a a");
-    let odd = Only::These(BTreeSet::from([Kind::new("odd")]));
+    let odd = Only::These([Kind::new("odd")].into());
     assert_eq!(read(&ring, 0, &Scope { kinds: odd.clone(), ..EVERYTHING }, ALL).0, [1, 3, 5]);
     assert_eq!(read(&ring, 0, &Scope { kinds: odd, ..only("a") }, ALL).0, [1, 5]);
 }

@@ -37,7 +37,7 @@ use super::sqlite::{
     schema::{self, MAX_POSITION, SchemaIdentity, entry_key, position_of},
 };
 use crate::{
-    event::{Only, SessionId},
+    event::{Only, SessionId, ValueSet},
     log::backing::{ReadRequest, StoredChunk},
 };
 
@@ -255,7 +255,7 @@ impl StoreReader {
     /// gaps.
     fn keys_of_sessions(
         &self,
-        sessions: &BTreeSet<SessionId>,
+        sessions: &ValueSet<SessionId>,
         range: (i64, i64),
         limit: usize,
     ) -> Result<BTreeSet<i64>, FileFault> {

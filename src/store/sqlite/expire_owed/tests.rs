@@ -1,5 +1,3 @@
-use std::collections::BTreeSet;
-
 use super::*;
 use crate::{
     event::{Entry, GapReason},
@@ -113,8 +111,7 @@ fn an_evicted_event_that_is_delivered_or_of_another_product_leaves_no_dead_lette
 #[test]
 fn only_events_that_its_scope_admits_become_dead_letters_of_a_webhook() {
     let (_directory, mut file) = file_with_product();
-    let sessions =
-        |these: &[&str]| Only::These(these.iter().map(|it| session(it)).collect::<BTreeSet<_>>());
+    let sessions = |these: &[&str]| Only::These(these.iter().map(|it| session(it)).collect());
     let scopes = [
         (
             "everything",

@@ -1,0 +1,258 @@
+//! Index of subscribers by scope.
+//!
+//! A subscriber is in one bucket for each value of its narrowest limit: its sessions, else its
+//! kinds, else the bucket of unlimited subscribers. So an event looks into three buckets at most,
+//! and ten thousand subscribers of other sessions cost it nothing.
+//!
+//! ```text
+//!  sessions    a ─► One(7)                      most sessions have one subscriber: no table for it
+//!              b ─► Many({ 3, 9: kinds [k] })
+//!  kinds       k ─► One(4)
+//!  everything  { 1, 2, 5, … }
+//! ```
+//!
+//! Used twice: for all subscriptions of a product that the fan-out notifies itself, and for the
+//! subscribers of each shard.
+//!
+//! May use: `event`.
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{HashMap, hash_map},
+    hash::Hash,
+    mem,
+};
+
+use crate::event::{Kind, NarrowestLimit, Only, Scope, SessionId};
+
+/// Subscribers by session, by kind, and without limit; each is in one of the three.
+#[derive(Debug)]
+pub(crate) struct ScopeIndex<T> {
+    sessions: Dimension<SessionId, NarrowedSubscriber<T>>,
+    kinds: Dimension<Kind, T>,
+    /// A table by key: removal has to be as fast among ten thousand as among ten.
+    everything: HashMap<usize, T>,
+}
+
+/// A subscriber in a bucket that does not express all of its limits.
+#[derive(Debug)]
+struct NarrowedSubscriber<T> {
+    value: T,
+    /// Limits that the bucket does not express; none for most subscribers.
+    residue: Option<Box<Only<Kind>>>,
+}
+
+/// Buckets in which to look for an event's subscribers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BucketFilter {
+    pub(crate) session: bool,
+    pub(crate) kind: bool,
+    pub(crate) everything: bool,
+}
+
+impl BucketFilter {
+    /// All three buckets.
+    pub(crate) const ALL: Self = Self { session: true, kind: true, everything: true };
+}
+
+impl<T> Default for ScopeIndex<T> {
+    fn default() -> Self {
+        Self {
+            sessions: Dimension::default(),
+            kinds: Dimension::default(),
+            everything: HashMap::new(),
+        }
+    }
+}
+
+impl<T: Clone> ScopeIndex<T> {
+    /// Adds a subscriber to the buckets of its scope.
+    pub(crate) fn insert(&mut self, scope: &Scope, key: usize, value: &T) {
+        match scope.narrowest_limit() {
+            NarrowestLimit::Sessions(sessions) => {
+                for session in sessions {
+                    self.sessions.insert(session, key, NarrowedSubscriber::new(value, scope));
+                }
+            }
+            NarrowestLimit::Kinds(kinds) => {
+                kinds.iter().for_each(|kind| self.kinds.insert(kind, key, value.clone()));
+            }
+            NarrowestLimit::Unlimited => {
+                self.everything.insert(key, value.clone());
+            }
+        }
+    }
+
+    /// Removes a subscriber from the buckets of its scope: the one that it was inserted with.
+    pub(crate) fn remove(&mut self, scope: &Scope, key: usize) {
+        match scope.narrowest_limit() {
+            NarrowestLimit::Sessions(sessions) => {
+                sessions.iter().for_each(|session| self.sessions.remove(session, key));
+            }
+            NarrowestLimit::Kinds(kinds) => {
+                kinds.iter().for_each(|kind| self.kinds.remove(kind, key));
+            }
+            NarrowestLimit::Unlimited => {
+                self.everything.remove(&key);
+            }
+        }
+    }
+
+    /// Visits the subscribers in `buckets` that may see an event of this session and kind, each
+    /// once.
+    pub(crate) fn for_each_match(
+        &self,
+        session: Option<&SessionId>,
+        kind: &Kind,
+        buckets: BucketFilter,
+        mut visit: impl FnMut(usize, &T),
+    ) {
+        if let Some(session) = session.filter(|_| buckets.session) {
+            self.sessions.for_each_at(session, |key, subscriber| {
+                if subscriber.admits(kind) {
+                    visit(key, &subscriber.value);
+                }
+            });
+        }
+        if buckets.kind {
+            self.kinds.for_each_at(kind, &mut visit);
+        }
+        if buckets.everything {
+            self.everything.iter().for_each(|(key, value)| visit(*key, value));
+        }
+    }
+
+    /// Visits every subscriber; one of several sessions or kinds more than once.
+    pub(crate) fn for_each(&self, mut visit: impl FnMut(usize, &T)) {
+        self.sessions.for_each(|key, subscriber| visit(key, &subscriber.value));
+        self.kinds.for_each(&mut visit);
+        self.everything.iter().for_each(|(key, value)| visit(*key, value));
+    }
+
+    /// Returns whether no subscriber and no empty bucket is left.
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.sessions.0.is_empty() && self.kinds.0.is_empty() && self.everything.is_empty()
+    }
+
+    /// Returns whether a subscriber asked for this session.
+    pub(crate) fn has_session(&self, session: &SessionId) -> bool {
+        self.sessions.0.contains_key(session)
+    }
+
+    /// Returns whether a subscriber asked for this kind, in all sessions.
+    pub(crate) fn has_kind(&self, kind: &Kind) -> bool {
+        self.kinds.0.contains_key(kind)
+    }
+
+    /// Returns whether a subscriber asked for everything.
+    pub(crate) fn has_everything(&self) -> bool {
+        !self.everything.is_empty()
+    }
+}
+
+impl<T: Clone> NarrowedSubscriber<T> {
+    fn new(value: &T, scope: &Scope) -> Self {
+        let residue = match &scope.kinds {
+            Only::Everything => None,
+            kinds @ Only::These(_) => Some(Box::new(kinds.clone())),
+        };
+        Self { value: value.clone(), residue }
+    }
+
+    /// Returns whether the limits that the bucket does not express admit an event of this kind.
+    fn admits(&self, kind: &Kind) -> bool {
+        self.residue.as_ref().is_none_or(|kinds| kinds.admits(kind))
+    }
+}
+
+/// Buckets of one kind of limit, by its values.
+#[derive(Debug)]
+struct Dimension<K, E>(HashMap<K, Bucket<E>>);
+
+impl<K, E> Default for Dimension<K, E> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<K: Clone + Eq + Hash, E> Dimension<K, E> {
+    fn insert(&mut self, at: &K, key: usize, entry: E) {
+        match self.0.entry(at.clone()) {
+            hash_map::Entry::Occupied(bucket) => bucket.into_mut().insert(key, entry),
+            hash_map::Entry::Vacant(free) => {
+                free.insert(Bucket::One(key, entry));
+            }
+        }
+    }
+
+    /// Removes an entry from a bucket, and the bucket with its last entry: sessions come and go for
+    /// as long as the process lives.
+    fn remove(&mut self, at: &K, key: usize) {
+        if let Some(bucket) = self.0.get_mut(at)
+            && bucket.remove(key)
+        {
+            self.0.remove(at);
+        }
+    }
+
+    fn for_each_at(&self, at: &K, visit: impl FnMut(usize, &E)) {
+        if let Some(bucket) = self.0.get(at) {
+            bucket.for_each(visit);
+        }
+    }
+
+    fn for_each(&self, mut visit: impl FnMut(usize, &E)) {
+        self.0.values().for_each(|bucket| bucket.for_each(&mut visit));
+    }
+}
+
+/// Subscribers of one session or kind; never empty.
+#[derive(Debug)]
+enum Bucket<E> {
+    One(usize, E),
+    #[expect(
+        clippy::box_collection,
+        reason = "unboxed, the table would make every bucket of one subscriber 24 bytes larger"
+    )]
+    Many(Box<HashMap<usize, E>>),
+}
+
+impl<E> Bucket<E> {
+    fn insert(&mut self, key: usize, entry: E) {
+        if let Self::One(..) = self
+            && let Self::One(first, of_first) = mem::replace(self, Self::Many(Box::default()))
+            && let Self::Many(entries) = self
+        {
+            entries.insert(first, of_first);
+        }
+        if let Self::Many(entries) = self {
+            entries.insert(key, entry);
+        }
+    }
+
+    /// Removes an entry. Returns whether it was the last, which stays until the bucket is dropped.
+    fn remove(&mut self, key: usize) -> bool {
+        match self {
+            Self::One(only, _) => *only == key,
+            Self::Many(entries) => {
+                entries.remove(&key);
+                if entries.len() > 1 {
+                    return false;
+                }
+                // A client that reconnects is there twice for a while: its table goes afterwards.
+                let last = entries.drain().next();
+                last.map(|(only, entry)| *self = Self::One(only, entry)).is_none()
+            }
+        }
+    }
+
+    fn for_each(&self, mut visit: impl FnMut(usize, &E)) {
+        match self {
+            Self::One(key, entry) => visit(*key, entry),
+            Self::Many(entries) => entries.iter().for_each(|(key, entry)| visit(*key, entry)),
+        }
+    }
+}
