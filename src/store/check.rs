@@ -43,11 +43,12 @@ pub(super) fn run(handle: &StoreHandle, was_left_open: bool) {
         // Again from time to time where rows are gone: retention removes the place in the end.
         let is_due = !handle.is_checked()
             || (!handle.are_indices_trusted() && last_checked.elapsed() > UNTRUSTED_INTERVAL);
-        if is_due && handle.displaced_files().is_none() {
+        if is_due && !handle.is_filling() && handle.displaced_files().is_none() {
             check_rows(handle, generation);
             last_checked = Instant::now();
         }
-        if handle.backing().wait_for_stop(RECHECK_INTERVAL) {
+        let interval = if handle.is_filling() { FILLING_POLL_INTERVAL } else { RECHECK_INTERVAL };
+        if handle.backing().wait_for_stop(interval) {
             return;
         }
     }
@@ -154,6 +155,10 @@ const CHECK_PAUSE: Duration = Duration::from_millis(5);
 
 /// Interval at which the thread looks whether a file is to be checked.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The same while the writer fills the session index, which takes milliseconds unless the file is
+/// of a former version.
+const FILLING_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Interval between checks of a file whose indices are not used because rows are gone: each check
 /// reads the whole file.

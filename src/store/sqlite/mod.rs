@@ -32,6 +32,7 @@ mod repair;
 mod retention;
 pub(super) mod rows;
 pub(super) mod schema;
+pub(super) mod session_index;
 #[cfg(test)]
 pub(super) mod tests;
 mod webhooks;
@@ -48,5 +49,6 @@ pub(crate) use self::{
         wal_path,
     },
     repair::CorrectedCounters,
+    session_index::INDEX_STEP_ROWS,
     webhooks::DeadLetterCounts,
 };

@@ -1,0 +1,71 @@
+//! The session index in the writer's rounds: the entries of all commits of a second are added in
+//! one step.
+//!
+//! May use: no other module.
+
+use std::time::{Duration, Instant};
+
+use super::{StoreWriter, WriterState};
+use crate::store::sqlite::{FileError, INDEX_STEP_ROWS};
+
+/// Time at which the writer adds entries to the session index. There is none while the index has
+/// all entries.
+#[derive(Debug, Default)]
+pub(super) struct IndexSchedule {
+    pub(super) due: Option<Instant>,
+    /// Entries committed since the last step.
+    rows: u64,
+}
+
+impl IndexSchedule {
+    /// Returns a schedule whose first step is due now: the file may be of another process.
+    pub(super) fn due_now() -> Self {
+        Self { due: Some(Instant::now()), rows: 0 }
+    }
+
+    /// Records that a commit has added entries. So many that they fill a step are not waited with.
+    pub(super) fn record_commit(&mut self, entries: u64) {
+        if entries == 0 {
+            return;
+        }
+        self.rows += entries;
+        let now = Instant::now();
+        if self.rows >= INDEX_STEP_ROWS {
+            self.due = Some(now);
+        } else {
+            self.due.get_or_insert(now + INDEX_INTERVAL);
+        }
+    }
+}
+
+impl StoreWriter {
+    /// Returns this time to park, or the one until a step of the session index is due.
+    pub(super) fn park_until_index_due(&self, park: Duration) -> Duration {
+        let until_due = |due: Instant| due.saturating_duration_since(Instant::now());
+        self.indexing.due.map_or(park, |due| park.min(until_due(due)))
+    }
+
+    /// Makes a step of the session index if one is due.
+    pub(super) fn index_sessions(&mut self) -> Result<(), FileError> {
+        let WriterState::Open(file) = &mut self.state else { return Ok(()) };
+        if self.indexing.due.is_none_or(|due| Instant::now() < due) {
+            return Ok(());
+        }
+        self.handle.begin_write();
+        let has_more = file.index_sessions()?;
+        self.handle.mark_unsynced();
+        if has_more {
+            self.indexing = IndexSchedule::due_now();
+        } else {
+            self.indexing = IndexSchedule::default();
+            // Only once the index goes as far as the rows that were found does the check know
+            // whether it has all of them.
+            self.handle.end_filling();
+        }
+        Ok(())
+    }
+}
+
+/// Longest time that a row waits for the index. The more rows one step adds, the more of them share
+/// a page of it.
+const INDEX_INTERVAL: Duration = Duration::from_secs(1);
