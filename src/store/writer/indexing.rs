@@ -45,23 +45,27 @@ impl StoreWriter {
         self.indexing.due.map_or(park, |due| park.min(until_due(due)))
     }
 
-    /// Makes a step of the session index if one is due.
+    /// Makes a step of the session index if one is due, and as many as have been filled since. So
+    /// the index is never further behind than a commit and a step, however fast entries come.
     pub(super) fn index_sessions(&mut self) -> Result<(), FileError> {
         let WriterState::Open(file) = &mut self.state else { return Ok(()) };
         if self.indexing.due.is_none_or(|due| Instant::now() < due) {
             return Ok(());
         }
-        self.handle.begin_write();
-        let has_more = file.index_sessions()?;
-        self.handle.mark_unsynced();
-        if has_more {
-            self.indexing = IndexSchedule::due_now();
-        } else {
-            self.indexing = IndexSchedule::default();
-            // Only once the index goes as far as the rows that were found does the check know
-            // whether it has all of them.
-            self.handle.end_filling();
+        for _ in 0..=self.indexing.rows / INDEX_STEP_ROWS {
+            self.handle.begin_write();
+            let has_more = file.index_sessions()?;
+            self.handle.mark_unsynced();
+            if !has_more {
+                self.indexing = IndexSchedule::default();
+                // Only once the index goes as far as the rows that were found does the check know
+                // whether it has all of them.
+                self.handle.end_filling();
+                return Ok(());
+            }
         }
+        // Rows of an earlier process, which are indexed beside the work.
+        self.indexing = IndexSchedule::due_now();
         Ok(())
     }
 }

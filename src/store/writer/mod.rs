@@ -269,6 +269,7 @@ impl StoreWriter {
                 self.webhooks.advance_position(&journal.id, journal.changes.position);
                 journal.confirm();
             }
+            self.index_sessions()?;
             if !self.is_in_memory && sqlite::wal_bytes(self.handle.path()) > sqlite::MAX_WAL_BYTES {
                 // The syncer does not keep up: commits continue while its checkpoint runs, so the
                 // write-ahead log never begins anew. While the writer runs the checkpoint itself,
