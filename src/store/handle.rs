@@ -143,8 +143,8 @@ impl StoreHandle {
         self.is_checked.store(false, SeqCst);
     }
 
-    /// Records that the writer adds rows of an earlier process to the session index. The check waits
-    /// until the index has them.
+    /// Records that the writer adds rows of an earlier process to the session index. The check
+    /// waits until the index has them.
     pub(crate) fn begin_filling(&self) {
         self.is_filling.store(true, SeqCst);
     }

@@ -102,8 +102,8 @@ const SELECT_INCOMPLETE: &str = "SELECT 1 FROM products \
 const SELECT_DAMAGED_EXTENT: &str =
     "SELECT 1 FROM indexed_through WHERE sum IS NOT row_sum(product, position)";
 
-/// Entries, and whether the indices have them. The session index has none of the tail yet. A row that does not fit its checksum says nothing
-/// about the indices.
+/// Entries, and whether the indices have them; the session index has none of the tail yet. A row
+/// that does not fit its checksum says nothing about the indices.
 const SELECT_INDEXED: &str = concat!(
     "SELECT entry, head_sum IS NOT ",
     entry_sum!(),

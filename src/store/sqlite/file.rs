@@ -16,9 +16,9 @@ use super::{
     audit,
     error::{FileError, FileFault},
     files::{MAX_WAL_BYTES, create_private, put_in_place, remove_leftovers, unfinished, wal_bytes},
+    former_index::FormerIndexCursor,
     rows::signed,
     schema::{self, SchemaIdentity},
-    session_index::FormerIndexCursor,
 };
 
 /// Connection that writes to the store's file.

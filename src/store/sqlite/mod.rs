@@ -26,6 +26,7 @@ mod error;
 mod expire_owed;
 mod file;
 mod files;
+mod former_index;
 mod migrations;
 mod products;
 mod repair;

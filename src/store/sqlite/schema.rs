@@ -12,7 +12,7 @@ use std::time::Duration;
 use rusqlite::{Connection, TransactionBehavior, config::DbConfig};
 
 use super::{
-    checksum, error::FileFault, files::CHECKPOINT_WAL_BYTES, migrations::MIGRATIONS, session_index,
+    checksum, error::FileFault, files::CHECKPOINT_WAL_BYTES, former_index, migrations::MIGRATIONS,
 };
 
 /// Application id of a store in the SQLite header: "apRl".
@@ -55,7 +55,7 @@ pub(crate) fn identify(connection: &Connection) -> Result<SchemaIdentity, FileFa
 }
 
 /// Migrates the schema of a store from `version` to the newest. The index by session of a former
-/// version stays until the writer has copied it, see `session_index`.
+/// version stays until the writer has copied it, see `former_index`.
 ///
 /// # Errors
 ///
@@ -65,7 +65,7 @@ pub(super) fn migrate_to_newest(
     version: usize,
 ) -> Result<(), FileFault> {
     migrate(connection, version, MIGRATIONS)?;
-    session_index::drop_empty_former_index(connection)
+    former_index::drop_if_empty(connection)
 }
 
 /// Checks that every table, index, trigger and view of the newest version is there, as its scripts

@@ -15,15 +15,17 @@
 //! into the index up to that position, and at the rows behind it. Retention deletes from both.
 //!
 //! A file of version 2 has an SQLite index instead. The writer copies that in small steps beside
-//! its other work, and drops it; until then the check waits, so readers do not use the new one.
+//! its other work (`former_index`), and drops it; until then the check waits, so readers do not use
+//! the new one.
 //!
 //! May use: no other module.
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, params};
 
 use super::{
     FileError, StoreFile, SyncMode,
     error::FileFault,
+    former_index::{self, FormerIndexCursor},
     rows::{read_unsigned, signed},
     schema::{MAX_POSITION, entry_key, position_of},
 };
@@ -64,7 +66,7 @@ impl StoreFile {
     /// # Errors
     ///
     /// When the file cannot be read.
-    pub(crate) fn has_unindexed_rows(&self) -> Result<bool, FileError> {
+    pub(crate) fn look_for_unindexed_rows(&self) -> Result<bool, FileError> {
         let tails = find_tails(&self.connection)
             .map_err(|fault| fault.at(&self.path, "look at the session index of"))?;
         Ok(self.former_index.is_some() || !tails.is_empty())
@@ -77,7 +79,7 @@ impl StoreFile {
         let next = self.in_transaction(SyncMode::Normal, |connection| {
             let next = cursor.copy_step(connection)?;
             if next.is_none() {
-                connection.execute_batch(DROP_FORMER)?;
+                former_index::drop_index(connection)?;
             }
             Ok(next)
         });
@@ -228,72 +230,6 @@ pub(super) fn rebuild(connection: &Connection) -> Result<(), FileFault> {
     Ok(())
 }
 
-/// Place within the index of version 2 up to which its rows are copied.
-#[derive(Clone, Debug, Default)]
-pub(super) struct FormerIndexCursor {
-    session: String,
-    /// Key of an entry; 0 is before the first.
-    entry: i64,
-}
-
-impl FormerIndexCursor {
-    /// Returns the beginning of the former index if the file has one.
-    ///
-    /// # Errors
-    ///
-    /// When the schema cannot be read.
-    pub(super) fn find(connection: &Connection) -> Result<Option<Self>, FileFault> {
-        let query = "SELECT 1 FROM sqlite_schema WHERE type = 'index' AND name = 'by_session'";
-        Ok(connection.prepare(query)?.exists([])?.then(Self::default))
-    }
-
-    /// Copies the next rows, in the order of both indices, and returns the place behind them if
-    /// there are more.
-    fn copy_step(&self, connection: &Connection) -> Result<Option<Self>, FileFault> {
-        let mut rest_of_session = connection.prepare_cached(
-            "SELECT session, entry FROM entries INDEXED BY by_session \
-             WHERE session = ?1 AND entry > ?2 ORDER BY entry LIMIT ?3",
-        )?;
-        let mut later_sessions = connection.prepare_cached(
-            "SELECT session, entry FROM entries INDEXED BY by_session \
-             WHERE session > ?1 AND typeof(session) = 'text' ORDER BY session, entry LIMIT ?2",
-        )?;
-        let mut insert =
-            connection.prepare_cached("INSERT OR IGNORE INTO session_index VALUES (?1, ?2)")?;
-        let (mut room, mut cursor) = (COPY_STEP_ROWS, self.clone());
-        let mut rows = rest_of_session.query(params![self.session, self.entry, room])?;
-        while let Some(row) = rows.next()? {
-            cursor = Self { session: row.get(0)?, entry: row.get(1)? };
-            insert.execute(params![cursor.session, cursor.entry])?;
-            room -= 1;
-        }
-        let mut rows = later_sessions.query(params![self.session, room])?;
-        while let Some(row) = rows.next()? {
-            cursor = Self { session: row.get(0)?, entry: row.get(1)? };
-            insert.execute(params![cursor.session, cursor.entry])?;
-            room -= 1;
-        }
-        Ok((room == 0).then_some(cursor))
-    }
-}
-
-/// Drops the index of version 2 at once if there is nothing to copy from it, as in a new file.
-///
-/// # Errors
-///
-/// When the file cannot be read or written.
-pub(super) fn drop_empty_former_index(connection: &Connection) -> Result<(), FileFault> {
-    let first: Option<i64> = connection
-        .query_row("SELECT entry FROM entries LIMIT 1", [], |row| row.get(0))
-        .optional()?;
-    if first.is_none() {
-        connection.execute_batch(DROP_FORMER)?;
-    }
-    Ok(())
-}
-
-const DROP_FORMER: &str = "DROP INDEX IF EXISTS by_session";
-
 /// The row that tells how far the index goes is damaged: all of the index is made anew.
 const UNKNOWN_EXTENT: FileFault = FileFault::DamagedIndex("the extent of an index is unknown");
 
@@ -301,10 +237,6 @@ const DAMAGED_FORMER: FileFault = FileFault::DamagedIndex("the former index cann
 
 /// Rows that one step adds to the index: some ten milliseconds if each is on a page of its own.
 pub(crate) const INDEX_STEP_ROWS: u64 = 4096;
-
-/// Rows that one step copies from the former index: a few milliseconds, because both have the same
-/// order.
-const COPY_STEP_ROWS: i64 = 2048;
 
 /// Bits of an entry's key that hold the position.
 const POSITION_BITS: u32 = MAX_POSITION.trailing_ones();

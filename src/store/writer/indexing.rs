@@ -5,38 +5,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::{StoreWriter, WriterState};
+use super::{StoreWriter, WriterState, index_schedule::IndexSchedule};
 use crate::store::sqlite::{FileError, INDEX_STEP_ROWS};
-
-/// Time at which the writer adds entries to the session index. There is none while the index has
-/// all entries.
-#[derive(Debug, Default)]
-pub(super) struct IndexSchedule {
-    pub(super) due: Option<Instant>,
-    /// Entries committed since the last step.
-    rows: u64,
-}
-
-impl IndexSchedule {
-    /// Returns a schedule whose first step is due now: the file may be of another process.
-    pub(super) fn due_now() -> Self {
-        Self { due: Some(Instant::now()), rows: 0 }
-    }
-
-    /// Records that a commit has added entries. So many that they fill a step are not waited with.
-    pub(super) fn record_commit(&mut self, entries: u64) {
-        if entries == 0 {
-            return;
-        }
-        self.rows += entries;
-        let now = Instant::now();
-        if self.rows >= INDEX_STEP_ROWS {
-            self.due = Some(now);
-        } else {
-            self.due.get_or_insert(now + INDEX_INTERVAL);
-        }
-    }
-}
 
 impl StoreWriter {
     /// Returns this time to park, or the one until a step of the session index is due.
@@ -69,7 +39,3 @@ impl StoreWriter {
         Ok(())
     }
 }
-
-/// Longest time that a row waits for the index. The more rows one step adds, the more of them share
-/// a page of it.
-const INDEX_INTERVAL: Duration = Duration::from_secs(1);

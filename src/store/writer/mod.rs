@@ -13,6 +13,7 @@
 //! May use: `error_chain`, `log`, `log_limit`, `metrics`, `wall_clock`.
 
 mod commands;
+mod index_schedule;
 mod indexing;
 mod recovery;
 mod retention;
@@ -28,7 +29,7 @@ use std::{
 
 use tracing::error;
 
-use self::{indexing::IndexSchedule, webhooks::RegisteredWebhooks};
+use self::{index_schedule::IndexSchedule, webhooks::RegisteredWebhooks};
 use super::{
     StoreSettings,
     commands::{WebhookJournal, WriterInbox},

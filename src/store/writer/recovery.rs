@@ -18,7 +18,7 @@ use std::{
 
 use tracing::{error, info};
 
-use super::{MAX_REPAIRS, StoreWriter, WriterState, indexing::IndexSchedule};
+use super::{MAX_REPAIRS, StoreWriter, WriterState, index_schedule::IndexSchedule};
 use crate::{
     error_chain::error_chain,
     log::Hole,

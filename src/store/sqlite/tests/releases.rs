@@ -79,7 +79,7 @@ fn assert_is_newest(file: StoreFile) {
     let file = StoreFile::open(&path).unwrap();
     let (_directory, fresh) = file_with_product();
     assert_eq!(schema_of(&file), schema_of(&fresh));
-    assert!(!file.has_unindexed_rows().unwrap());
+    assert!(!file.look_for_unindexed_rows().unwrap());
 }
 
 /// Looks for all rows in the indices.
@@ -137,7 +137,7 @@ fn the_former_index_is_copied_in_steps_between_which_the_store_does_its_other_wo
                 file.abandon();
                 file = StoreFile::open(&path).unwrap();
             }
-            _ => assert!(file.has_unindexed_rows().unwrap()),
+            _ => assert!(file.look_for_unindexed_rows().unwrap()),
         }
         copied = indexed(&file).len().max(copied);
         file.append_one(1, newest, &[event(newest, "s1", "k", b"x")], 9);

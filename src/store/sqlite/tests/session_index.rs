@@ -76,11 +76,11 @@ fn a_process_that_ends_between_rows_and_index_leaves_a_tail_that_is_read_and_ind
     index_all(&mut file);
     append_of(&mut file, &["a", "b", "a", "b"], 1);
     let mut file = crash_and_reopen(file);
-    assert!(file.has_unindexed_rows().unwrap());
+    assert!(file.look_for_unindexed_rows().unwrap());
     assert_eq!(indexed(&file).len(), 3);
     assert_eq!(replay(file.path(), "a", 0, Indices::Trusted), [1, 3, 4, 6]);
     index_all(&mut file);
-    assert!(!file.has_unindexed_rows().unwrap());
+    assert!(!file.look_for_unindexed_rows().unwrap());
     let mut file = crash_and_reopen(file);
     assert_eq!(indexed(&file).len(), 7);
     assert_eq!(replay(file.path(), "a", 0, Indices::Trusted), [1, 3, 4, 6]);
@@ -220,7 +220,7 @@ fn a_step_has_a_bound_and_the_oldest_rows_of_every_product_get_their_turn() {
 
 /// Step of the model test.
 #[derive(Clone, Debug)]
-enum Step {
+enum IndexStep {
     Append(Vec<usize>),
     Index,
     Erase(usize, Indices),
@@ -229,15 +229,15 @@ enum Step {
     Repair,
 }
 
-fn any_step() -> impl Strategy<Value = Step> {
+fn any_step() -> impl Strategy<Value = IndexStep> {
     let indices = prop_oneof![Just(Indices::Trusted), Just(Indices::Unchecked)];
     prop_oneof![
-        4 => proptest::collection::vec(0..4_usize, 1..8).prop_map(Step::Append),
-        3 => Just(Step::Index),
-        1 => (0..3_usize, indices).prop_map(|(of, indices)| Step::Erase(of, indices)),
-        1 => (1..4_u64).prop_map(Step::Retire),
-        1 => Just(Step::Crash),
-        1 => Just(Step::Repair),
+        4 => proptest::collection::vec(0..4_usize, 1..8).prop_map(IndexStep::Append),
+        3 => Just(IndexStep::Index),
+        1 => (0..3_usize, indices).prop_map(|(of, indices)| IndexStep::Erase(of, indices)),
+        1 => (1..4_u64).prop_map(IndexStep::Retire),
+        1 => Just(IndexStep::Crash),
+        1 => Just(IndexStep::Repair),
     ]
 }
 
@@ -258,7 +258,7 @@ proptest! {
         let mut newest = 0;
         for (now, step) in (1..).zip(steps) {
             match step {
-                Step::Append(of) => {
+                IndexStep::Append(of) => {
                     let names: Vec<_> = of.iter().map(|it| NAMES[*it]).collect();
                     append_of(&mut file, &names, now);
                     for name in names {
@@ -266,20 +266,20 @@ proptest! {
                         rows.insert(newest, (name, now));
                     }
                 }
-                Step::Index => index_all(&mut file),
-                Step::Erase(of, indices) => {
+                IndexStep::Index => index_all(&mut file),
+                IndexStep::Erase(of, indices) => {
                     let erased = file.erase(1, &session(NAMES[of]), 0, indices).unwrap();
                     let before = rows.len();
                     rows.retain(|_, (name, _)| *name != NAMES[of]);
                     prop_assert_eq!(erased.events as usize, before - rows.len());
                 }
-                Step::Retire(back) => {
+                IndexStep::Retire(back) => {
                     let oldest = now.saturating_sub(back);
                     while file.retire(oldest, u64::MAX, now).unwrap().is_some() {}
                     rows.retain(|_, (_, kept_at)| *kept_at >= oldest);
                 }
-                Step::Crash => file = crash_and_reopen(file),
-                Step::Repair => drop(file.repair().unwrap()),
+                IndexStep::Crash => file = crash_and_reopen(file),
+                IndexStep::Repair => drop(file.repair().unwrap()),
             }
             for name in &NAMES[..3] {
                 let expected: Vec<_> = rows.iter()

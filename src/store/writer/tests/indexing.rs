@@ -74,7 +74,7 @@ fn a_stop_leaves_no_row_out_of_the_index_and_a_crash_leaves_them_to_the_next_pro
             writer.close();
         }
         let file = StoreFile::open(&path).unwrap();
-        assert_eq!(file.has_unindexed_rows().unwrap(), is_crash);
+        assert_eq!(file.look_for_unindexed_rows().unwrap(), is_crash);
     }
 }
 
