@@ -1,6 +1,7 @@
 //! The session index in the writer's rounds.
 
-use super::*;
+use super::{store::open_store, *};
+use crate::event::ProductId;
 
 /// Returns the number of entries that the file's session index has.
 fn indexed(harness: &WriterHarness) -> i64 {
@@ -95,4 +96,19 @@ fn a_damaged_index_is_made_anew_and_the_file_stays() {
     assert_eq!((indexed(&harness), harness.writer.repairs), (6, 1));
     assert!(harness.rows().into_iter().eq(1..=6));
     assert!(!harness.writer.handle.is_degraded());
+}
+
+#[test]
+fn the_indices_of_a_store_of_version_2_are_used_once_the_former_one_is_copied_and_checked() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("relay.db");
+    fs::write(&path, include_bytes!("../../../../tests/data/store/schema-2.db")).unwrap();
+    let (store, _) = open_store(directory.path(), &[ProductId::new("prod_abc").unwrap()]);
+    wait_until("the indices are used", || store.handle().are_indices_trusted());
+    let former = "SELECT count(*) FROM sqlite_schema WHERE name = 'by_session'";
+    let file = rusqlite::Connection::open(&path).unwrap();
+    assert_eq!(file.query_row(former, [], |row| row.get(0)), Ok(0));
+    assert!(!store.handle().is_filling() && !store.handle().has_reports());
+    let indexed = "SELECT count(*) FROM session_index";
+    assert_eq!(file.query_row(indexed, [], |row| row.get(0)), Ok(38), "of both products");
 }
