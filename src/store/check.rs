@@ -44,7 +44,7 @@ pub(super) fn run(handle: &StoreHandle, was_left_open: bool) {
         // Again from time to time where rows are gone: retention removes the place in the end.
         let is_due = !handle.is_checked()
             || (!handle.are_indices_trusted() && last_checked.elapsed() >= UNTRUSTED_INTERVAL);
-        if is_due && handle.displaced_files().is_none() {
+        if is_due && !handle.is_filling() && handle.displaced_files().is_none() {
             check_rows(handle, generation);
             last_checked = Instant::now();
         }
@@ -54,6 +54,7 @@ pub(super) fn run(handle: &StoreHandle, was_left_open: bool) {
             // Under the lock that `stop` takes: it sees the registration above, or this sees the
             // stop.
             () if handle.backing().wait_for_stop(Duration::ZERO) => return,
+            () if handle.is_filling() => MAX_PAUSE,
             () if !handle.is_checked() => RECHECK_INTERVAL,
             () if !handle.are_indices_trusted() => {
                 UNTRUSTED_INTERVAL.saturating_sub(last_checked.elapsed())

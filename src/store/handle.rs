@@ -43,6 +43,8 @@ pub(crate) struct StoreHandle {
     repair_report: AtomicU64,
     /// Whether the counters of the current file have been found to fit its rows.
     is_checked: AtomicBool,
+    /// Whether the session index does not have all rows of an earlier process yet.
+    is_filling: AtomicBool,
     /// Whether every row has been found in the indices, and none is missing.
     are_indices_trusted: AtomicBool,
     /// The thread that checks the file; unset before it waits, and for a store in memory.
@@ -70,6 +72,7 @@ impl StoreHandle {
             damage_report: AtomicU64::new(0),
             repair_report: AtomicU64::new(0),
             is_checked: AtomicBool::new(true),
+            is_filling: AtomicBool::new(false),
             are_indices_trusted: AtomicBool::new(true),
             check: OnceLock::new(),
             read_failures: Mutex::new(LogRateLimit::new()),
@@ -159,6 +162,23 @@ impl StoreHandle {
         }
     }
 
+    /// Records that the writer adds rows of an earlier process to the session index. The check
+    /// waits until the index has them.
+    pub(crate) fn begin_filling(&self) {
+        self.is_filling.store(true, SeqCst);
+    }
+
+    /// Records that the session index goes as far as the rows that were found at the start.
+    pub(crate) fn end_filling(&self) {
+        self.is_filling.store(false, SeqCst);
+        self.wake_check();
+    }
+
+    /// Returns whether the session index does not have all rows of an earlier process yet.
+    pub(crate) fn is_filling(&self) -> bool {
+        self.is_filling.load(SeqCst)
+    }
+
     /// Records which files the writer has open; `None` when they were set aside or are gone.
     pub(crate) fn set_files(&self, files: Option<FilesInPlace>) {
         *self.files.lock() = files;
@@ -205,6 +225,7 @@ impl StoreHandle {
     pub(crate) fn mark_replaced(&self) {
         self.generation.fetch_add(1, SeqCst);
         // All of the new file is of this process.
+        self.is_filling.store(false, SeqCst);
         self.are_indices_trusted.store(true, SeqCst);
         self.is_checked.store(true, SeqCst);
     }

@@ -114,6 +114,9 @@ impl Store {
         };
         let logs: Vec<_> = products_found.into_iter().map(log).collect();
         let was_left_open = file.was_left_open();
+        if file.look_for_unindexed_rows().unwrap_or(true) {
+            handle.begin_filling();
+        }
         let store_metrics = metrics.store().clone();
         let writer = StoreWriter::new(
             (Arc::clone(&handle), inbox),

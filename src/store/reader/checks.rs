@@ -45,6 +45,10 @@ impl StoreReader {
     }
 
     fn try_check_indices(&self, after: i64) -> Result<Option<i64>, FileFault> {
+        // One state of the file for both: the writer moves entries from the tail to the index.
+        let _snapshot = self.connection.unchecked_transaction()?;
+        let is_extent_damaged = self.connection.prepare_cached(SELECT_DAMAGED_EXTENT)?.exists([])?;
+        require(!is_extent_damaged, "the extent of an index is unknown")?;
         let mut statement = self.connection.prepare_cached(SELECT_INDEXED)?;
         let mut rows = statement.query(params![after, MAX_ROWS_PER_READ as i64])?;
         let (mut last, mut count) = (after, 0);
@@ -94,15 +98,21 @@ const SELECT_INCOMPLETE: &str = "SELECT 1 FROM products \
          WHERE product = number AND last > evicted_through \
      )";
 
-/// Entries, and whether the indices have them. A row that does not fit its checksum says nothing
-/// about the indices.
+/// Products of which the file does not tell how far the session index goes.
+const SELECT_DAMAGED_EXTENT: &str =
+    "SELECT 1 FROM indexed_through WHERE sum IS NOT row_sum(product, position)";
+
+/// Entries, and whether the indices have them; the session index has none of the tail yet. A row
+/// that does not fit its checksum says nothing about the indices.
 const SELECT_INDEXED: &str = concat!(
     "SELECT entry, head_sum IS NOT ",
     entry_sum!(),
     " OR iif(gap IS NULL, \
          session IS NULL OR EXISTS ( \
-             SELECT 1 FROM entries AS other INDEXED BY by_session \
-             WHERE other.session = entries.session AND other.entry = entries.entry), \
+             SELECT 1 FROM session_index \
+             WHERE session_index.session = entries.session AND session_index.entry = entries.entry) \
+         OR entry & 1099511627775 > ifnull( \
+             (SELECT position FROM indexed_through WHERE product = entries.entry >> 40), 0), \
          EXISTS ( \
              SELECT 1 FROM entries AS other INDEXED BY gaps \
              WHERE other.gap IS NOT NULL AND other.entry = entries.entry)) \

@@ -31,16 +31,12 @@ pub(super) struct ChunkBuilder<'a> {
     /// Whether an admitted entry did not fit any more, or a row was damaged.
     pub(super) is_full: bool,
     damaged: Option<DamagedRow>,
-    /// Whether an index has named the rows: each is a gap, or of a session of the scope.
-    is_indexed: bool,
+    /// Whether an index names the rows that are added: each is a gap, or of a session of the scope.
+    pub(super) is_indexed: bool,
 }
 
 impl<'a> ChunkBuilder<'a> {
-    pub(super) fn new(
-        request: &'a ReadRequest,
-        payload: CachedStatement<'a>,
-        is_indexed: bool,
-    ) -> Self {
+    pub(super) fn new(request: &'a ReadRequest, payload: CachedStatement<'a>) -> Self {
         Self {
             request,
             payload,
@@ -49,7 +45,7 @@ impl<'a> ChunkBuilder<'a> {
             through: request.after,
             is_full: false,
             damaged: None,
-            is_indexed,
+            is_indexed: false,
         }
     }
 

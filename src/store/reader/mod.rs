@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! any session     one pass over the rows; payloads are read of admitted rows only
-//! few sessions    by_session ─┐
-//!                 gaps ───────┴─ positions, merged and cut ─ rows by key
+//! few sessions    session_index ─┐
+//!                 gaps ──────────┴─ positions, merged and cut ─ rows by key; one pass over the rows that
+//!                                   the index does not have yet
 //! ```
 //!
 //! Every position of a range has a row, or is recorded as erased. A pass over the rows therefore
@@ -35,6 +36,7 @@ use super::sqlite::{
     checksum::entry_sum,
     rows::{read_unsigned, signed},
     schema::{self, MAX_POSITION, SchemaIdentity, entry_key, position_of},
+    session_index::indexed_through,
 };
 use crate::{
     event::{Only, SessionId, ValueSet},
@@ -103,29 +105,43 @@ impl StoreReader {
             });
         }
         self.require_persisted(request)?;
-        let range = request.key_range()?;
         let payload = self.connection.prepare_cached(SELECT_PAYLOAD)?;
-        let limit = request.max_rows();
-        // The session index pays off only if more entries wait than sessions are asked for.
-        let pending = request.through.saturating_sub(request.after);
-        let indexed = match &request.scope.sessions {
-            Only::These(sessions)
-                if indices == Indices::Trusted && pending > sessions.len() as u64 =>
-            {
-                Some(sessions)
+        let mut chunk = ChunkBuilder::new(request, payload);
+        let mut room = request.max_rows();
+        if let Some((sessions, through)) = self.indexed_part(request, indices)? {
+            let range = key_range(request, request.after, through)?;
+            let keys = self.keys_of_sessions(sessions, range, room)?;
+            chunk.is_indexed = true;
+            self.read_rows(&keys, &mut chunk)?;
+            chunk.is_indexed = false;
+            room -= keys.len();
+            if room > 0 && !chunk.is_full {
+                chunk.pass(through);
             }
-            _ => None,
+        }
+        if room > 0 && !chunk.is_full && chunk.through() < request.through {
+            let range = key_range(request, chunk.through(), request.through)?;
+            room = room.max(request.max_scanned_rows());
+            room -= self.scan_range(range, room, &mut chunk)?;
+        }
+        Ok(StoredChunk { evicted_through, ..chunk.finish(room == 0) })
+    }
+
+    /// Returns the sessions that are asked for, and the position up to which the session index
+    /// serves the request; `None` if no part of it.
+    fn indexed_part<'a>(
+        &self,
+        request: &'a ReadRequest,
+        indices: Indices,
+    ) -> Result<Option<(&'a ValueSet<SessionId>, u64)>, FileFault> {
+        let (Only::These(sessions), Indices::Trusted) = (&request.scope.sessions, indices) else {
+            return Ok(None);
         };
-        let mut chunk = ChunkBuilder::new(request, payload, indexed.is_some());
-        let rows_read = match indexed {
-            Some(sessions) => {
-                let keys = self.keys_of_sessions(sessions, range, limit)?;
-                self.read_rows(&keys, &mut chunk)?;
-                keys.len()
-            }
-            None => self.scan_range(range, limit, &mut chunk)?,
-        };
-        Ok(StoredChunk { evicted_through, ..chunk.finish(rows_read == limit) })
+        let through = indexed_through(&self.connection, request.product_number)?;
+        let through = through.min(request.through);
+        // The index pays off only if more entries wait than sessions are asked for.
+        let pending = through.saturating_sub(request.after);
+        Ok((pending > sessions.len() as u64).then_some((sessions, through)))
     }
 
     /// Returns how far retention has come.
@@ -274,20 +290,29 @@ impl StoreReader {
     }
 }
 
-impl ReadRequest {
-    /// Returns the keys of the range: behind the first, up to the second.
-    fn key_range(&self) -> Result<(i64, i64), FileFault> {
-        Ok((
-            entry_key(self.product_number, self.after.min(MAX_POSITION))?,
-            entry_key(self.product_number, self.through.min(MAX_POSITION))?,
-        ))
-    }
+/// Returns the keys of a range of positions: behind the first, up to the second.
+fn key_range(request: &ReadRequest, after: u64, through: u64) -> Result<(i64, i64), FileFault> {
+    Ok((
+        entry_key(request.product_number, after.min(MAX_POSITION))?,
+        entry_key(request.product_number, through.min(MAX_POSITION))?,
+    ))
+}
 
+impl ReadRequest {
     /// Returns the maximum number of rows to examine. One more than may be returned tells
     /// whether the range continues, unless a filter on kinds leaves some out.
     fn max_rows(&self) -> usize {
         match &self.scope.kinds {
             Only::Everything => self.limits.entries.saturating_add(1).clamp(2, MAX_ROWS_PER_READ),
+            Only::These(_) => MAX_ROWS_PER_READ,
+        }
+    }
+
+    /// Returns the same for a pass over the rows, in which a filter on sessions leaves some out,
+    /// too.
+    fn max_scanned_rows(&self) -> usize {
+        match &self.scope.sessions {
+            Only::Everything => self.max_rows(),
             Only::These(_) => MAX_ROWS_PER_READ,
         }
     }
@@ -366,7 +391,7 @@ const SELECT_PAYLOAD: &str =
 const SELECT_GAP_KEYS: &str = "SELECT entry FROM entries INDEXED BY gaps \
                     WHERE gap IS NOT NULL AND entry > ?1 AND entry <= ?2 AND ?4 IS NULL ORDER BY entry LIMIT ?3";
 
-const SELECT_SESSION_KEYS: &str = "SELECT entry FROM entries INDEXED BY by_session \
+const SELECT_SESSION_KEYS: &str = "SELECT entry FROM session_index \
                           WHERE session = ?4 AND entry > ?1 AND entry <= ?2 ORDER BY entry LIMIT ?3";
 
 /// Rows that one read examines: some milliseconds if none of them is in memory.

@@ -44,9 +44,21 @@ fn request_for(sessions: Only<SessionId>, kinds: Only<Kind>, limits: ReadLimits)
 }
 
 fn stored(entries: &[Entry]) -> (TempDir, StoreFile, StoreReader) {
+    stored_with_tail(entries, &[])
+}
+
+/// Returns a file whose session index has the first of these entries and not the others.
+fn stored_with_tail(indexed: &[Entry], tail: &[Entry]) -> (TempDir, StoreFile, StoreReader) {
     let (directory, mut file) = file_with_product();
-    file.append_one(1, 1, entries, 1);
-    mark_fully_persisted(&file);
+    file.append_one(1, 1, indexed, 1);
+    if tail.is_empty() {
+        mark_fully_persisted(&file);
+        assert_eq!(file.index_sessions().ok(), Some(false));
+    } else {
+        assert_eq!(file.index_sessions().ok(), Some(false));
+        file.append_one(1, indexed.len() as u64 + 1, tail, 1);
+        mark_fully_persisted(&file);
+    }
     let reader = StoreReader::open(file.path()).unwrap();
     (directory, file, reader)
 }
@@ -95,8 +107,7 @@ fn every_query_follows_an_index() {
         plan(&reader, SELECT_GAP_KEYS),
         "SEARCH entries USING COVERING INDEX gaps (entry>? AND entry<?)"
     );
-    let by_session =
-        "SEARCH entries USING COVERING INDEX by_session (session=? AND rowid>? AND rowid<?)";
+    let by_session = "SEARCH session_index USING PRIMARY KEY (session=? AND entry>? AND entry<?)";
     assert_eq!(plan(&reader, SELECT_SESSION_KEYS), by_session);
 }
 
@@ -341,7 +352,7 @@ fn rows_that_are_gone_are_told_and_erased_positions_are_not() {
 
 #[test]
 fn an_index_that_leaves_out_a_row_is_found_and_not_used_before() {
-    for (index, is_gap) in [("by_session", false), ("gaps", true)] {
+    for (index, is_gap) in [("session_index", false), ("gaps", true)] {
         let entry =
             if is_gap { gap(2, GapReason::Evicted, None) } else { event(2, "s", "k", b"x") };
         let (_directory, file, reader) = stored(&[event(1, "s", "k", b"x"), entry]);
@@ -358,9 +369,13 @@ fn an_index_that_leaves_out_a_row_is_found_and_not_used_before() {
     }
 }
 
-/// Makes an index leave out all rows, by rewriting its definition for a moment.
+/// Makes an index leave out all rows; one of SQLite's by rewriting its definition for a moment.
 fn empty_index(path: &Path, index: &str) {
     let connection = rusqlite::Connection::open(path).unwrap();
+    if index == "session_index" {
+        connection.execute("DELETE FROM session_index", []).unwrap();
+        return;
+    }
     let sql: String = connection
         .query_row("SELECT sql FROM sqlite_schema WHERE name = ?1", [index], |row| row.get(0))
         .unwrap();
@@ -557,9 +572,11 @@ proptest! {
         byte_limit in prop_oneof![Just(usize::MAX), 0..2000_usize],
         after in 0..20_u64,
         beyond in 0..90_u64,
+        indexed in 0..100_usize,
     ) {
         let entries: Vec<Entry> = (1..).zip(drawn).map(|(position, drawn)| drawn_entry(position, drawn)).collect();
-        let (_directory, _file, reader) = stored(&entries);
+        let (indexed, tail) = entries.split_at(indexed.min(entries.len()));
+        let (_directory, _file, reader) = stored_with_tail(indexed, tail);
         let sessions = of.map_or(Only::Everything, |of| only(of.iter().map(|it| SessionId::new(NAMES[*it]).unwrap())));
         let kinds = kinds.map_or(Only::Everything, |kinds| only(kinds.iter().map(|it| Kind::new(NAMES[*it]))));
         let limits = ReadLimits { entries: entry_limit, bytes: byte_limit };

@@ -96,8 +96,17 @@ fn require_webhooks(connection: &Connection, table: &str) -> Result<(), FileFaul
 
 /// Tables that tell what the others hold, or what is owed. Their rows are few; checking them takes
 /// milliseconds.
-const SMALL_TABLES: [&str; 8] =
-    ["products", "spans", "empty_epochs", "missing", "erased", "webhooks", "owed", "state"];
+const SMALL_TABLES: [&str; 9] = [
+    "products",
+    "spans",
+    "empty_epochs",
+    "missing",
+    "erased",
+    "webhooks",
+    "owed",
+    "state",
+    "indexed_through",
+];
 
 /// Bits of an entry's key that hold the position.
 const POSITION_BITS: u32 = MAX_POSITION.trailing_ones();

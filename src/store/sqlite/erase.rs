@@ -6,9 +6,11 @@ use rusqlite::{Connection, params};
 
 use super::{
     FileError, StoreFile, SyncMode,
+    checksum::entry_sum,
     error::FileFault,
     rows::{read_unsigned, signed},
     schema::{MAX_POSITION, entry_key},
+    session_index,
 };
 use crate::event::SessionId;
 
@@ -153,40 +155,37 @@ fn erase_entries(
     session: &SessionId,
     indices: Indices,
 ) -> Result<(u64, u64), FileFault> {
-    let (by_session, bound) =
-        (indices.hint("by_session"), "session = ?1 AND entry BETWEEN ?2 AND ?3");
-    let rows = params![session.as_str(), entry_key(number, 0)?, entry_key(number, MAX_POSITION)?];
+    // In both cases the statements have the same parameters.
+    let rows = match indices {
+        Indices::Trusted => INDEXED_OR_IN_TAIL,
+        Indices::Unchecked => ROW_BY_ROW,
+    };
+    let (first, last) = (entry_key(number, 0)?, entry_key(number, MAX_POSITION)?);
+    let indexed = match indices {
+        Indices::Trusted => entry_key(number, session_index::indexed_through(connection, number)?)?,
+        Indices::Unchecked => first,
+    };
+    let parameters = params![session.as_str(), first, last, indexed];
     let (events, bytes): (i64, i64) = connection.query_row(
-        &format!(
-            "SELECT count(*), ifnull(sum(octet_length(session) + octet_length(kind) + octet_length(payload)), 0) \
-             FROM entries {by_session} WHERE {bound}"
-        ),
-        rows,
+        &format!("SELECT count(*), ifnull(sum({CONTENT_BYTES}), 0) FROM {rows}"),
+        parameters,
         |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
     // Overwritten in place first: deleting a row may make SQLite move adjacent rows to another
     // page, and copies of their payloads would stay behind.
-    connection.execute(
-        &format!(
-            "UPDATE entries {by_session} SET payload = zeroblob(octet_length(payload)) WHERE {bound}"
-        ),
-        rows,
-    )?;
+    let set_zero = "SET payload = zeroblob(octet_length(payload)) WHERE";
+    connection.execute(&format!("UPDATE {}", rows.replacen("WHERE", set_zero, 1)), parameters)?;
     // A position without a row that is not recorded here counts as lost, see `reader`.
     connection.execute(
         &format!(
-            "INSERT OR REPLACE INTO erased \
-             SELECT entry >> 40, entry & ?4, entry & ?4, row_sum(entry >> 40, entry & ?4, entry & ?4) \
-             FROM entries {by_session} WHERE {bound}"
+            "INSERT OR REPLACE INTO erased SELECT number, place, place, row_sum(number, place, place) \
+             FROM (SELECT entry >> 40 AS number, entry & {MAX_POSITION} AS place FROM {rows})"
         ),
-        params![
-            session.as_str(),
-            entry_key(number, 0)?,
-            entry_key(number, MAX_POSITION)?,
-            signed(MAX_POSITION)
-        ],
+        parameters,
     )?;
-    connection.execute(&format!("DELETE FROM entries {by_session} WHERE {bound}"), rows)?;
+    connection.execute(&format!("DELETE FROM {rows}"), parameters)?;
+    let index = "DELETE FROM session_index WHERE session = ?1 AND entry BETWEEN ?2 AND ?3";
+    connection.execute(index, params![session.as_str(), first, last])?;
     connection.execute("UPDATE state SET needs_scrub = 1", [])?;
     let counters = "UPDATE products SET events = events - ?2, bytes = bytes - ?3, \
                     sum = row_sum(number, id, newest, evicted_through, events - ?2, bytes - ?3, highest_epoch) \
@@ -198,3 +197,23 @@ fn erase_entries(
 /// Rows of a webhook's table that belong to the session ?1 of the product ?2.
 const OF_SESSION: &str =
     "session = ?1 AND webhook IN (SELECT number FROM webhooks WHERE product = ?2)";
+
+/// Bytes that a row counts for.
+const CONTENT_BYTES: &str = "ifnull(octet_length(session), 0) + ifnull(octet_length(kind), 0) \
+     + ifnull(octet_length(payload), 0)";
+
+/// Rows of the session ?1 with keys from ?2 to ?3: up to ?4 those that the index names, also where
+/// the row itself is damaged, and behind ?4 those that a look at each row finds.
+const INDEXED_OR_IN_TAIL: &str = concat!(
+    "entries NOT INDEXED WHERE entry IN ( \
+         SELECT entry FROM session_index WHERE session = ?1 AND entry BETWEEN ?2 AND ?4 \
+         UNION ALL \
+         SELECT entry FROM entries AS tail NOT INDEXED WHERE session = ?1 AND entry > ?4 AND entry <= ?3 \
+     ) AND (session = ?1 OR head_sum IS NOT ",
+    entry_sum!(),
+    ")"
+);
+
+/// The same rows without the index. ?4 is not used.
+const ROW_BY_ROW: &str =
+    "entries NOT INDEXED WHERE session = ?1 AND entry BETWEEN ?2 AND ?3 AND ?4 IS NOT NULL";

@@ -77,6 +77,9 @@ pub(crate) enum FileFault {
     /// A stored value that this crate never writes, or a finding of SQLite's own check.
     #[error("{0}")]
     Damage(Box<str>),
+    /// The index by session does not fit the rows, which may be whole.
+    #[error("{0}")]
+    DamagedIndex(&'static str),
     /// The request cannot be done in the file's state.
     #[error("{0}")]
     Refused(&'static str),
@@ -121,10 +124,13 @@ impl FileError {
 
     /// Returns whether an index is damaged, so that the rows may be whole.
     pub(crate) fn is_of_index(&self) -> bool {
-        let Self::Damaged { source: FileFault::Sqlite(error), .. } = self else { return false };
-        error
-            .sqlite_error()
-            .is_some_and(|error| error.extended_code == rusqlite::ffi::SQLITE_CORRUPT_INDEX)
+        match self {
+            Self::Damaged { source: FileFault::DamagedIndex(_), .. } => true,
+            Self::Damaged { source: FileFault::Sqlite(error), .. } => error
+                .sqlite_error()
+                .is_some_and(|error| error.extended_code == rusqlite::ffi::SQLITE_CORRUPT_INDEX),
+            _ => false,
+        }
     }
 
     /// Returns what an operator is to do so that the store can be written again.
@@ -185,16 +191,18 @@ impl FileFault {
             Self::Refused(_) => true,
             Self::Io(_)
             | Self::Damage(_)
+            | Self::DamagedIndex(_)
             | Self::Foreign(_)
             | Self::Newer { .. }
             | Self::UnknownVersion { .. } => false,
         }
     }
 
-    fn is_damage(&self) -> bool {
+    /// Returns whether the fault proves content that neither SQLite nor this crate has written.
+    pub(super) fn is_damage(&self) -> bool {
         match self {
             Self::Sqlite(error) => shows_damage(error),
-            Self::Damage(_) => true,
+            Self::Damage(_) | Self::DamagedIndex(_) => true,
             Self::Io(_)
             | Self::Refused(_)
             | Self::Foreign(_)

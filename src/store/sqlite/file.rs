@@ -16,6 +16,7 @@ use super::{
     audit,
     error::{FileError, FileFault},
     files::{MAX_WAL_BYTES, create_private, put_in_place, remove_leftovers, unfinished, wal_bytes},
+    former_index::FormerIndexCursor,
     rows::signed,
     schema::{self, SchemaIdentity},
 };
@@ -29,6 +30,8 @@ pub(crate) struct StoreFile {
     sync: SyncMode,
     was_left_open: bool,
     needs_scrub: bool,
+    /// Progress of copying the index by session of a former version; `None` if there is none.
+    pub(super) former_index: Option<FormerIndexCursor>,
     /// Damaged dead letters that were found, until the caller takes their number. A cell, because
     /// reading finds them.
     pub(super) damaged_dead_letters: Cell<u64>,
@@ -67,6 +70,7 @@ impl StoreFile {
         let state = "SELECT is_open, needs_scrub FROM state";
         let (was_left_open, needs_scrub) =
             connection.query_row(state, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let former_index = FormerIndexCursor::find(&connection)?;
         let path = path.to_owned();
         let mut file = Self {
             connection,
@@ -74,6 +78,7 @@ impl StoreFile {
             sync: SyncMode::Normal,
             was_left_open,
             needs_scrub,
+            former_index,
             damaged_dead_letters: Cell::new(0),
         };
         // Synced before the first write: after a power cut the file must say that it was open.
@@ -95,6 +100,7 @@ impl StoreFile {
                 sync: SyncMode::Normal,
                 was_left_open: false,
                 needs_scrub: false,
+                former_index: None,
                 damaged_dead_letters: Cell::new(0),
             }),
             Err(fault) => Err(fault.at(&path, "open")),

@@ -3,7 +3,8 @@
 //! ```text
 //! products      number, id                 one row per product, with counters
 //! entries       entry = number << 40 | place, id, kept_at, …, head_sum, payload_sum, payload
-//!               session -> entry           index, of events with a session
+//! session_index session, entry             the entries of each session, see `session_index`
+//! indexed_through product, position        up to here `session_index` has the product's entries
 //!               entry                      index, of gaps
 //! spans         product, place, id         id of this position; the positions behind count on from it
 //! empty_epochs  product, epoch, place      reserved behind this position; no entry of it was persisted
@@ -29,7 +30,7 @@ use super::checksum::{dead_letter_sum, entry_sum};
 
 /// Migrations of the schema: the n-th script turns version n - 1 into version n. A script that was
 /// released never changes.
-pub(crate) const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2];
+pub(crate) const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3];
 
 /// `payload` is the last column, so that a scan of the others does not follow a long row into its
 /// overflow pages. Every SQLite index holds the row's key, so `by_session` is ordered by `entry`
@@ -290,3 +291,19 @@ AND NOT EXISTS (
 );
 "
 );
+
+/// The index by session becomes a table, see `session_index`. The rows and the former index stay
+/// as they are: the writer copies that index later, in small steps.
+const VERSION_3: &str = "
+CREATE TABLE session_index (
+    session TEXT NOT NULL,
+    entry INTEGER NOT NULL,
+    PRIMARY KEY (session, entry)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE indexed_through (
+    product INTEGER PRIMARY KEY,
+    position INTEGER NOT NULL,
+    sum INTEGER NOT NULL
+) STRICT;
+INSERT INTO indexed_through SELECT number, newest, row_sum(number, newest) FROM products;
+";

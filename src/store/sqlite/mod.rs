@@ -26,12 +26,14 @@ mod error;
 mod expire_owed;
 mod file;
 mod files;
+mod former_index;
 mod migrations;
 mod products;
 mod repair;
 mod retention;
 pub(super) mod rows;
 pub(super) mod schema;
+pub(super) mod session_index;
 #[cfg(test)]
 pub(super) mod tests;
 mod webhooks;
@@ -48,5 +50,6 @@ pub(crate) use self::{
         wal_path,
     },
     repair::CorrectedCounters,
+    session_index::INDEX_STEP_ROWS,
     webhooks::DeadLetterCounts,
 };

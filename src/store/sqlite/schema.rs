@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use rusqlite::{Connection, TransactionBehavior, config::DbConfig};
 
-use super::{checksum, error::FileFault, files::CHECKPOINT_WAL_BYTES, migrations::MIGRATIONS};
+use super::{
+    checksum, error::FileFault, files::CHECKPOINT_WAL_BYTES, former_index, migrations::MIGRATIONS,
+};
 
 /// Application id of a store in the SQLite header: "apRl".
 pub(crate) const APPLICATION_ID: i64 = 0x6170_526C;
@@ -52,7 +54,8 @@ pub(crate) fn identify(connection: &Connection) -> Result<SchemaIdentity, FileFa
     }
 }
 
-/// Migrates the schema of a store from `version` to the newest.
+/// Migrates the schema of a store from `version` to the newest. The index by session of a former
+/// version stays until the writer has copied it, see `former_index`.
 ///
 /// # Errors
 ///
@@ -61,7 +64,8 @@ pub(super) fn migrate_to_newest(
     connection: &mut Connection,
     version: usize,
 ) -> Result<(), FileFault> {
-    migrate(connection, version, MIGRATIONS)
+    migrate(connection, version, MIGRATIONS)?;
+    former_index::drop_if_empty(connection)
 }
 
 /// Checks that every table, index, trigger and view of the newest version is there, as its scripts

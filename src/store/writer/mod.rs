@@ -2,8 +2,10 @@
 //! journals; executes commands; applies retention.
 //!
 //! ```text
-//! parked ── work ──► gather ──► commit ──► commands ──► retention ──► parked      syncing: see `syncer`
-//! parked: until a caller has work; up to 1 s while age alone may make rows due for retention
+//! parked ── work ──► gather ──► commit ──► commands ──► index ──► retention ──► parked
+//!                                                                 syncing: see `syncer`
+//! parked: until a caller has work, up to the next step of the session index, and up to 1 s while
+//!         age alone may make rows due for retention
 //! gather: 6 ms; where webhooks wait for commits, the rest of 2 ms since the last round, so that a
 //!         single event waits for nothing
 //! a failed write: the file is closed and opened anew a second later, see `recovery`; meanwhile events
@@ -13,6 +15,8 @@
 //! May use: `error_chain`, `log`, `log_limit`, `metrics`, `wall_clock`.
 
 mod commands;
+mod index_schedule;
+mod indexing;
 mod recovery;
 mod retention;
 #[cfg(test)]
@@ -27,7 +31,7 @@ use std::{
 
 use tracing::error;
 
-use self::webhooks::RegisteredWebhooks;
+use self::{index_schedule::IndexSchedule, webhooks::RegisteredWebhooks};
 use super::{
     StoreSettings,
     commands::{WebhookJournal, WriterInbox},
@@ -64,6 +68,7 @@ pub(super) struct StoreWriter {
     may_retire: bool,
     /// Next entry, by its key, of those that a wrong clock has stamped with a time in the future.
     restamp_from: Option<i64>,
+    indexing: IndexSchedule,
     /// Repairs of the current file, see `recovery`.
     repairs: u32,
     /// Earliest time to look again after files that were taken away.
@@ -115,6 +120,10 @@ impl StoreWriter {
             last_scrubbed: None,
             may_retire: true,
             restamp_from: None,
+            indexing: match is_in_memory {
+                true => IndexSchedule::default(),
+                false => IndexSchedule::due_now(),
+            },
             repairs: 0,
             follow_at: None,
             failure_limit: LogRateLimit::default(),
@@ -159,11 +168,13 @@ impl StoreWriter {
     fn max_park(&self) -> Duration {
         match &self.state {
             WriterState::Failed { retry_at } => retry_at.saturating_duration_since(Instant::now()),
-            WriterState::Open(_) if self.may_retire => RETENTION_INTERVAL
-                .saturating_sub(self.last_retired.elapsed())
-                .max(GROUP_COMMIT_DELAY),
-            WriterState::Open(_) if self.has_ageing_rows() => MAX_PARK,
-            WriterState::Open(_) => MAX_IDLE_PARK,
+            WriterState::Open(_) if self.may_retire => self.park_until_index_due(
+                RETENTION_INTERVAL
+                    .saturating_sub(self.last_retired.elapsed())
+                    .max(GROUP_COMMIT_DELAY),
+            ),
+            WriterState::Open(_) if self.has_ageing_rows() => self.park_until_index_due(MAX_PARK),
+            WriterState::Open(_) => self.park_until_index_due(MAX_IDLE_PARK),
         }
     }
 
@@ -203,7 +214,7 @@ impl StoreWriter {
         self.logs.iter().map(|log| log.backlog()).sum()
     }
 
-    /// Runs one round: recovery, commit, commands, retention, scrub.
+    /// Runs one round: recovery, commit, commands, session index, retention, scrub.
     fn run_round(&mut self) {
         // Before the commit: entries must not be committed to a file that is set aside, or after a
         // sync that failed, see `fail`.
@@ -228,6 +239,7 @@ impl StoreWriter {
             .repair_reported()
             .and_then(|()| self.commit_backlog())
             .and_then(|()| self.execute_commands())
+            .and_then(|()| self.index_sessions())
             .and_then(|()| self.retire())
             .and_then(|()| self.scrub());
         self.last_round_ended = Instant::now();
@@ -269,6 +281,7 @@ impl StoreWriter {
                 self.webhooks.advance_position(&journal.id, journal.changes.position);
                 journal.confirm();
             }
+            self.index_sessions()?;
             if !self.is_in_memory && sqlite::wal_bytes(self.handle.path()) > sqlite::MAX_WAL_BYTES {
                 // The syncer does not keep up: commits continue while its checkpoint runs, so the
                 // write-ahead log never begins anew. While the writer runs the checkpoint itself,
@@ -317,6 +330,7 @@ impl StoreWriter {
         self.handle.end_write();
         self.handle.mark_unsynced();
         self.may_retire = true;
+        self.indexing.record_commit(batches.iter().map(|batch| batch.entries.len() as u64).sum());
         if has_changed { self.webhooks.report_counts(file) } else { Ok(()) }
     }
 
@@ -332,8 +346,9 @@ impl StoreWriter {
         if backlog > 0 {
             error!(events = backlog, "the newest events could not be kept");
         }
-        if let WriterState::Open(file) = self.state
-            && let Err(error) = file.close()
+        if let WriterState::Open(mut file) = self.state
+            // The next process then finds a whole index. What one step leaves is a tail there.
+            && let Err(error) = file.index_sessions().and_then(|_| file.close())
         {
             error!(problem = error_chain(&error), "the store could not be closed in order");
         }

@@ -18,7 +18,7 @@ use std::{
 
 use tracing::{error, info};
 
-use super::{MAX_REPAIRS, StoreWriter, WriterState};
+use super::{MAX_REPAIRS, StoreWriter, WriterState, index_schedule::IndexSchedule};
 use crate::{
     error_chain::error_chain,
     log::Hole,
@@ -85,6 +85,9 @@ impl StoreWriter {
             self.handle.set_files(FilesInPlace::find(self.handle.path()).ok());
         }
         self.state = WriterState::Open(Box::new(file));
+        if !self.is_in_memory {
+            self.indexing = IndexSchedule::due_now();
+        }
         self.handle.set_failed(false);
     }
 

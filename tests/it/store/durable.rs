@@ -249,7 +249,8 @@ fn events_removed_by_retention_are_a_gap_only_for_readers_before_them() {
     });
     let count = wait::value("retention has ended", || {
         let before = kept()?;
-        std::thread::sleep(Duration::from_millis(500));
+        // Longer than the session index waits, whose pages count, too.
+        std::thread::sleep(Duration::from_millis(1500));
         kept().filter(|now| *now == before)
     }) as usize;
     let first = EVENTS - count;

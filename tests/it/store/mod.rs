@@ -9,5 +9,6 @@ mod erasure;
 mod lost_ids;
 mod missing_rows;
 mod outside_reader;
+mod releases;
 mod rows;
 mod turns;

@@ -19,7 +19,9 @@ use super::{
     expire_owed::{self, ExpiredDeliveries},
     rows::{read_unsigned, signed},
     schema::{MAX_POSITION, entry_key, position_of},
+    session_index,
 };
+
 impl StoreFile {
     /// Deletes some of the oldest entries if the oldest of all was kept before `oldest_kept_at`, in
     /// Unix milliseconds, or if the file uses more than `max_bytes` beside dead letters. Returns
@@ -51,9 +53,10 @@ impl StoreFile {
         if excess == 0 && oldest.kept_at >= oldest_kept_at {
             return Ok(None);
         }
+        let is_index_complete = self.former_index.is_none();
         let retired = self.in_transaction(SyncMode::Normal, |connection| {
             let cut = oldest.find_cut(connection, oldest_kept_at, excess, usage.page_bytes)?;
-            oldest.retire(connection, &cut, now)
+            oldest.retire(connection, &cut, is_index_complete, now)
         });
         retired.map(Some)
     }
@@ -241,12 +244,14 @@ impl OldestEntry {
         &self,
         connection: &Connection,
         cut: &RetentionCut,
+        is_index_complete: bool,
         now: i64,
     ) -> Result<RetentionStep, FileFault> {
         let first = entry_key(self.product_number, self.evicted_through)?;
         let evicted_through = self.position_before_rest(connection, cut.last)?;
         let expired =
             expire_owed::expire_owed(connection, self.product_number, evicted_through, now)?;
+        session_index::retire(connection, (first, cut.last), is_index_complete)?;
         let mut delete =
             connection.prepare_cached("DELETE FROM entries WHERE entry > ?1 AND entry <= ?2")?;
         delete.execute([first, cut.last])?;

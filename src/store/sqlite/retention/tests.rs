@@ -295,9 +295,10 @@ fn an_erasure_by_rows_reaches_one_that_an_index_leaves_out_or_finds_the_damage()
     let left = |indices| {
         let (_directory, mut file) = file_with_product();
         write_events(&mut file, 1, 1..=5, 1, 1);
+        assert_eq!(file.index_sessions().ok(), Some(false));
         let path = file.path().to_owned();
         file.close().unwrap();
-        uncount_last_row(&path, "by_session");
+        uncount_last_row(&path, "session_index");
         let mut file = StoreFile::open(&path).unwrap();
         let is_refused = file.erase(1, &session("s"), 0, indices).is_err();
         let rows = "SELECT count(*) FROM entries NOT INDEXED";

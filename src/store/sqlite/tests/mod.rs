@@ -1,4 +1,7 @@
 mod opening;
+mod releases;
+mod session_index;
+mod wal_pages;
 
 use std::{
     fs,

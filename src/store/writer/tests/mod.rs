@@ -1,6 +1,7 @@
 //! The writer on a scripted disk.
 
 mod harness;
+mod indexing;
 mod store;
 mod webhooks;
 

@@ -123,7 +123,7 @@ async fn a_store_in_memory_that_fails_is_begun_anew_with_its_webhooks() {
 }
 
 /// Opens the store in a directory with these products, and returns the webhooks that it has.
-fn open_store(
+pub(super) fn open_store(
     directory: &Path,
     products: &[ProductId],
 ) -> (Store, Vec<crate::store::StoredWebhook>) {
