@@ -8,7 +8,7 @@ use super::*;
 
 /// One change of the index.
 #[derive(Clone, Debug)]
-enum IndexStep {
+enum ScopeStep {
     /// A subscriber comes, in place of the one with its key.
     Insert { key: usize, scope: Scope },
     /// The subscriber with this key goes, if there is one.
@@ -17,7 +17,7 @@ enum IndexStep {
     RemoveAbsent(Scope),
 }
 
-fn step() -> impl Strategy<Value = IndexStep> {
+fn step() -> impl Strategy<Value = ScopeStep> {
     let session = prop::sample::select(&SESSIONS[..]);
     let kind = prop::sample::select(&KINDS[..]);
     let scope = (prop::collection::vec(session, 0..4), prop::collection::vec(kind, 0..3)).prop_map(
@@ -31,9 +31,9 @@ fn step() -> impl Strategy<Value = IndexStep> {
         },
     );
     prop_oneof![
-        3 => (0_usize..8, scope.clone()).prop_map(|(key, scope)| IndexStep::Insert { key, scope }),
-        2 => (0_usize..8).prop_map(IndexStep::Remove),
-        1 => scope.prop_map(IndexStep::RemoveAbsent),
+        3 => (0_usize..8, scope.clone()).prop_map(|(key, scope)| ScopeStep::Insert { key, scope }),
+        2 => (0_usize..8).prop_map(ScopeStep::Remove),
+        1 => scope.prop_map(ScopeStep::RemoveAbsent),
     ]
 }
 
@@ -52,16 +52,16 @@ proptest! {
         let mut model: BTreeMap<usize, (Scope, usize)> = BTreeMap::new();
         for (number, step) in steps.into_iter().enumerate() {
             let key = match &step {
-                IndexStep::Insert { key, .. } | IndexStep::Remove(key) => *key,
-                IndexStep::RemoveAbsent(_) => ABSENT,
+                ScopeStep::Insert { key, .. } | ScopeStep::Remove(key) => *key,
+                ScopeStep::RemoveAbsent(_) => ABSENT,
             };
             if let Some((scope, _)) = model.remove(&key) {
                 index.remove(&scope, key);
             }
-            if let IndexStep::RemoveAbsent(scope) = &step {
+            if let ScopeStep::RemoveAbsent(scope) = &step {
                 index.remove(scope, ABSENT);
             }
-            if let IndexStep::Insert { scope, .. } = step {
+            if let ScopeStep::Insert { scope, .. } = step {
                 index.insert(&scope, key, &number);
                 model.insert(key, (scope, number));
             }
