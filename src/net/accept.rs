@@ -81,8 +81,8 @@ pub(crate) async fn serve(
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         match accepted {
             Ok((stream, peer)) => {
-                table.make_room(peer.ip(), connection_limit.is_exhausted()).await;
-                beyond_limit.make_room(peer.ip(), connection_limit.is_exhausted_beyond()).await;
+                table.make_room(peer.ip(), || connection_limit.is_exhausted()).await;
+                beyond_limit.make_room(peer.ip(), || connection_limit.is_exhausted_beyond()).await;
                 match connection_limit.try_acquire() {
                     Some((permit, is_over_limit)) => {
                         let state = Arc::new(ConnectionState::new(&server.settings.wheel));

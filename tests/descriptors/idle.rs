@@ -58,7 +58,8 @@ fn idle_connections_on_the_public_listener_keep_no_other_client_out() {
         wait::assert_within(Duration::ZERO, began);
         link.event(event(n));
         assert_eq!((connected.numbers(1), newcomer.numbers(1)), (vec![n], vec![n]), "{what}");
-        wait::until("the oldest ones have given way", || is_closed(&mut idle[0]));
+        // Not exactly the oldest ones: a newcomer looks at a bounded number of connections.
+        wait::until("others have given way", || idle.iter_mut().any(is_closed));
         assert_eq!(relay.shed("max_connections"), 0.0, "{what}");
     }
 }

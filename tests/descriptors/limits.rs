@@ -63,14 +63,19 @@ fn connections_beyond_the_limit_are_answered_503_and_then_closed() {
     let mut link = connector.stream();
     let mut connected = relay.subscribe();
     // Each with a request in work: its body is on the way.
-    let publish = http::request(relay.public, "POST", PAGES, &[("Content-Length", "99")]);
-    let extra: Vec<Wire> = (0..EXTRA_CONNECTIONS + 1)
+    let fields = [("Content-Length", "99"), ("Expect", "100-continue")];
+    let publish = http::request(relay.public, "POST", PAGES, &fields);
+    let mut extra: Vec<Wire> = (0..EXTRA_CONNECTIONS + 1)
         .map(|_| {
             let mut wire = Wire::connect(relay.public);
             wire.send(&publish);
             wire
         })
         .collect();
+    // One that no handler works for yet would give way.
+    for wire in &mut extra {
+        assert_eq!(wire.head().status(), 100);
+    }
     let answer = wait::value("the connection limit is reached", || {
         let mut wire = Wire::connect(relay.public);
         wire.send(http::request(relay.public, "GET", STREAM, &[]));

@@ -123,13 +123,22 @@ impl ConnectionTable {
     /// # Cancel safety
     ///
     /// Dropping the future leaves the connection ended, and the newcomer without a place.
-    pub(super) async fn make_room(&self, newcomer: IpAddr, is_full: bool) {
+    pub(super) async fn make_room(&self, newcomer: IpAddr, is_full: impl Fn() -> bool) {
         let block = ClientAddress::new(newcomer).block();
-        if let Some(displaced) = self.displace(block, is_full) {
+        let mut has_displaced = false;
+        for _ in 0..MAX_DISPLACED {
+            let Some(displaced) = self.displace(block, is_full()) else { break };
+            has_displaced = true;
             // Its task drops the socket at its next turn. Bounded, so that the accept loop does not
             // depend on it.
             let _ = timeout(DISPLACEMENT_TIMEOUT, displaced.has_ended.notified()).await;
-        } else if self.shares.per_address < usize::MAX {
+            // A connection that was ending by itself has returned its permit before, and an earlier
+            // newcomer may have it.
+            if !is_full() {
+                break;
+            }
+        }
+        if !has_displaced && self.shares.per_address < usize::MAX {
             // A share is soon reached. On a runtime of one thread the tasks of earlier connections
             // run now, so that none of them has to give way before its request was looked for.
             yield_now().await;
@@ -360,6 +369,9 @@ const MAX_CONNECTIONS_LOOKED_AT: usize = 64;
 /// Address blocks that are looked at for a newcomer. More than one matters only where all that was
 /// looked at in the first is in use.
 const MAX_BLOCKS_LOOKED_AT: usize = 4;
+
+/// Connections that give way to one newcomer, where they were ending by themselves.
+const MAX_DISPLACED: usize = 4;
 
 /// Time for a connection that gives way to end. Its task needs one turn; on a saturated runtime the
 /// newcomer is then answered as one beyond the limit.

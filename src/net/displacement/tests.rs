@@ -193,9 +193,25 @@ async fn a_connection_that_gives_way_is_dropped_before_its_newcomer_is_admitted(
         };
         place.run(Box::pin(connection)).await
     });
-    harness.table.make_room([192, 0, 2, 1].into(), false).await;
+    harness.table.make_room([192, 0, 2, 1].into(), || false).await;
     assert_eq!(Arc::strong_count(&socket), 1);
     assert_eq!(served.await.unwrap(), None);
     harness.admit("b", "::1");
     assert_eq!(harness.connections[0].2.run(Box::pin(async { 1 })).await, Some(1));
+}
+
+/// The first one was ending by itself, and an earlier newcomer has its permit.
+#[tokio::test(start_paused = true)]
+async fn a_second_connection_gives_way_where_the_first_one_leaves_no_room() {
+    let mut harness = TableHarness::with(ConnectionShares::UNTIL_FULL);
+    for name in ["ending", "idle", "other"] {
+        harness.admit(name, "::1");
+    }
+    let looks = std::cell::Cell::new(0);
+    let is_full = || {
+        looks.set(looks.get() + 1);
+        looks.get() < 4
+    };
+    harness.table.make_room([192, 0, 2, 1].into(), is_full).await;
+    assert_eq!(harness.displaced(), ["ending", "idle"]);
 }
