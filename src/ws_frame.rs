@@ -51,10 +51,10 @@ impl WsMessageCache {
 /// Encodes `{"id":"…","event":"message","data":…}`. The envelope has checked that the payload is
 /// JSON; it is copied byte for byte.
 fn encode_event(event: &Event) -> Bytes {
-    let (id, payload) = (event.id().to_string(), event.payload());
+    let (id, payload) = (event.id().text(), event.payload());
     text_frame(&[
         b"{\"id\":\"",
-        id.as_bytes(),
+        id.as_str().as_bytes(),
         b"\",\"event\":\"message\",\"data\":",
         &payload,
         b"}",

@@ -31,6 +31,20 @@ impl EventId {
         Self { epoch, sequence, suffix: 0 }
     }
 
+    /// Returns the text without an allocation and without `fmt`: each event's frame begins with it.
+    pub(crate) fn text(&self) -> EventIdText {
+        let mut text = EventIdText { bytes: [0; MAX_EVENT_ID_BYTES], len: 0 };
+        let mut digits = itoa::Buffer::new();
+        text.push(digits.format(self.epoch));
+        text.push("-");
+        text.push(digits.format(self.sequence));
+        if self.suffix > 0 {
+            text.push(".");
+            text.push(digits.format(self.suffix));
+        }
+        text
+    }
+
     /// Parses an id in the one form in which it is written. Any other text is none.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let (epoch, rest) = text.split_once('-')?;
@@ -50,10 +64,28 @@ impl EventId {
 
 impl fmt::Display for EventId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.epoch, self.sequence)?;
-        match self.suffix {
-            0 => Ok(()),
-            suffix => write!(f, ".{suffix}"),
+        f.write_str(self.text().as_str())
+    }
+}
+
+/// Text of an [`EventId`], on the stack.
+#[derive(Debug)]
+pub(crate) struct EventIdText {
+    bytes: [u8; MAX_EVENT_ID_BYTES],
+    len: usize,
+}
+
+impl EventIdText {
+    /// Returns the text.
+    pub(crate) fn as_str(&self) -> &str {
+        str::from_utf8(self.bytes.get(..self.len).unwrap_or_default()).unwrap_or_default()
+    }
+
+    fn push(&mut self, part: &str) {
+        let end = self.len + part.len();
+        if let Some(room) = self.bytes.get_mut(self.len..end) {
+            room.copy_from_slice(part.as_bytes());
+            self.len = end;
         }
     }
 }
@@ -64,6 +96,9 @@ fn canonical_number(digits: &str) -> Option<u64> {
     let is_canonical = !has_leading_zero && digits.bytes().all(|byte| byte.is_ascii_digit());
     if is_canonical { digits.parse().ok() } else { None }
 }
+
+/// Two numbers of 64 bits and one of 32, in decimal, and what stands between them.
+const MAX_EVENT_ID_BYTES: usize = 20 + 1 + 20 + 1 + 10;
 
 /// Position at which a subscriber asks to begin.
 #[derive(Clone, Debug, PartialEq)]

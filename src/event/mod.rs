@@ -49,7 +49,8 @@ impl Event {
     /// it a small event would pin the whole buffer that it was read into.
     pub(crate) fn new(id: EventId, position: u64, draft: Draft) -> Self {
         let Draft { kind, session, received, .. } = draft;
-        let EncodedEvent { chunk, frame, payload } = sse::encode_event(id, &draft.payload);
+        let EncodedEvent { chunk, frame, payload } =
+            sse::encode_event(id.text().as_str(), &draft.payload);
         Self { id, position, kind, session, chunk, frame, payload, received: Some(received) }
     }
 
@@ -61,7 +62,7 @@ impl Event {
         session: Option<SessionId>,
         payload: &[u8],
     ) -> Self {
-        let EncodedEvent { chunk, frame, payload } = sse::encode_event(id, payload);
+        let EncodedEvent { chunk, frame, payload } = sse::encode_event(id.text().as_str(), payload);
         Self { id, position, kind, session, chunk, frame, payload, received: None }
     }
 

@@ -256,14 +256,14 @@ pub(crate) fn breaks_framing(bytes: &[u8]) -> bool {
 ///
 /// The payload must not hold CR: a client would read it as the end of a line. The decoder never
 /// returns one.
-pub(crate) fn encode_event(id: impl Display, payload: &[u8]) -> EncodedEvent {
-    let id = id.to_string();
+pub(crate) fn encode_event(id: &str, payload: &[u8]) -> EncodedEvent {
     let lines = 1 + memchr_iter(b'\n', payload).count();
     // The LF between two lines is counted with the payload; the last line needs one of its own.
     let length = "id: \n\n".len() + id.len() + payload.len() + 1 + lines * "data: ".len();
-    let size = format!("{length:x}\r\n");
+    let (size, begin) = chunk_size(length);
+    let size = size.get(begin..).unwrap_or_default();
     let mut chunk = BytesMut::with_capacity(size.len() + length + CHUNK_END.len());
-    chunk.put_slice(size.as_bytes());
+    chunk.put_slice(size);
     chunk.put_slice(b"id: ");
     chunk.put_slice(id.as_bytes());
     chunk.put_u8(b'\n');
@@ -299,11 +299,28 @@ pub(crate) struct EncodedEvent {
 /// Encodes bytes other than an event as an HTTP/1.1 chunk. Without bytes this is the last chunk,
 /// which ends a body (RFC 9112, section 7.1).
 pub(crate) fn encode_http1_chunk(bytes: &[u8]) -> Bytes {
-    let mut chunk = format!("{:x}\r\n", bytes.len()).into_bytes();
-    chunk.extend_from_slice(bytes);
-    chunk.extend_from_slice(CHUNK_END);
-    chunk.into()
+    let (size, begin) = chunk_size(bytes.len());
+    [size.get(begin..).unwrap_or_default(), bytes, CHUNK_END].concat().into()
 }
+
+/// Returns the line with a chunk's size at the end of an array, and where it begins there. Every
+/// event has one, so it takes neither an allocation nor `fmt`.
+fn chunk_size(bytes: usize) -> ([u8; MAX_CHUNK_SIZE_BYTES], usize) {
+    let mut line = *b"0000000000000000\r\n";
+    let (mut rest, mut begin) = (bytes, MAX_CHUNK_SIZE_BYTES - CHUNK_END.len());
+    for digit in line.iter_mut().rev().skip(CHUNK_END.len()) {
+        let value = u8::try_from(rest & 0xf).unwrap_or_default();
+        *digit = if value < 10 { b'0' + value } else { b'a' + value - 10 };
+        (rest, begin) = (rest >> 4, begin - 1);
+        if rest == 0 {
+            break;
+        }
+    }
+    (line, begin)
+}
+
+/// Sixteen digits, and the end of the line.
+const MAX_CHUNK_SIZE_BYTES: usize = 18;
 
 const CHUNK_END: &[u8] = b"\r\n";
 

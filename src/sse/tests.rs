@@ -212,6 +212,13 @@ proptest! {
     }
 
     #[test]
+    fn a_chunk_begins_with_its_size_in_hexadecimal(bytes in prop_oneof![0_usize..70_000, any::<usize>()]) {
+        let (line, begin) = chunk_size(bytes);
+        let written = String::from_utf8_lossy(&line[begin..]);
+        prop_assert_eq!(written, format!("{bytes:x}\r\n"));
+    }
+
+    #[test]
     fn an_encoded_payload_decodes_to_the_same_payload(payload in "[^\r]{0,200}", sequence: u64) {
         let id = format!("1-{sequence}");
         let EncodedEvent { chunk, frame: frame_range, payload: view } =
