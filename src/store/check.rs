@@ -57,7 +57,7 @@ pub(super) fn run(handle: &StoreHandle, was_left_open: bool) {
             () if handle.is_filling() => MAX_PAUSE,
             () if !handle.is_checked() => RECHECK_INTERVAL,
             () if !handle.are_indices_trusted() => {
-                UNTRUSTED_INTERVAL.saturating_sub(last_checked.elapsed())
+                UNTRUSTED_INTERVAL.saturating_sub(last_checked.elapsed()).max(RECHECK_INTERVAL)
             }
             () => MAX_PAUSE,
         };

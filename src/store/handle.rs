@@ -170,8 +170,9 @@ impl StoreHandle {
 
     /// Records that the session index goes as far as the rows that were found at the start.
     pub(crate) fn end_filling(&self) {
-        self.is_filling.store(false, SeqCst);
-        self.wake_check();
+        if self.is_filling.swap(false, SeqCst) {
+            self.wake_check();
+        }
     }
 
     /// Returns whether the session index does not have all rows of an earlier process yet.

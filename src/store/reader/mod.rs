@@ -107,21 +107,21 @@ impl StoreReader {
         self.require_persisted(request)?;
         let payload = self.connection.prepare_cached(SELECT_PAYLOAD)?;
         let mut chunk = ChunkBuilder::new(request, payload);
-        let mut room = request.max_rows();
+        let (mut room, mut scannable) = (request.max_rows(), request.max_scanned_rows());
         if let Some((sessions, through)) = self.indexed_part(request, indices)? {
             let range = key_range(request, request.after, through)?;
             let keys = self.keys_of_sessions(sessions, range, room)?;
             chunk.is_indexed = true;
             self.read_rows(&keys, &mut chunk)?;
             chunk.is_indexed = false;
-            room -= keys.len();
+            (room, scannable) = (room - keys.len(), scannable.saturating_sub(keys.len()));
             if room > 0 && !chunk.is_full {
                 chunk.pass(through);
             }
         }
         if room > 0 && !chunk.is_full && chunk.through() < request.through {
             let range = key_range(request, chunk.through(), request.through)?;
-            room = room.max(request.max_scanned_rows());
+            room = room.max(scannable);
             room -= self.scan_range(range, room, &mut chunk)?;
         }
         Ok(StoredChunk { evicted_through, ..chunk.finish(room == 0) })

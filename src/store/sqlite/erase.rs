@@ -44,7 +44,9 @@ impl StoreFile {
     ///
     /// # Errors
     ///
-    /// When the file cannot be written. `Damaged` when an index leaves out a row of the session.
+    /// When the file cannot be written. `Damaged` when an index of owed deliveries or dead letters
+    /// leaves out a row of the session. The session index is trusted as far as the check has found
+    /// it whole, at the start or after a repair.
     pub(crate) fn erase(
         &mut self,
         number: u32,

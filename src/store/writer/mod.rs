@@ -2,7 +2,7 @@
 //! journals; executes commands; applies retention.
 //!
 //! ```text
-//! parked ── work ──► gather ──► commit ──► commands ──► index ──► retention ──► parked
+//! parked ── work ──► gather ──► commit ──► commands ──► retention ──► index ──► parked
 //!                                                                 syncing: see `syncer`
 //! parked: until a caller has work, up to the next step of the session index, and up to 1 s while
 //!         age alone may make rows due for retention
@@ -239,8 +239,9 @@ impl StoreWriter {
             .repair_reported()
             .and_then(|()| self.commit_backlog())
             .and_then(|()| self.execute_commands())
-            .and_then(|()| self.index_sessions())
+            // Before the index: what is deleted makes room for it.
             .and_then(|()| self.retire())
+            .and_then(|()| self.index_sessions())
             .and_then(|()| self.scrub());
         self.last_round_ended = Instant::now();
         self.handle.end_write();
@@ -346,11 +347,13 @@ impl StoreWriter {
         if backlog > 0 {
             error!(events = backlog, "the newest events could not be kept");
         }
-        if let WriterState::Open(mut file) = self.state
-            // The next process then finds a whole index. What one step leaves is a tail there.
-            && let Err(error) = file.index_sessions().and_then(|_| file.close())
-        {
-            error!(problem = error_chain(&error), "the store could not be closed in order");
+        if let WriterState::Open(mut file) = self.state {
+            // The next process then finds a whole index. What one step leaves is a tail there, and
+            // so is all of it where the step fails: the file is closed in order in any case.
+            let indexed = file.index_sessions().map(drop);
+            for error in [indexed, file.close()].into_iter().filter_map(Result::err) {
+                error!(problem = error_chain(&error), "the store could not be closed in order");
+            }
         }
     }
 }

@@ -103,9 +103,10 @@ impl StoreWriter {
             return Err(FileFault::damage("its indices are damaged again and again")
                 .at(self.handle.path(), "repair"));
         }
-        self.repairs += 1;
         self.handle.begin_write();
         let corrected = file.repair()?;
+        // Only one that was made: a full disk is no sign of damage that comes again.
+        self.repairs += 1;
         error!(
             file = %self.handle.path().display(),
             "indices or counters of the store were damaged: they are made anew from its rows"

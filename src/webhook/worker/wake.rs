@@ -39,7 +39,8 @@ impl Worker {
             reload_at,
             self.store_sync.due(&self.outbox, &self.notice),
             self.commits_due_at,
-            self.shared.definition().due(now),
+            // A drain publishes no status, which would take what is due away.
+            self.shared.definition().due(now).filter(|_| !self.is_draining),
             busy_look_at,
         ]
         .into_iter()
