@@ -273,7 +273,7 @@ pub(crate) const TICK: Duration = Duration::from_millis(100);
 /// processed.
 const SLOT_COUNT: usize = 1024;
 
-/// A tick that never comes.
+/// Stands for an alarm that is not set, and for an entry that is in no slot.
 const NO_TICK: u64 = 0;
 
 #[cfg(test)]

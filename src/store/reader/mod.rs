@@ -308,8 +308,8 @@ impl ReadRequest {
         }
     }
 
-    /// Returns the same for a pass over the rows, in which a filter on sessions leaves some out,
-    /// too.
+    /// Returns the maximum number of rows to examine in a pass over the rows, which looks at those
+    /// of other sessions, too.
     fn max_scanned_rows(&self) -> usize {
         match &self.scope.sessions {
             Only::Everything => self.max_rows(),

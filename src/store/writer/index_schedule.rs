@@ -22,7 +22,7 @@ impl IndexSchedule {
         Self { due: Some(Instant::now()), rows: 0 }
     }
 
-    /// Records that a commit has added entries. So many that they fill a step are not waited with.
+    /// Records that a commit has added entries. Entries that fill a step make it due at once.
     pub(super) fn record_commit(&mut self, entries: u64) {
         if entries == 0 {
             return;
