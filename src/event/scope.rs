@@ -36,6 +36,11 @@ impl Scope {
         }
     }
 
+    /// Returns whether every event is within the scope.
+    pub(crate) fn admits_everything(&self) -> bool {
+        matches!(self.narrowest_limit(), NarrowestLimit::Unlimited)
+    }
+
     /// Returns whether an event of this session and kind is within the scope.
     pub(crate) fn includes(&self, session: Option<&SessionId>, kind: &Kind) -> bool {
         // Kinds first: a filter has a few of them, and may have a thousand sessions.

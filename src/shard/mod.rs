@@ -21,17 +21,14 @@ mod mailbox;
 mod metrics_buffers;
 mod placement;
 mod product_group;
+mod resting;
 mod scheduler;
+mod slot;
 #[cfg(test)]
 mod tests;
 pub(crate) mod threads;
 
-use std::{
-    sync::Arc,
-    task::{Context, Poll},
-};
-
-use bytes::Bytes;
+use std::task::{Context, Poll};
 
 #[cfg(any(test, feature = "micro"))]
 pub(crate) use self::index::ShardIndex;
@@ -39,7 +36,7 @@ pub(crate) use self::placement::ShardPlacement;
 #[cfg(test)]
 pub(crate) use self::{mailbox::PendingSubscriber, scheduler::testing::SteppedScheduler};
 use crate::{
-    event::{Event, Scope},
+    event::Scope,
     subscriber::{ConnectedSubscriber, SubscriberSocket, WriteScratch},
 };
 
@@ -85,23 +82,6 @@ pub(crate) enum FlowState {
     ReadsLog,
     /// For its socket, its client or a tick, by which it is polled in any case.
     Busy,
-}
-
-/// Events of one batch, from the first one that concerns the subscriber on.
-#[derive(Debug)]
-struct QueuedEvents<'a> {
-    /// Events in the order of their positions.
-    events: &'a [Arc<Event>],
-    /// WebSocket message of each event, filled in by the first subscriber that needs it. The other
-    /// subscribers of the shard borrow the message and so touch no reference count.
-    messages: &'a mut [Option<Bytes>],
-}
-
-impl QueuedEvents<'_> {
-    /// Returns the position of the first event, or 0 if there is none.
-    fn first_position(&self) -> u64 {
-        self.events.first().map_or(0, |event| event.position())
-    }
 }
 
 /// State of a subscriber after a delivery.

@@ -12,7 +12,7 @@ use std::{collections::VecDeque, sync::Arc, task::Waker};
 
 use bytes::Bytes;
 
-use super::{QueuedEvents, index::ShardIndex, metrics_buffers::MetricsBuffers};
+use super::{delivery::QueuedEvents, index::ShardIndex, metrics_buffers::MetricsBuffers};
 use crate::{
     event::{Event, Scope},
     fanout::QueueContents,
@@ -135,7 +135,7 @@ impl ProductGroup {
     pub(super) fn queued_from(&mut self, first: usize) -> (QueuedEvents<'_>, &mut MetricsBuffers) {
         let events = self.events.get(first..).unwrap_or_default();
         let messages = self.messages.get_mut(first..).unwrap_or_default();
-        (QueuedEvents { events, messages }, &mut self.metrics)
+        (QueuedEvents { feed: &self.feed, events, messages }, &mut self.metrics)
     }
 
     /// Returns whether the group retains no events.

@@ -95,6 +95,11 @@ impl SubscriberDeadlines {
         self.heartbeat = self.wheel().deadline_in(self.heartbeat_ticks);
     }
 
+    /// Restarts the heartbeat interval as of an earlier tick.
+    pub(crate) fn restart_heartbeat_at(&mut self, tick: u64) {
+        self.heartbeat = Deadline::at_tick(tick.saturating_add(self.heartbeat_ticks));
+    }
+
     /// Returns whether a heartbeat is due.
     pub(crate) fn is_heartbeat_due(&self) -> bool {
         self.heartbeat.is_over(self.wheel())
@@ -110,6 +115,11 @@ impl SubscriberDeadlines {
         self.expiry.as_ref().is_some_and(|expiry| {
             expiry.wake_at.is_over(self.wheel()) || Instant::now() >= expiry.expires_at
         })
+    }
+
+    /// Returns when the token expires, if it does.
+    pub(crate) fn token_expires_at(&self) -> Option<Instant> {
+        self.expiry.as_ref().map(|expiry| expiry.expires_at)
     }
 
     /// Returns whether the token has expired at `now`.

@@ -129,7 +129,7 @@ impl SubscriberSocket {
             self.check_write_deadline(wheel, scratch.write_timeout)?;
             // A write that fails registers no waker. If the socket has become writable in between,
             // this is ready, and the loop writes again.
-            ready!(self.connection.socket().poll_write_ready(context))?;
+            ready!(self.connection.socket()?.poll_write_ready(context))?;
         }
         Poll::Ready(Ok(()))
     }

@@ -46,6 +46,16 @@ impl Subscription {
         }
     }
 
+    /// Moves the cursor to the entry at `position`, if it is a later one: the caller has delivered
+    /// everything of the scope up to there.
+    pub(crate) fn record_delivered(&mut self, position: u64) {
+        if position > self.cursor {
+            self.cursor = position;
+            let id = self.fanout.log().id_at(position);
+            self.last_delivered = id.map(|id| (position, id)).or(self.last_delivered);
+        }
+    }
+
     /// Moves the cursor over a queued event. Returns whether the caller has to deliver it: it is
     /// within the scope and was not delivered before. The subscription must be caught up.
     pub(crate) fn accept(&mut self, event: &Event) -> bool {

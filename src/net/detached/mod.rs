@@ -44,7 +44,8 @@ impl Detachable for TlsStream<DeadlineSocket> {
 /// Connection that a stream is written to.
 #[derive(Debug)]
 pub(crate) struct DetachedConnection {
-    socket: TcpStream,
+    /// `None` while it is lent.
+    socket: Option<TcpStream>,
     session: Option<TlsSession>,
     /// Counts the connection as long as its socket is open.
     _permit: ConnectionPermit,
@@ -66,12 +67,31 @@ impl DetachedConnection {
         AcceptedSocket { stream, permit }: AcceptedSocket,
         session: Option<TlsSession>,
     ) -> Self {
-        Self { socket: stream, session, _permit: permit }
+        Self { socket: Some(stream), session, _permit: permit }
     }
 
     /// Returns the socket, to wait for its readiness.
-    pub(crate) fn socket(&self) -> &TcpStream {
-        &self.socket
+    ///
+    /// # Errors
+    ///
+    /// `NotConnected` while the socket is lent.
+    pub(crate) fn socket(&self) -> io::Result<&TcpStream> {
+        borrowed(&self.socket)
+    }
+
+    /// Takes the socket out, for an owner that writes to it without this connection until it calls
+    /// [`DetachedConnection::restore_socket`]. `None` with TLS, whose records only the session can
+    /// write.
+    ///
+    /// Whatever uses the connection meanwhile gets an error. Its readiness still wakes the waker
+    /// that was registered.
+    pub(crate) fn lend_socket(&mut self) -> Option<TcpStream> {
+        if self.session.is_some() { None } else { self.socket.take() }
+    }
+
+    /// Takes a lent socket back.
+    pub(crate) fn restore_socket(&mut self, socket: TcpStream) {
+        self.socket = Some(socket);
     }
 
     /// Returns whether TLS records wait for the socket, of accepted bytes or in answer to the peer.
@@ -90,11 +110,13 @@ impl DetachedConnection {
     ///
     /// The socket's; `WouldBlock` when it took nothing. Accepted bytes are never lost by that.
     pub(crate) fn try_write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<Written> {
-        let Some(session) = &mut self.session else {
-            let sent = send(&self.socket, slices)?;
+        let Self { socket, session, .. } = self;
+        let socket = borrowed(socket)?;
+        let Some(session) = session else {
+            let sent = send(socket, slices)?;
             return Ok(Written { accepted_bytes: sent, sent_bytes: sent });
         };
-        let mut sent = send_records(session, &self.socket)?;
+        let mut sent = send_records(session, socket)?;
         if session.wants_write() {
             // The socket is full before anything of this write could be sent. Accepting more would
             // only fill the session's buffer.
@@ -106,7 +128,7 @@ impl DetachedConnection {
             // never will. Without an error the caller would retry forever.
             return Err(ErrorKind::WriteZero.into());
         }
-        match send_records(session, &self.socket) {
+        match send_records(session, socket) {
             Ok(bytes) => sent += bytes,
             // The bytes are accepted: reporting `WouldBlock` would make the caller offer them
             // twice.
@@ -127,12 +149,13 @@ impl DetachedConnection {
     /// The socket's, and violations of TLS; `WouldBlock` when there is nothing.
     pub(crate) fn try_discard_input(&mut self, polled_socket: &mut bool) -> io::Result<usize> {
         let Self { socket, session, .. } = self;
+        let socket = borrowed(socket)?;
         // `try_io` clears tokio's readiness when the closure returns `WouldBlock`, without which
         // the task would not be woken again.
         socket.try_io(Interest::READABLE, || {
             *polled_socket = true;
             // rustls wants `std::io::Read`, which tokio's socket does not implement.
-            let mut socket = &*SockRef::from(&*socket);
+            let mut socket = &*SockRef::from(socket);
             match session {
                 None => socket.read(&mut [0; 512]),
                 Some(session) => discard_records(session, &mut socket),
@@ -144,12 +167,17 @@ impl DetachedConnection {
 impl Drop for DetachedConnection {
     /// Sends close_notify (RFC 8446, section 6.1) if the socket takes it.
     fn drop(&mut self) {
-        if let Some(session) = &mut self.session {
+        if let (Some(session), Some(socket)) = (&mut self.session, &self.socket) {
             session.send_close_notify();
             // A full socket takes no more, and a drop cannot wait.
-            let _ = send_records(session, &self.socket);
+            let _ = send_records(session, socket);
         }
     }
+}
+
+/// Returns the socket of a connection, unless it is lent.
+fn borrowed(socket: &Option<TcpStream>) -> io::Result<&TcpStream> {
+    socket.as_ref().ok_or_else(|| ErrorKind::NotConnected.into())
 }
 
 /// Sends records until none is left or the socket is full.

@@ -11,7 +11,7 @@ use std::{
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
-use super::{DetachedConnection, send_records};
+use super::{DetachedConnection, borrowed, send_records};
 
 impl AsyncRead for DetachedConnection {
     fn poll_read(
@@ -20,7 +20,13 @@ impl AsyncRead for DetachedConnection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let Self { socket, session, .. } = &mut *self;
-        let Some(session) = session else { return Pin::new(socket).poll_read(context, buffer) };
+        let Some(session) = session else {
+            return match socket {
+                Some(socket) => Pin::new(socket).poll_read(context, buffer),
+                None => Poll::Ready(Err(ErrorKind::NotConnected.into())),
+            };
+        };
+        let socket = borrowed(socket)?;
         for _ in 0..MAX_RECORD_READS {
             // First: plaintext may have come with the handshake, or with the record before.
             let room = buffer.remaining().min(MAX_READ_BYTES);
@@ -31,7 +37,7 @@ impl AsyncRead for DetachedConnection {
             // `try_io` clears tokio's readiness when the closure returns `WouldBlock`, without
             // which the task would not be woken again.
             let received = socket
-                .try_io(Interest::READABLE, || session.read_tls(&mut &*SockRef::from(&*socket)));
+                .try_io(Interest::READABLE, || session.read_tls(&mut &*SockRef::from(socket)));
             match received {
                 Ok(_) => {
                     let processed = session.process_new_packets();
@@ -76,7 +82,7 @@ impl AsyncWrite for DetachedConnection {
                     return Poll::Ready(Err(error));
                 }
                 // Full: of bytes, or of records that come first.
-                _ => ready!(self.socket.poll_write_ready(context))?,
+                _ => ready!(self.socket()?.poll_write_ready(context))?,
             }
         }
     }
@@ -89,6 +95,7 @@ impl AsyncWrite for DetachedConnection {
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Self { socket, session, .. } = &mut *self;
         let Some(session) = session else { return Poll::Ready(Ok(())) };
+        let socket = borrowed(socket)?;
         while session.wants_write() {
             match send_records(session, socket) {
                 Err(error) if error.kind() != ErrorKind::WouldBlock => {
@@ -107,7 +114,10 @@ impl AsyncWrite for DetachedConnection {
             session.send_close_notify();
         }
         ready!(self.as_mut().poll_flush(context))?;
-        Pin::new(&mut self.socket).poll_shutdown(context)
+        match &mut self.socket {
+            Some(socket) => Pin::new(socket).poll_shutdown(context),
+            None => Poll::Ready(Err(ErrorKind::NotConnected.into())),
+        }
     }
 }
 

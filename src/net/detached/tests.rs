@@ -49,7 +49,7 @@ proptest! {
                         Ok(written) => taken += written.accepted_bytes,
                         Err(error) => {
                             assert_eq!(error.kind(), ErrorKind::WouldBlock);
-                            connection.socket().writable().await.unwrap();
+                            connection.socket().unwrap().writable().await.unwrap();
                         }
                     }
                 }
@@ -85,7 +85,7 @@ fn a_socket_that_is_full_takes_nothing_and_nothing_is_lost() {
             client.read_exact(&mut arrived).map(|()| arrived)
         });
         while connection.has_unsent_records() {
-            connection.socket().writable().await.unwrap();
+            connection.socket().unwrap().writable().await.unwrap();
             match connection.try_write(&[]) {
                 Ok(written) => assert_eq!(written.accepted_bytes, 0),
                 Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
@@ -203,7 +203,7 @@ async fn discard_more(connection: &mut DetachedConnection) -> io::Result<usize> 
     loop {
         match connection.try_discard_input(&mut false) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                connection.socket().readable().await?;
+                connection.socket()?.readable().await?;
             }
             discarded => return discarded,
         }

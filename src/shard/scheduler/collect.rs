@@ -13,7 +13,7 @@ use std::{
 use tokio::net::TcpStream;
 use tracing::debug;
 
-use super::{MAX_SUBSCRIBERS_PER_TURN, ShardScheduler, SubscriberSlot};
+use super::{MAX_SUBSCRIBERS_PER_TURN, ShardScheduler};
 use crate::{
     feed::Feed,
     net::AcceptedSocket,
@@ -21,6 +21,7 @@ use crate::{
         DeliveryOutcome,
         mailbox::{GroupWaker, PendingSubscriber, SubscriberWaker},
         product_group::{EventLocation, ProductGroup},
+        slot::SubscriberSlot,
     },
 };
 
@@ -44,7 +45,7 @@ impl ShardScheduler {
                 let Some(slot) = slots.get_mut(key) else { return false };
                 match location {
                     EventLocation::Log(position) => {
-                        let outcome = slot.subscriber.parts().fall_back_to_log(position);
+                        let outcome = slot.wake().parts().fall_back_to_log(position);
                         if outcome == DeliveryOutcome::NeedsPoll {
                             slot.schedule(key, run_queue);
                         }
@@ -109,13 +110,7 @@ impl ShardScheduler {
             group.join(key, subscriber.parts().connected.subscription());
         }
         let waker = SubscriberWaker::new(&self.mailbox, key);
-        entry.insert(SubscriberSlot {
-            subscriber,
-            group: group_key,
-            first_event: None,
-            is_in_run_queue: true,
-            waker,
-        });
+        entry.insert(SubscriberSlot::new(subscriber, group_key, waker));
         self.run_queue.push_back(key);
     }
 

@@ -30,13 +30,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use super::{
-    DeliveryOutcome, ShardSubscriber,
-    mailbox::{PendingSubscriber, ShardMailbox, SubscriberWaker},
+    DeliveryOutcome,
+    mailbox::{PendingSubscriber, ShardMailbox},
     product_group::ProductGroup,
+    slot::SubscriberSlot,
 };
 use crate::{
-    subscriber::{SubscriberFault, WriteScratch},
-    subscription::Subscription,
+    subscriber::WriteScratch,
     timer_wheel::{Alarm, Deadline, TimerWheel},
 };
 
@@ -82,16 +82,6 @@ pub(super) struct ShardScheduler {
     scratch: WriteScratch,
     liveness_alarm: Alarm,
     liveness_due: Deadline,
-}
-
-struct SubscriberSlot {
-    subscriber: Box<dyn ShardSubscriber>,
-    group: usize,
-    /// Index of the first event in the group's batch for this subscriber, while it is a recipient.
-    first_event: Option<usize>,
-    /// The slot's key is in the run queue.
-    is_in_run_queue: bool,
-    waker: Arc<SubscriberWaker>,
 }
 
 impl ShardScheduler {
@@ -172,10 +162,12 @@ impl ShardScheduler {
             let mut context = Context::from_waker(&waker);
             let group = self.groups.get_mut(slot.group);
             let poll = || {
-                let polled = slot.subscriber.poll(&mut context, &mut self.scratch);
-                let rescope = slot.subscriber.take_requested_scope().zip(group);
+                let polled = slot.wake().poll(&mut context, &mut self.scratch);
+                let rescope = slot.wake().take_requested_scope().zip(group);
                 let has_rescoped = rescope.is_some();
                 if let Some((scope, group)) = rescope {
+                    // The batch was selected by the old scope; the log has its events.
+                    slot.first_event = None;
                     group.change_scope(key, slot.subscription(), scope);
                 }
                 (polled.is_ready(), has_rescoped)
@@ -184,6 +176,7 @@ impl ShardScheduler {
             let skipped_now = slot.subscription().skipped();
             skipped = skipped.saturating_add(skipped_now.wrapping_sub(skipped_before));
             match polled {
+                Some((false, false)) if !slot.is_in_run_queue => slot.rest(),
                 Some((false, false)) => {}
                 Some((false, true)) => slot.schedule(key, &mut self.run_queue),
                 Some((true, _)) => self.remove(key),
@@ -219,6 +212,7 @@ impl ShardScheduler {
 
     /// Delivers one group's batch to at most `budget` recipients and returns the unused budget.
     fn deliver_group(&mut self, key: usize, budget: usize) -> usize {
+        let tick = self.liveness_alarm.wheel().current_tick();
         for remaining in (0..budget).rev() {
             if self.scratch.written_bytes > MAX_BYTES_PER_TURN {
                 return 0;
@@ -232,8 +226,8 @@ impl ShardScheduler {
             let (queued, metrics) = group.queued_from(first);
             // A scheduled subscriber has a wake-up to handle first, which may be a disconnect.
             let deliver = || match slot.is_in_run_queue {
-                true => slot.subscriber.parts().fall_back_to_log(queued.first_position()),
-                false => slot.subscriber.parts().deliver(queued, &mut self.scratch, metrics),
+                true => slot.wake().parts().fall_back_to_log(queued.first_position()),
+                false => slot.deliver(queued, &mut self.scratch, metrics, tick),
             };
             match catch_panic(deliver) {
                 Some(DeliveryOutcome::Handled) => {}
@@ -259,23 +253,6 @@ impl ShardScheduler {
         if group.leave(key, slot.subscription().scope()) {
             self.groups.try_remove(slot.group);
         }
-    }
-}
-
-impl SubscriberSlot {
-    fn schedule(&mut self, key: usize, run_queue: &mut VecDeque<usize>) {
-        if !std::mem::replace(&mut self.is_in_run_queue, true) {
-            run_queue.push_back(key);
-        }
-    }
-
-    fn subscription(&mut self) -> &mut Subscription {
-        self.subscriber.parts().connected.subscription()
-    }
-
-    /// Records the panic as the reason for the subscriber's end.
-    fn mark_panicked(&mut self) {
-        self.subscriber.parts().connected.record_fault(SubscriberFault::Error);
     }
 }
 

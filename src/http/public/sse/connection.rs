@@ -121,7 +121,8 @@ impl SseConnection {
                         return false;
                     }
                     self.must_register_read = false;
-                    if connection.socket().poll_read_ready(context).is_pending() {
+                    let Ok(socket) = connection.socket() else { return true };
+                    if socket.poll_read_ready(context).is_pending() {
                         return false;
                     }
                 }
