@@ -22,7 +22,7 @@ use crate::{
     admission::{AdmissionLimits, Subscribers},
     auth::Access,
     config::{AllowAnonymous, Config, Environment},
-    event::{Draft, Kind, ProductId},
+    event::{Draft, Kind, ProductId, SessionId},
     feed::Feed,
     log::{Log, MemoryBounds, Numbering},
     metrics::Metrics,
@@ -85,12 +85,22 @@ pub(crate) fn product(relay: &Relay, name: &str) -> Arc<Product> {
 
 /// Appends an event and runs the fan-out over it once.
 pub(crate) fn publish(relay: &Relay, name: &str, text: &str) {
+    publish_as(relay, name, (None, "x"), text);
+}
+
+/// Appends an event of a session and a kind, and dispatches it.
+pub(crate) fn publish_as(
+    relay: &Relay,
+    name: &str,
+    (session, kind): (Option<&str>, &str),
+    text: &str,
+) {
     let product = product(relay, name);
     let payload = Bytes::copy_from_slice(text.as_bytes());
     let received = Instant::now();
     product.feed.log.append(Draft {
-        kind: Kind::new("x"),
-        session: None,
+        kind: Kind::new(kind),
+        session: session.map(|session| SessionId::new(session).unwrap()),
         forwarded_at: None,
         payload,
         received,

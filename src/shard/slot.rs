@@ -63,6 +63,12 @@ impl SubscriberSlot {
         self.wake().parts().connected.subscription()
     }
 
+    /// Returns whether the subscriber rests.
+    #[cfg(test)]
+    pub(super) fn is_resting(&self) -> bool {
+        self.resting.is_some()
+    }
+
     /// Lets the subscriber rest if it can.
     pub(super) fn rest(&mut self) {
         if self.resting.is_none() {

@@ -38,6 +38,7 @@ impl SteppedScheduler {
 
     /// Polls the scheduled subscribers of one turn.
     pub(crate) fn poll_ready(&mut self) {
+        self.0.scratch.written_bytes = 0;
         self.0.poll_ready();
     }
 
@@ -48,7 +49,28 @@ impl SteppedScheduler {
 
     /// Delivers the queued events of one turn.
     pub(crate) fn deliver_queued(&mut self) {
+        self.0.scratch.written_bytes = 0;
         self.0.deliver_queued();
+    }
+
+    /// Ends the rest of every subscriber.
+    pub(crate) fn end_rests(&mut self) {
+        self.0.slots.iter_mut().for_each(|(_, slot)| _ = slot.wake());
+    }
+
+    /// Returns the number of subscribers that rest.
+    pub(crate) fn resting_count(&self) -> usize {
+        self.0.slots.iter().filter(|(_, slot)| slot.is_resting()).count()
+    }
+
+    /// Returns the position up to which the subscriber in slot `key` has its entries.
+    pub(crate) fn position(&mut self, key: usize) -> u64 {
+        self.0.slots[key].subscription().returned_through()
+    }
+
+    /// Takes the mailbox's wake-ups and new subscribers.
+    pub(crate) fn collect_wakeups(&mut self) {
+        self.0.collect_wakeups();
     }
 
     /// Runs one whole turn.

@@ -27,13 +27,13 @@ use crate::{
 };
 
 /// A shard and two products on it.
-struct SchedulerHarness {
-    relay: Relay,
-    scheduler: SteppedScheduler,
+pub(super) struct SchedulerHarness {
+    pub(super) relay: Relay,
+    pub(super) scheduler: SteppedScheduler,
 }
 
 impl SchedulerHarness {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let relay = relay(PRODUCTS);
         let scheduler = SteppedScheduler::new(WRITE_TIMEOUT, &relay.wheel);
         Self { relay, scheduler }
@@ -45,7 +45,11 @@ impl SchedulerHarness {
     }
 
     /// Attaches a subscriber of `scope` and polls it once.
-    async fn subscribe_with_scope(&mut self, name: &str, scope: Scope) -> std::net::TcpStream {
+    pub(super) async fn subscribe_with_scope(
+        &mut self,
+        name: &str,
+        scope: Scope,
+    ) -> std::net::TcpStream {
         let (socket, client) = connected_sockets();
         client.set_nonblocking(true).unwrap();
         self.attach(name, scope, socket, None).await;
