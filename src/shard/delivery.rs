@@ -67,6 +67,16 @@ impl QueuedEvents<'_> {
         self.events.first().map_or(0, |event| event.position())
     }
 
+    /// Returns the event and its encoding if there is only one.
+    pub(super) fn single(&mut self, transport: Transport) -> Option<(&Event, &Bytes)> {
+        match (self.events, &mut *self.messages) {
+            ([event], [message]) => {
+                Some((&**event, encoded_for(transport, self.feed, event, message)))
+            }
+            _ => None,
+        }
+    }
+
     /// Returns the slices of the events that `admit` admits, within the bounds of one write. `admit`
     /// is called for each event that the write has room for, in order.
     pub(super) fn gather(

@@ -12,7 +12,7 @@
 //!
 //! May use: `event`, `feed`, `metrics`, `subscriber`, `timer_wheel`.
 
-use std::io::{self, ErrorKind, IoSlice};
+use std::io::ErrorKind;
 
 use socket2::SockRef;
 use tokio::{net::TcpStream, time::Instant};
@@ -22,7 +22,7 @@ use super::{
     delivery::{QueuedEvents, UnfinishedWrite},
     metrics_buffers::MetricsBuffers,
 };
-use crate::{metrics::Transport, subscriber::WriteScratch};
+use crate::{event::Event, metrics::Transport, subscriber::WriteScratch};
 
 /// A subscriber that waits for events alone, and has received every earlier one.
 #[derive(Debug)]
@@ -81,6 +81,9 @@ impl RestingSubscriber {
 
     /// Writes the events of `queued` that the subscriber has not received, in one write. `tick` is
     /// the wheel's.
+    ///
+    /// Writes past tokio, whose record of the socket's readiness is in memory of its own. It stays
+    /// true: a full socket shows when the subscriber, awake, tries again.
     pub(super) fn deliver(
         &mut self,
         queued: &mut QueuedEvents<'_>,
@@ -93,9 +96,8 @@ impl RestingSubscriber {
         if is_expired || !(self.admits_everything || queued.events.len() == 1) {
             return RestingDelivery::Refused;
         }
-        let before = self.position;
-        let metrics = metrics.of(self.transport);
-        let gathered = queued.gather(self.transport, |event| {
+        let (before, metrics) = (self.position, metrics.of(self.transport));
+        let mut take = |event: &Event| {
             // The event may have been read from the log while it was queued.
             let is_new = event.position() > self.position;
             if is_new {
@@ -103,40 +105,33 @@ impl RestingSubscriber {
                 metrics.record_delivery(event, now);
             }
             is_new
-        });
-        if gathered.slices().is_empty() {
-            return RestingDelivery::Delivered;
-        }
-        let written = match send(&self.socket, gathered.slices()) {
+        };
+        let (written, bytes, is_complete) = match queued.single(self.transport) {
+            // Most batches have one event. An array of slices for it costs as much as the rest.
+            Some((event, encoded)) if take(event) => {
+                (SockRef::from(&self.socket).send(encoded), encoded.len(), true)
+            }
+            Some(_) => return RestingDelivery::Delivered,
+            None => {
+                let gathered = queued.gather(self.transport, take);
+                if gathered.slices().is_empty() {
+                    return RestingDelivery::Delivered;
+                }
+                let written = SockRef::from(&self.socket).send_vectored(gathered.slices());
+                (written, gathered.bytes, gathered.is_complete)
+            }
+        };
+        let accepted_bytes = match written {
             Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
             written => written,
         };
         self.written_at = Some(tick);
-        scratch.written_bytes += *written.as_ref().unwrap_or(&0);
-        match written {
-            Ok(bytes) if bytes == gathered.bytes && gathered.is_complete => {
-                RestingDelivery::Delivered
+        scratch.written_bytes += *accepted_bytes.as_ref().unwrap_or(&0);
+        match accepted_bytes {
+            Ok(accepted) if accepted == bytes && is_complete => RestingDelivery::Delivered,
+            accepted_bytes => {
+                RestingDelivery::Incomplete(UnfinishedWrite { before, accepted_bytes, is_complete })
             }
-            accepted_bytes => RestingDelivery::Incomplete(UnfinishedWrite {
-                before,
-                accepted_bytes,
-                is_complete: gathered.is_complete,
-            }),
         }
-    }
-}
-
-/// Sends past tokio, whose record of the socket's readiness is in memory of its own. It stays true:
-/// a full socket shows when the subscriber, awake, tries again.
-///
-/// # Errors
-///
-/// The socket's; `WouldBlock` when it took nothing.
-fn send(socket: &TcpStream, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-    let socket = SockRef::from(socket);
-    match slices {
-        // `send` of one buffer costs the kernel less than a vectored one.
-        [only] => socket.send(only),
-        several => socket.send_vectored(several),
     }
 }
