@@ -70,7 +70,7 @@ fn open_product(name: &str, metrics: &Arc<Metrics>) -> Arc<Product> {
     let log = Log::new(id.clone(), MemoryBounds { events: 100, bytes: u64::MAX }, metrics.log(&id));
     log.set_numbering(Numbering::Own);
     Arc::new(Product {
-        feed: Arc::new(Feed::new(Arc::new(log), 1, 0, metrics)),
+        feed: Arc::new(Feed::new(Arc::new(log), 2, 0, metrics)),
         paged_events: metrics.paged(&id),
         published_events: metrics.published(&id),
         max_publish_bytes: 0,

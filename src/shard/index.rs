@@ -34,6 +34,14 @@ impl ShardIndex {
         subscription.move_to_shard(&self.port);
     }
 
+    /// Adds a subscriber of another shard, which must have been removed there. It reads the log
+    /// first: events between the two shards' queues are in neither.
+    pub(crate) fn add_moved(&mut self, key: usize, subscription: &mut Subscription) {
+        self.index.insert(subscription.scope(), key, &());
+        self.port.add_scope(subscription.scope());
+        subscription.resync_from(0);
+    }
+
     /// Removes a subscriber. An event that is queued for it already finds no subscriber and is
     /// dropped.
     pub(crate) fn remove(&mut self, key: usize, scope: &Scope) {

@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! ShardPlacement ─ new subscriber ─────────────────► pending: [ … ]   ─┐
+//! another shard ── moved subscriber ──────────────►
 //! wheel, socket, admission ─ SubscriberWaker ──────► woken: [ 7, 31 ] ─┼─► task of the shard
 //! fan-out ─ GroupWaker, once until events are taken ► with events: [ 0 ] ─┘
 //! ```
@@ -20,7 +21,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     task::Wake,
 };
@@ -41,18 +42,42 @@ pub(super) struct ShardMailbox {
     pub(super) load: AtomicUsize,
     /// Tick of the wheel at the task's last sign of life.
     pub(super) last_turn_tick: AtomicU64,
+    /// Time that the shard's thread was busy at the last look, in thousandths of all time.
+    pub(super) busy_permille: AtomicU32,
 }
 
 /// Lists that the task takes at its next turn.
 #[derive(Debug, Default)]
 pub(super) struct MailboxContents {
-    pub(super) pending: Vec<PendingSubscriber>,
+    pub(super) pending: Vec<Arrival>,
     /// Slot keys of woken subscribers.
     pub(super) woken: Vec<usize>,
     /// Keys of the product groups for which events are queued.
     pub(super) groups_with_events: Vec<usize>,
     /// Set once the shard accepts no more subscribers.
     pub(super) is_closed: bool,
+}
+
+/// A subscriber that a shard has to attach.
+#[derive(Debug)]
+pub(super) enum Arrival {
+    /// A new one.
+    New(PendingSubscriber),
+    /// One that another shard has given away.
+    Moved(MovedSubscriber),
+}
+
+/// A subscriber on its way from one shard to another. Its waker goes along: sockets, deadlines and
+/// admission keep it.
+pub(super) struct MovedSubscriber {
+    pub(super) subscriber: Box<dyn ShardSubscriber>,
+    pub(super) waker: Arc<SubscriberWaker>,
+}
+
+impl fmt::Debug for MovedSubscriber {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("MovedSubscriber").finish_non_exhaustive()
+    }
 }
 
 /// A subscriber on its way to its shard.
@@ -95,17 +120,27 @@ impl ShardMailbox {
             waker: AtomicWaker::new(),
             load: AtomicUsize::new(0),
             last_turn_tick: AtomicU64::new(0),
+            busy_permille: AtomicU32::new(0),
         }
     }
 
-    /// Adds a subscriber, or returns it if the shard has closed its mailbox.
+    /// Adds a new subscriber, or returns it if the shard has closed its mailbox.
     pub(super) fn push(&self, subscriber: PendingSubscriber) -> Option<PendingSubscriber> {
+        self.push_arrival(subscriber, Arrival::New)
+    }
+
+    /// Adds a subscriber of another shard, or returns it if the shard has closed its mailbox.
+    pub(super) fn push_moved(&self, subscriber: MovedSubscriber) -> Option<MovedSubscriber> {
+        self.push_arrival(subscriber, Arrival::Moved)
+    }
+
+    fn push_arrival<T>(&self, subscriber: T, arrival: fn(T) -> Arrival) -> Option<T> {
         let mut subscriber = Some(subscriber);
         self.post(|inbox| {
             if !inbox.is_closed {
                 // Relaxed: an estimate, see `ShardPlacement::take`.
                 self.load.fetch_add(1, Ordering::Relaxed);
-                inbox.pending.extend(subscriber.take());
+                inbox.pending.extend(subscriber.take().map(arrival));
             }
         });
         subscriber
@@ -127,10 +162,20 @@ impl ShardMailbox {
         }
     }
 
+    /// Returns whether the shard's thread was busy for more than half of the time at the last look.
+    pub(super) fn is_busy(&self) -> bool {
+        // Relaxed: an estimate, from which no other memory is read.
+        self.busy_permille.load(Ordering::Relaxed) > BUSY_PERMILLE
+    }
+
     pub(super) fn inbox(&self) -> MutexGuard<'_, MailboxContents> {
         self.inbox.lock()
     }
 }
+
+/// Share of the time that a shard's thread may be busy, in thousandths, before it gives subscribers
+/// away.
+const BUSY_PERMILLE: u32 = 500;
 
 impl MailboxContents {
     pub(super) fn is_empty(&self) -> bool {
@@ -138,21 +183,37 @@ impl MailboxContents {
     }
 }
 
-/// Waker of one subscriber: adds its slot key to the shard's mailbox.
+/// Waker of one subscriber: adds its slot key to the mailbox of its shard.
 #[derive(Debug)]
 pub(super) struct SubscriberWaker {
+    /// Changes when the subscriber moves to another shard.
+    target: Mutex<WakeTarget>,
+    /// Whether the key is in the mailbox.
+    pub(super) is_in_mailbox: AtomicBool,
+}
+
+/// Place of a subscriber.
+#[derive(Debug)]
+struct WakeTarget {
     mailbox: Arc<ShardMailbox>,
     /// Slot key of the subscriber. After its removal the key may belong to another subscriber,
     /// which then is polled once for nothing.
     key: usize,
-    /// Whether the key is in the mailbox.
-    pub(super) is_in_mailbox: AtomicBool,
 }
 
 impl SubscriberWaker {
     /// Returns the waker of the subscriber in slot `key`.
     pub(super) fn new(mailbox: &Arc<ShardMailbox>, key: usize) -> Arc<Self> {
-        Arc::new(Self { mailbox: Arc::clone(mailbox), key, is_in_mailbox: AtomicBool::new(false) })
+        let target = Mutex::new(WakeTarget { mailbox: Arc::clone(mailbox), key });
+        Arc::new(Self { target, is_in_mailbox: AtomicBool::new(false) })
+    }
+
+    /// Has later wake-ups go to another slot, whose subscriber the caller then polls: a wake-up in
+    /// between may have gone to the former one.
+    pub(super) fn move_to(&self, mailbox: &Arc<ShardMailbox>, key: usize) {
+        *self.target.lock() = WakeTarget { mailbox: Arc::clone(mailbox), key };
+        // After the target: a wake-up that finds `false` from here on goes to the new slot.
+        self.is_in_mailbox.store(false, Ordering::SeqCst);
     }
 }
 
@@ -166,7 +227,8 @@ impl Wake for SubscriberWaker {
         // poll that follows it, and Release does not order a store before a later load. A wake-up
         // that finds `true` here is therefore seen by the poll that is still to come.
         if !self.is_in_mailbox.swap(true, Ordering::SeqCst) {
-            self.mailbox.post(|inbox| inbox.woken.push(self.key));
+            let target = self.target.lock();
+            target.mailbox.post(|inbox| inbox.woken.push(target.key));
         }
     }
 }

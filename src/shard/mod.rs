@@ -24,6 +24,7 @@ mod product_group;
 mod resting;
 mod scheduler;
 mod slot;
+mod spread;
 #[cfg(test)]
 mod tests;
 pub(crate) mod threads;

@@ -22,6 +22,7 @@ use tracing::debug;
 use super::{
     mailbox::{PendingSubscriber, ShardMailbox, SubscriberFactory},
     scheduler,
+    spread::ShardSpread,
 };
 use crate::{
     event::{Only, Scope},
@@ -49,9 +50,9 @@ impl ShardPlacement {
     /// product. Returns the subscriber if the shards have ended already; dropping it disconnects
     /// the client.
     ///
-    /// A subscriber of all sessions goes to the shard with the lowest load: an event reaches every
-    /// shard in any case. A subscriber of a few sessions goes to its product's home shard, where
-    /// an event for it wakes no second thread, and to the next shard once the home shard is full.
+    /// A subscriber goes to its product's home shard, where an event for it wakes no second thread,
+    /// and to the next shard once the home shard is full. A subscriber of all sessions also goes on
+    /// if the shard is busy. Once all are full or busy, the one with the lowest load takes it.
     pub(crate) fn take(
         &self,
         socket: AcceptedSocket,
@@ -62,16 +63,12 @@ impl ShardPlacement {
         let AcceptedSocket { stream, permit } = socket;
         // Relaxed: the load is an estimate for balancing; no other memory is read through it.
         let load = |mailbox: &&Arc<ShardMailbox>| mailbox.load.load(Ordering::Relaxed);
-        let mailbox = match matches!(scope.sessions, Only::These(_)) {
-            true => self
-                .mailboxes
-                .iter()
-                .cycle()
-                .skip(home)
-                .take(self.mailboxes.len())
-                .find(|it| load(it) < MAX_HOME_SUBSCRIBERS),
-            false => None,
+        let is_free = |mailbox: &&Arc<ShardMailbox>| match &scope.sessions {
+            Only::These(_) => load(mailbox) < MAX_HOME_SUBSCRIBERS,
+            Only::Everything => load(mailbox) < MAX_HOME_SUBSCRIBERS_OF_ALL && !mailbox.is_busy(),
         };
+        let from_home = self.mailboxes.iter().cycle().skip(home).take(self.mailboxes.len());
+        let mailbox = from_home.into_iter().find(is_free);
         let mailbox = mailbox.or_else(|| self.mailboxes.iter().min_by_key(load))?;
         // The socket is registered with the runtime that accepted it. `into_std` removes that
         // registration, and the shard registers the socket with its own runtime.
@@ -130,6 +127,7 @@ impl ShardPlacement {
             // the thread for long.
             let task = unconstrained(scheduler::run(
                 Arc::clone(mailbox),
+                ShardSpread::new(&self.mailboxes, thread.metrics()),
                 self.write_timeout,
                 Arc::clone(wheel),
                 shutdown.clone(),
@@ -144,3 +142,7 @@ impl ShardPlacement {
 ///
 /// Up to there, an event for one subscriber costs less than waking a second thread for it.
 const MAX_HOME_SUBSCRIBERS: usize = 16_384;
+
+/// Subscribers on a shard after which subscribers of all sessions go to the next shard: the last of
+/// them waits for as many deliveries, some ten milliseconds.
+const MAX_HOME_SUBSCRIBERS_OF_ALL: usize = 2_048;

@@ -64,6 +64,12 @@ impl ProductGroup {
         self.index.add(key, subscription);
     }
 
+    /// Adds a subscriber of another shard to the group's index.
+    pub(super) fn join_moved(&mut self, key: usize, subscription: &mut Subscription) {
+        self.len += 1;
+        self.index.add_moved(key, subscription);
+    }
+
     /// Removes a subscriber and returns whether it was the last.
     pub(super) fn leave(&mut self, key: usize, scope: &Scope) -> bool {
         self.len -= 1;

@@ -43,6 +43,12 @@ impl SubscriberSlot {
         Self { resting: None, first_event: None, group, is_in_run_queue: true, waker, subscriber }
     }
 
+    /// Returns the subscriber, awake, and its waker.
+    pub(super) fn into_parts(mut self) -> (Box<dyn ShardSubscriber>, Arc<SubscriberWaker>) {
+        self.wake();
+        (self.subscriber, self.waker)
+    }
+
     /// Adds the slot to the run queue, unless it is there.
     pub(super) fn schedule(&mut self, key: usize, run_queue: &mut VecDeque<usize>) {
         if !mem::replace(&mut self.is_in_run_queue, true) {
@@ -67,6 +73,11 @@ impl SubscriberSlot {
     #[cfg(test)]
     pub(super) fn is_resting(&self) -> bool {
         self.resting.is_some()
+    }
+
+    /// Returns whether the slot is neither scheduled nor a recipient of a batch.
+    pub(super) fn is_idle(&self) -> bool {
+        !self.is_in_run_queue && self.first_event.is_none()
     }
 
     /// Lets the subscriber rest if it can.

@@ -18,8 +18,8 @@ use crate::{
     feed::Feed,
     net::AcceptedSocket,
     shard::{
-        DeliveryOutcome,
-        mailbox::{GroupWaker, PendingSubscriber, SubscriberWaker},
+        DeliveryOutcome, ShardSubscriber,
+        mailbox::{Arrival, GroupWaker, MovedSubscriber, PendingSubscriber, SubscriberWaker},
         product_group::{EventLocation, ProductGroup},
         slot::SubscriberSlot,
     },
@@ -82,7 +82,7 @@ impl ShardScheduler {
         }
         for _ in 0..MAX_SUBSCRIBERS_PER_TURN {
             match self.pending.pop_front() {
-                Some(subscriber) => self.attach(subscriber),
+                Some(arrival) => self.attach(arrival),
                 None => break,
             }
         }
@@ -90,26 +90,47 @@ impl ShardScheduler {
     }
 
     /// Adds a subscriber to its group and schedules its first poll.
-    pub(super) fn attach(
-        &mut self,
-        PendingSubscriber { socket, permit, factory }: PendingSubscriber,
-    ) {
-        let socket = match TcpStream::from_std(socket) {
-            Ok(stream) => AcceptedSocket { stream, permit },
-            Err(error) => {
-                debug!(%error, "connection ended");
-                self.mailbox.load.fetch_sub(1, Ordering::Relaxed);
-                return;
+    pub(super) fn attach(&mut self, arrival: Arrival) {
+        match arrival {
+            Arrival::New(PendingSubscriber { socket, permit, factory }) => {
+                match TcpStream::from_std(socket) {
+                    Ok(stream) => self.insert(factory(AcceptedSocket { stream, permit }), None),
+                    Err(error) => {
+                        debug!(%error, "connection ended");
+                        self.mailbox.load.fetch_sub(1, Ordering::Relaxed);
+                    }
+                }
             }
-        };
-        let mut subscriber = factory(socket);
+            Arrival::Moved(MovedSubscriber { subscriber, waker }) => {
+                self.insert(subscriber, Some(waker));
+            }
+        }
+    }
+
+    /// Adds a subscriber to its group, with the waker of its former slot if it had one, and
+    /// schedules its next poll.
+    fn insert(
+        &mut self,
+        mut subscriber: Box<dyn ShardSubscriber>,
+        former_waker: Option<Arc<SubscriberWaker>>,
+    ) {
         let group_key = self.group_of(subscriber.parts().connected.feed());
         let entry = self.slots.vacant_entry();
         let key = entry.key();
         if let Some(group) = self.groups.get_mut(group_key) {
-            group.join(key, subscriber.parts().connected.subscription());
+            let subscription = subscriber.parts().connected.subscription();
+            match former_waker {
+                None => group.join(key, subscription),
+                Some(_) => group.join_moved(key, subscription),
+            }
         }
-        let waker = SubscriberWaker::new(&self.mailbox, key);
+        let waker = match former_waker {
+            None => SubscriberWaker::new(&self.mailbox, key),
+            Some(waker) => {
+                waker.move_to(&self.mailbox, key);
+                waker
+            }
+        };
         entry.insert(SubscriberSlot::new(subscriber, group_key, waker));
         self.run_queue.push_back(key);
     }

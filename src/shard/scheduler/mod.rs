@@ -31,9 +31,10 @@ use tracing::error;
 
 use super::{
     DeliveryOutcome,
-    mailbox::{PendingSubscriber, ShardMailbox},
+    mailbox::{Arrival, MovedSubscriber, ShardMailbox},
     product_group::ProductGroup,
     slot::SubscriberSlot,
+    spread::{ShardSpread, SpreadPlan},
 };
 use crate::{
     subscriber::WriteScratch,
@@ -44,6 +45,7 @@ use crate::{
 /// [`SHARD_SHUTDOWN_GRACE`] has passed.
 pub(super) async fn run(
     mailbox: Arc<ShardMailbox>,
+    mut spread: ShardSpread,
     write_timeout: Duration,
     wheel: Arc<TimerWheel>,
     shutdown: CancellationToken,
@@ -51,6 +53,9 @@ pub(super) async fn run(
     let mut scheduler = ShardScheduler::new(&mailbox, write_timeout, &wheel);
     let run_until_shutdown = poll_fn(|context| {
         scheduler.run_turn(context);
+        if let Some(plan) = spread.plan(&mailbox, &wheel) {
+            scheduler.give_away(plan);
+        }
         Poll::<()>::Pending
     });
     shutdown.run_until_cancelled(run_until_shutdown).await;
@@ -72,7 +77,7 @@ pub(super) struct ShardScheduler {
     /// Keys of the slots to poll.
     run_queue: VecDeque<usize>,
     /// Subscribers to attach.
-    pending: VecDeque<PendingSubscriber>,
+    pending: VecDeque<Arrival>,
     groups: Slab<ProductGroup>,
     /// Keys of the groups that have a batch in delivery or a signal pending.
     delivery_queue: VecDeque<usize>,
@@ -247,11 +252,45 @@ impl ShardScheduler {
         // A subscriber that failed or panicked may have left buffers of its own in there, which
         // would be written to the next subscriber's socket.
         self.scratch.batch.clear();
+        drop(self.take_out(key));
+    }
+
+    /// Takes a subscriber out of its slot and its group, and removes the group if it was the last
+    /// there.
+    fn take_out(&mut self, key: usize) -> Option<SubscriberSlot> {
+        let mut slot = self.slots.try_remove(key)?;
         self.mailbox.load.fetch_sub(1, Ordering::Relaxed);
-        let Some(mut slot) = self.slots.try_remove(key) else { return };
-        let Some(group) = self.groups.get_mut(slot.group) else { return };
-        if group.leave(key, slot.subscription().scope()) {
+        if let Some(group) = self.groups.get_mut(slot.group)
+            && group.leave(key, slot.subscription().scope())
+        {
             self.groups.try_remove(slot.group);
+        }
+        Some(slot)
+    }
+
+    /// Gives subscribers of everything that have nothing to do to another shard, within the bounds
+    /// of a turn.
+    fn give_away(&mut self, plan: &mut SpreadPlan) {
+        for _ in 0..MAX_SUBSCRIBERS_PER_TURN {
+            let key = plan.next_slot;
+            if plan.remaining == 0 || key >= self.slots.capacity() {
+                return plan.remaining = 0;
+            }
+            plan.next_slot += 1;
+            let Some(slot) = self.slots.get_mut(key).filter(|slot| slot.is_idle()) else {
+                continue;
+            };
+            if !slot.subscription().scope().admits_everything() {
+                continue;
+            }
+            let Some(slot) = self.take_out(key) else { continue };
+            let (subscriber, waker) = slot.into_parts();
+            plan.remaining -= 1;
+            // Returned by a shard that is ending: this one ends as well, and lets it finish here.
+            if let Some(returned) = plan.target.push_moved(MovedSubscriber { subscriber, waker }) {
+                self.mailbox.load.fetch_add(1, Ordering::Relaxed);
+                self.attach(Arrival::Moved(returned));
+            }
         }
     }
 }

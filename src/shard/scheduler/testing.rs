@@ -8,9 +8,9 @@ use std::{
     time::Duration,
 };
 
-use super::ShardScheduler;
+use super::{ShardScheduler, SpreadPlan};
 use crate::{
-    shard::mailbox::{PendingSubscriber, ShardMailbox},
+    shard::mailbox::{Arrival, PendingSubscriber, ShardMailbox},
     timer_wheel::TimerWheel,
 };
 
@@ -21,14 +21,31 @@ impl SteppedScheduler {
     /// Subscribers that one turn polls, or delivers to, at most.
     pub(crate) const MAX_SUBSCRIBERS_PER_TURN: usize = super::MAX_SUBSCRIBERS_PER_TURN;
 
-    /// Returns an empty shard.
+    /// Returns an empty shard, the first of its relay.
     pub(crate) fn new(write_timeout: Duration, wheel: &Arc<TimerWheel>) -> Self {
-        Self(ShardScheduler::new(&Arc::new(ShardMailbox::new(0)), write_timeout, wheel))
+        Self::numbered(0, write_timeout, wheel)
+    }
+
+    /// Returns an empty shard.
+    pub(crate) fn numbered(shard: usize, write_timeout: Duration, wheel: &Arc<TimerWheel>) -> Self {
+        Self(ShardScheduler::new(&Arc::new(ShardMailbox::new(shard)), write_timeout, wheel))
+    }
+
+    /// Gives every subscriber of everything that is idle to another shard, and returns their
+    /// number.
+    pub(crate) fn give_away_to(&mut self, target: &Self) -> usize {
+        let before = self.0.slots.len();
+        let target = Arc::clone(&target.0.mailbox);
+        let mut plan = SpreadPlan { target, remaining: usize::MAX, next_slot: 0 };
+        while plan.remaining > 0 {
+            self.0.give_away(&mut plan);
+        }
+        before - self.0.slots.len()
     }
 
     /// Adds a subscriber and schedules its first poll.
     pub(crate) fn attach(&mut self, subscriber: PendingSubscriber) {
-        self.0.attach(subscriber);
+        self.0.attach(Arrival::New(subscriber));
     }
 
     /// Removes the subscriber in slot `key`.
@@ -63,9 +80,13 @@ impl SteppedScheduler {
         self.0.slots.iter().filter(|(_, slot)| slot.is_resting()).count()
     }
 
-    /// Returns the position up to which the subscriber in slot `key` has its entries.
-    pub(crate) fn position(&mut self, key: usize) -> u64 {
-        self.0.slots[key].subscription().returned_through()
+    /// Returns the positions up to which the subscribers have their entries, in ascending order.
+    pub(crate) fn positions(&mut self) -> Vec<u64> {
+        let slots = self.0.slots.iter_mut();
+        let mut positions: Vec<_> =
+            slots.map(|(_, slot)| slot.subscription().returned_through()).collect();
+        positions.sort_unstable();
+        positions
     }
 
     /// Takes the mailbox's wake-ups and new subscribers.

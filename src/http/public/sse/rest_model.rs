@@ -1,8 +1,9 @@
-//! Law of rest: a subscriber that rests between deliveries receives the same bytes, at the same
-//! ticks, and ends at the same position as one that never rests.
+//! Law of rest: a subscriber that rests between deliveries, or moves to another shard, receives the
+//! same bytes, at the same ticks, and ends at the same position as one that never does.
 
 use std::{
     io::{ErrorKind, Read},
+    net::TcpStream,
     sync::Arc,
     time::Duration,
 };
@@ -11,8 +12,10 @@ use proptest::prelude::*;
 use tokio::{runtime::Builder, task::yield_now};
 use tokio_util::sync::CancellationToken;
 
-use super::tests::SchedulerHarness;
-use crate::{http::tests::publish_as, subscription::scope};
+use super::tests::{SchedulerHarness, WRITE_TIMEOUT};
+use crate::{
+    http::tests::publish_as, shard::SteppedScheduler, subscription::scope, timer_wheel::TICK,
+};
 
 /// One step of a random schedule.
 #[derive(Clone, Debug)]
@@ -20,6 +23,7 @@ enum RestStep {
     Publish { session: usize, kind: usize, bytes: usize },
     Turn,
     WakeAll,
+    Move,
     Advance(u64),
 }
 
@@ -30,6 +34,7 @@ fn rest_step() -> impl Strategy<Value = RestStep> {
         }),
         6 => Just(RestStep::Turn),
         1 => Just(RestStep::WakeAll),
+        1 => Just(RestStep::Move),
         3 => (100_u64..9_000).prop_map(RestStep::Advance),
     ]
 }
@@ -46,10 +51,8 @@ proptest! {
         let awake = run(&steps, seed, false);
         prop_assert!(rested.rests > 0, "some subscriber has rested");
         prop_assert_eq!(awake.rests, 0);
-        for (rested, awake) in rested.subscribers.iter().zip(&awake.subscribers) {
-            prop_assert_eq!(&rested.received, &awake.received);
-            prop_assert_eq!(rested.position, awake.position);
-        }
+        prop_assert_eq!(rested.received, awake.received);
+        prop_assert_eq!(rested.positions, awake.positions);
     }
 }
 
@@ -57,14 +60,10 @@ proptest! {
 struct Outcome {
     /// Subscribers that rested before a delivery, over all turns.
     rests: usize,
-    subscribers: Vec<SubscriberOutcome>,
-}
-
-#[derive(Default)]
-struct SubscriberOutcome {
-    /// Text that the client had received after each step.
-    received: Vec<String>,
-    position: u64,
+    /// Text that each client had received before each advance of the clock, and at the end.
+    received: Vec<Vec<String>>,
+    /// Positions of all subscribers, in ascending order.
+    positions: Vec<u64>,
 }
 
 fn run(steps: &[RestStep], seed: u64, may_rest: bool) -> Outcome {
@@ -78,7 +77,7 @@ async fn run_steps(steps: &[RestStep], seed: u64, may_rest: bool) -> Outcome {
     let stop = CancellationToken::new();
     let wheel = Arc::clone(&harness.relay.wheel);
     let turning = tokio::spawn({
-        let stop = stop.clone();
+        let (wheel, stop) = (Arc::clone(&wheel), stop.clone());
         async move { wheel.run(stop).await }
     });
     let scopes =
@@ -87,52 +86,85 @@ async fn run_steps(steps: &[RestStep], seed: u64, may_rest: bool) -> Outcome {
     for scope in scopes {
         clients.push(harness.subscribe_with_scope("one", scope).await);
     }
-    let mut outcome = Outcome { rests: 0, subscribers: Vec::new() };
-    outcome.subscribers.resize_with(clients.len(), SubscriberOutcome::default);
+    let received = vec![Vec::new(); clients.len()];
+    let mut outcome = Outcome { rests: 0, received, positions: Vec::new() };
+    let mut shards = [harness.scheduler, SteppedScheduler::numbered(1, WRITE_TIMEOUT, &wheel)];
     for step in steps {
         match step {
             RestStep::Publish { session, kind, bytes } => {
                 let of = (SESSIONS[*session], KINDS[*kind]);
                 publish_as(&harness.relay, "one", of, &"y".repeat(*bytes));
             }
-            RestStep::Turn => outcome.rests += turn(&mut harness, may_rest),
-            RestStep::WakeAll => harness.scheduler.wake_all(),
-            RestStep::Advance(ms) => tokio::time::advance(Duration::from_millis(*ms)).await,
+            RestStep::Turn => outcome.rests += turn(&mut shards, may_rest),
+            RestStep::WakeAll => shards.iter_mut().for_each(SteppedScheduler::wake_all),
+            RestStep::Move if may_rest => move_between(&mut shards),
+            RestStep::Move => {}
+            RestStep::Advance(ms) => {
+                // A subscriber that has moved may need a turn less or more for the same bytes.
+                outcome.rests += settle(&mut shards, may_rest).await;
+                read_all(&mut clients, &mut outcome.received);
+                tokio::time::advance(Duration::from_millis(*ms)).await;
+                while wheel.stalled_for() > TICK {
+                    yield_now().await;
+                }
+                // The id of a heartbeat depends on how far its shard is, if events are queued there.
+                outcome.rests += settle(&mut shards, may_rest).await;
+            }
         }
         yield_now().await;
-        for (client, subscriber) in clients.iter_mut().zip(&mut outcome.subscribers) {
-            subscriber.received.push(without_epochs(&read_available(client)));
-        }
     }
-    loop {
-        outcome.rests += turn(&mut harness, may_rest);
-        yield_now().await;
-        if harness.scheduler.is_at_rest() {
-            break;
-        }
-    }
-    for (key, (client, subscriber)) in clients.iter_mut().zip(&mut outcome.subscribers).enumerate()
-    {
-        subscriber.received.push(without_epochs(&read_available(client)));
-        subscriber.position = harness.scheduler.position(key);
-    }
+    outcome.rests += settle(&mut shards, may_rest).await;
+    // A poll takes each position over entries that the scope hides.
+    shards.iter_mut().for_each(SteppedScheduler::wake_all);
+    outcome.rests += settle(&mut shards, may_rest).await;
+    read_all(&mut clients, &mut outcome.received);
+    outcome.positions = shards.iter_mut().flat_map(SteppedScheduler::positions).collect();
+    outcome.positions.sort_unstable();
     stop.cancel();
     turning.await.unwrap();
     outcome
 }
 
-/// Runs a turn, and returns the number of subscribers that rested when the events were delivered.
-fn turn(harness: &mut SchedulerHarness, may_rest: bool) -> usize {
-    let scheduler = &mut harness.scheduler;
-    scheduler.collect_events();
-    scheduler.collect_wakeups();
-    scheduler.poll_ready();
-    if !may_rest {
-        scheduler.end_rests();
+/// Moves what may move from one shard to the other, in the direction in which there is something.
+fn move_between([first, second]: &mut [SteppedScheduler; 2]) {
+    if first.give_away_to(second) == 0 {
+        second.give_away_to(first);
     }
-    let resting = scheduler.resting_count();
-    scheduler.deliver_queued();
+}
+
+/// Runs turns until no subscriber asks for another one.
+async fn settle(shards: &mut [SteppedScheduler], may_rest: bool) -> usize {
+    let mut resting = 0;
+    loop {
+        resting += turn(shards, may_rest);
+        yield_now().await;
+        if shards.iter().all(SteppedScheduler::is_at_rest) {
+            return resting;
+        }
+    }
+}
+
+/// Runs a turn of each shard, and returns the number of subscribers that rested when the events
+/// were delivered.
+fn turn(shards: &mut [SteppedScheduler], may_rest: bool) -> usize {
+    let mut resting = 0;
+    for scheduler in shards {
+        scheduler.collect_events();
+        scheduler.collect_wakeups();
+        scheduler.poll_ready();
+        if !may_rest {
+            scheduler.end_rests();
+        }
+        resting += scheduler.resting_count();
+        scheduler.deliver_queued();
+    }
     resting
+}
+
+fn read_all(clients: &mut [TcpStream], received: &mut [Vec<String>]) {
+    for (client, received) in clients.iter_mut().zip(received) {
+        received.push(without_epochs(&read_available(client)));
+    }
 }
 
 fn read_available(client: &mut impl Read) -> String {

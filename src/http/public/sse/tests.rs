@@ -247,4 +247,4 @@ async fn a_full_socket_whose_token_has_expired_asks_for_no_turn_before_its_end()
 
 const PRODUCTS: [&str; 2] = ["one", "two"];
 
-const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const WRITE_TIMEOUT: Duration = Duration::from_secs(30);

@@ -1,0 +1,99 @@
+//! Spread: a busy shard gives subscribers to a shard that is not.
+//!
+//! The subscribers of a product begin on its home shard, where an event wakes one thread, whose
+//! caches hold it. That is the cheapest place for as long as one thread has the time.
+//!
+//! May use: `timer_wheel`.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use tokio::{runtime::RuntimeMetrics, time::Instant};
+
+use super::mailbox::ShardMailbox;
+use crate::timer_wheel::TimerWheel;
+
+/// Measures how busy one shard's thread is, and decides what it gives away.
+#[derive(Debug)]
+pub(super) struct ShardSpread {
+    mailboxes: Box<[Arc<ShardMailbox>]>,
+    thread: RuntimeMetrics,
+    measured_at: Instant,
+    busy_before: Duration,
+    next_tick: u64,
+    plan: Option<SpreadPlan>,
+}
+
+/// Subscribers that a shard is to give to another one.
+#[derive(Debug)]
+pub(super) struct SpreadPlan {
+    pub(super) target: Arc<ShardMailbox>,
+    /// Subscribers still to be given; 0 once the plan is done.
+    pub(super) remaining: usize,
+    /// Slot to look at next.
+    pub(super) next_slot: usize,
+}
+
+impl ShardSpread {
+    /// Returns the spread of a shard whose runtime has these metrics.
+    pub(super) fn new(mailboxes: &[Arc<ShardMailbox>], thread: RuntimeMetrics) -> Self {
+        Self {
+            mailboxes: mailboxes.into(),
+            busy_before: thread.worker_total_busy_duration(0),
+            thread,
+            measured_at: Instant::now(),
+            next_tick: 0,
+            plan: None,
+        }
+    }
+
+    /// Returns what is left to give away. Measures anew every [`MEASURE_TICKS`]; a shard that has no
+    /// turn in that time is not busy.
+    pub(super) fn plan(
+        &mut self,
+        own: &Arc<ShardMailbox>,
+        wheel: &TimerWheel,
+    ) -> Option<&mut SpreadPlan> {
+        let tick = wheel.current_tick();
+        if tick >= self.next_tick {
+            self.next_tick = tick + MEASURE_TICKS;
+            self.measure(own);
+        }
+        self.plan.as_mut().filter(|plan| plan.remaining > 0)
+    }
+
+    fn measure(&mut self, own: &Arc<ShardMailbox>) {
+        let now = Instant::now();
+        let busy = self.thread.worker_total_busy_duration(0);
+        let share = busy_permille(
+            busy.saturating_sub(self.busy_before),
+            now.saturating_duration_since(self.measured_at),
+        );
+        (self.measured_at, self.busy_before) = (now, busy);
+        // Relaxed, like the reads: an estimate, through which no other memory is read.
+        own.busy_permille.store(share, Ordering::Relaxed);
+        self.plan = if own.is_busy() { self.plan_for(own, share) } else { None };
+    }
+
+    /// Returns a plan if another shard has half of the work at most, and fewer subscribers.
+    fn plan_for(&self, own: &Arc<ShardMailbox>, share: u32) -> Option<SpreadPlan> {
+        let share_of = |mailbox: &Arc<ShardMailbox>| mailbox.busy_permille.load(Ordering::Relaxed);
+        let load_of = |mailbox: &Arc<ShardMailbox>| mailbox.load.load(Ordering::Relaxed);
+        let others = self.mailboxes.iter().filter(|it| !Arc::ptr_eq(it, own));
+        let target = others.min_by_key(|it| share_of(it)).filter(|it| share_of(it) <= share / 2)?;
+        let remaining = load_of(own).saturating_sub(load_of(target)) / 2;
+        Some(SpreadPlan { target: Arc::clone(target), remaining, next_slot: 0 })
+    }
+}
+
+/// Returns the busy part of `elapsed` in thousandths.
+fn busy_permille(busy: Duration, elapsed: Duration) -> u32 {
+    let share = busy.as_nanos() * 1000 / elapsed.as_nanos().max(1);
+    u32::try_from(share).map_or(1000, |share| share.min(1000))
+}
+
+/// Ticks between two looks at how busy the thread was: 300 ms. Until then a crowd that is too much
+/// for one thread has waited.
+const MEASURE_TICKS: u64 = 3;
