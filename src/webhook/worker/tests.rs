@@ -300,6 +300,9 @@ async fn an_event_counts_as_pending_from_the_log_to_its_settlement() {
             assert_eq!(harness.shared.status().pending, 1, "turn {turn}");
         }
         harness.pass(SETTLED).await;
+        let (reply, looked) = oneshot::channel();
+        harness.commands.send(WebhookCommand::Disable(reply)).await.unwrap();
+        looked.await.unwrap();
         assert_eq!(harness.shared.status().pending, 1, "without a commit it is not owed yet");
         harness.commit();
         for turn in 0..100 {
