@@ -174,8 +174,8 @@ impl SharedStatus {
             requeued: notice.requeued,
             read_through: reader.returned_through(),
         };
-        // A full outbox, or an event that waits for its commit, stops the reader. The entries behind
-        // it count as pending, which is an upper bound: some may be outside the webhook's scope.
+        // A full outbox, or an event that waits for its commit, stops the reader. The entries
+        // behind it count as pending, which is an upper bound: some may be outside the scope.
         let is_stopped = !outbox.has_capacity() || reader.has_uncommitted();
         let unread = if is_stopped { reader.lag() } else { 0 };
         let status = WebhookStatus {
