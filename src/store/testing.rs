@@ -10,7 +10,7 @@ pub(crate) use super::commands::WriterInbox;
 use super::{
     commands::{StoreCommand, WebhookJournal},
     handle::StoreHandle,
-    webhook_rows::WebhookChanges,
+    webhook_rows::{WebhookChanges, WebhookNotices},
 };
 
 /// A command that a test has taken out of the queue.
@@ -40,6 +40,11 @@ pub(crate) fn set_unreadable(handle: &StoreHandle, is_unreadable: bool) {
 /// Returns the handle of a store without threads, and what is sent to its writer.
 pub(crate) fn idle_handle() -> (Arc<StoreHandle>, WriterInbox) {
     StoreHandle::new(PathBuf::from(super::IN_MEMORY_PATH), 4)
+}
+
+/// Tells a worker how many dead letters are marked for redelivery.
+pub(crate) fn report_requeued(notices: &WebhookNotices, requeued: u64) {
+    notices.update(|notice| notice.requeued = requeued);
 }
 
 /// Answers registrations and journals as a store that works, rejects other commands, and returns

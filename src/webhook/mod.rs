@@ -81,7 +81,8 @@ pub(crate) struct WebhookStatus {
     pub(crate) until: Option<u64>,
     /// Cause of a state other than active.
     pub(crate) problem: Option<String>,
-    /// Owed deliveries, requeued dead letters and entries that the reader has not looked at yet.
+    /// Owed deliveries, requeued dead letters and entries that the reader has not taken yet. An
+    /// upper bound: some of these entries may be outside the scope.
     pub(crate) pending: u64,
     /// Arrival time of the oldest owed event in Unix milliseconds, or the time at which the event
     /// was read from the store if its arrival time is unknown.

@@ -209,7 +209,7 @@ impl Webhooks {
             );
             return;
         };
-        let shared = Arc::new(SharedStatus::new(definition));
+        let shared = Arc::new(SharedStatus::new(definition, &fanout));
         let (commands, inbox) = mpsc::channel(MAX_QUEUED_COMMANDS);
         let init = WorkerInit {
             shared: Arc::clone(&shared),

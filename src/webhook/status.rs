@@ -1,29 +1,54 @@
 //! Published status of one webhook: its definition, the endpoint's state, counts.
 //!
-//! The worker writes; the registry and the admin API read without asking the worker.
+//! The worker writes; the registry and the admin API read without asking the worker. What has come
+//! for the worker since it wrote is added by the read: a caller that has published an event, or
+//! requeued a dead letter, finds it counted as pending until it is settled.
 //!
-//! May use: `log_limit`, `metrics`, `store`, `webhook_delivery`.
+//! May use: `fanout`, `log_limit`, `metrics`, `store`, `webhook_delivery`.
 
 use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
 use tracing::{info, warn};
 
-use super::{Now, WebhookStatus, definition::Definition, outbox::Outbox};
+use super::{
+    Now, WebhookStatus,
+    definition::Definition,
+    outbox::Outbox,
+    reader::{ReadProgress, WebhookReader},
+};
 use crate::{
-    log_limit::LogRateLimit, metrics::WebhookMetrics, store::WebhookNotice,
+    fanout::Fanout,
+    log_limit::LogRateLimit,
+    metrics::WebhookMetrics,
+    store::{WebhookNotice, WebhookNotices},
     webhook_delivery::EndpointState,
 };
 
-/// Status of one webhook, shared by its worker and all readers. The lock is held for copies only.
+/// Status of one webhook, shared by its worker and all callers that read it.
 #[derive(Debug)]
-pub(super) struct SharedStatus(Mutex<PublishedStatus>);
+pub(super) struct SharedStatus {
+    /// The lock is held for copies only.
+    published: Mutex<PublishedStatus>,
+    progress: Arc<ReadProgress>,
+    notices: Arc<WebhookNotices>,
+}
 
 #[derive(Debug)]
 struct PublishedStatus {
     definition: Arc<Definition>,
     status: WebhookStatus,
+    counts: PublishedCounts,
     log_limits: StateLogLimits,
+}
+
+/// Parts of the pending deliveries, of one moment.
+#[derive(Clone, Copy, Debug, Default)]
+struct PublishedCounts {
+    owed: u64,
+    requeued: u64,
+    /// Every event of the scope up to this position is owed or settled.
+    read_through: u64,
 }
 
 /// Limits of the lines about an endpoint's states: a receiver chooses how often they change.
@@ -72,7 +97,7 @@ impl StateLogLimits {
 
 impl SharedStatus {
     /// Creates the status of a webhook whose worker has not run yet.
-    pub(super) fn new(definition: Definition) -> Self {
+    pub(super) fn new(definition: Definition, fanout: &Arc<Fanout>) -> Self {
         let problem = definition.disabled.clone();
         let state = if problem.is_some() { EndpointState::Disabled } else { EndpointState::Active };
         let status = WebhookStatus {
@@ -83,8 +108,27 @@ impl SharedStatus {
             oldest_pending: None,
             dead: 0,
         };
-        let log_limits = StateLogLimits::default();
-        Self(Mutex::new(PublishedStatus { definition: Arc::new(definition), status, log_limits }))
+        let published = PublishedStatus {
+            definition: Arc::new(definition),
+            status,
+            counts: PublishedCounts::default(),
+            log_limits: StateLogLimits::default(),
+        };
+        Self {
+            published: Mutex::new(published),
+            progress: Arc::new(ReadProgress::new(Arc::clone(fanout))),
+            notices: Arc::default(),
+        }
+    }
+
+    /// Returns the progress of the worker's reader.
+    pub(super) fn progress(&self) -> &Arc<ReadProgress> {
+        &self.progress
+    }
+
+    /// Returns the channel from the store to the worker.
+    pub(super) fn notices(&self) -> &Arc<WebhookNotices> {
+        &self.notices
     }
 
     /// Returns the current definition.
@@ -92,9 +136,17 @@ impl SharedStatus {
         Arc::clone(&self.lock().definition)
     }
 
-    /// Returns a copy of the current status.
+    /// Returns the current status, which counts what the worker has not taken yet as pending.
     pub(super) fn status(&self) -> WebhookStatus {
-        self.lock().status.clone()
+        // Before the published status, see `ReadProgress::extent`.
+        let extent = self.progress.extent();
+        let published = self.lock();
+        let PublishedCounts { owed, requeued, read_through } = published.counts;
+        // The greater of the two: a redelivery that the store no longer counts may still be in the
+        // published status, together with a dead letter that it has become again.
+        let requeued = requeued.max(self.notices.requeued());
+        let pending = owed + requeued + extent.unread_after(read_through);
+        WebhookStatus { pending, ..published.status.clone() }
     }
 
     /// Replaces the definition.
@@ -102,8 +154,8 @@ impl SharedStatus {
         self.lock().definition = Arc::new(definition);
     }
 
-    /// Publishes the state of the outbox, with `unread` entries that the reader has not looked at,
-    /// and logs changes that operators should see.
+    /// Publishes the state of the outbox and how far the reader has read, and logs changes that
+    /// operators should see.
     ///
     /// Returns another definition if the current one no longer matches: the endpoint was disabled,
     /// enabled or throttled, or a replaced secret has expired. The caller stores that definition.
@@ -111,12 +163,21 @@ impl SharedStatus {
         &self,
         outbox: &Outbox,
         notice: &WebhookNotice,
-        unread: u64,
+        reader: &WebhookReader,
         now: Now,
         metrics: &WebhookMetrics,
     ) -> Option<Definition> {
         let endpoint = outbox.endpoint_status();
         let (owed, oldest_pending) = outbox.owed();
+        let counts = PublishedCounts {
+            owed,
+            requeued: notice.requeued,
+            read_through: reader.returned_through(),
+        };
+        // A full outbox, or an event that waits for its commit, stops the reader. The entries
+        // behind it count as pending, which is an upper bound: some may be outside the scope.
+        let is_stopped = !outbox.has_capacity() || reader.has_uncommitted();
+        let unread = if is_stopped { reader.lag() } else { 0 };
         let status = WebhookStatus {
             state: endpoint.state,
             until: endpoint.until.map(|at| now.unix_ms_at(at)),
@@ -128,12 +189,12 @@ impl SharedStatus {
         metrics.record_status(status.state, status.pending, status.dead, oldest_pending);
         let mut published = self.lock();
         log_changes(&mut published, &status);
-        published.status = status;
+        (published.status, published.counts) = (status, counts);
         published.definition.refreshed(&endpoint, now)
     }
 
     fn lock(&self) -> MutexGuard<'_, PublishedStatus> {
-        self.0.lock()
+        self.published.lock()
     }
 }
 

@@ -146,6 +146,11 @@ impl WebhookNotices {
         notice
     }
 
+    /// Returns how many dead letters are marked for redelivery, taken by the worker or not.
+    pub(crate) fn requeued(&self) -> u64 {
+        self.pending.lock().requeued
+    }
+
     /// Waits for a notice that the worker has not been woken for.
     ///
     /// # Cancel safety

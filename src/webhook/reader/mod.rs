@@ -9,6 +9,7 @@
 //!
 //! May use: `event`, `fanout`, `log`, `store`, `subscription`.
 
+mod progress;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +23,7 @@ use std::{
 
 use tokio::{sync::watch, time};
 
+pub(super) use self::progress::ReadProgress;
 use crate::{
     event::{Entry, Event, GapReason, Only, Scope},
     fanout::{Fanout, SubscriberSignal},
@@ -39,6 +41,7 @@ pub(super) struct WebhookReader {
     fanout: Arc<Fanout>,
     store: Arc<StoreHandle>,
     subscription: Subscription,
+    progress: Arc<ReadProgress>,
     persisted: watch::Receiver<u64>,
     /// Returned by the subscription, not committed yet.
     uncommitted: Option<Arc<Event>>,
@@ -66,17 +69,20 @@ pub(super) enum ReadItem {
 }
 
 impl WebhookReader {
-    /// Creates a reader of the events that `scope` admits after `position`.
+    /// Creates a reader of the events that `scope` admits after `position`. The reader keeps
+    /// `progress` up to date.
     pub(super) fn new(
-        fanout: Arc<Fanout>,
+        progress: Arc<ReadProgress>,
         store: Arc<StoreHandle>,
         scope: Scope,
         position: u64,
     ) -> Self {
-        let subscription =
-            Subscription::after(&fanout, Arc::new(SubscriberSignal::default()), scope, position);
+        let (fanout, signal) =
+            (Arc::clone(progress.fanout()), Arc::new(SubscriberSignal::default()));
+        progress.restart(Arc::clone(&signal));
+        let subscription = Subscription::after(&fanout, signal, scope, position);
         let persisted = fanout.log().watch_persisted();
-        Self { fanout, store, subscription, persisted, uncommitted: None }
+        Self { fanout, store, subscription, progress, persisted, uncommitted: None }
     }
 
     /// Continues with another scope, and discards everything read but not returned, which is read
@@ -85,7 +91,7 @@ impl WebhookReader {
         // The new scope is for entries from now on: an idle worker may not have polled for hours.
         self.advance_over_hidden();
         let position = self.passed_position();
-        *self = Self::new(Arc::clone(&self.fanout), Arc::clone(&self.store), scope, position);
+        *self = Self::new(Arc::clone(&self.progress), Arc::clone(&self.store), scope, position);
     }
 
     /// Takes notice of entries outside the scope that have come since the last poll.
@@ -96,11 +102,20 @@ impl WebhookReader {
     /// Returns the position up to which everything is committed and was returned or is outside the
     /// scope.
     pub(super) fn passed_position(&self) -> u64 {
-        let returned = self
-            .uncommitted
+        self.returned_through().min(self.committed_position())
+    }
+
+    /// Returns the position up to which everything was returned or is outside the scope, committed
+    /// or not.
+    pub(super) fn returned_through(&self) -> u64 {
+        self.uncommitted
             .as_ref()
-            .map_or_else(|| self.subscription.returned_through(), |event| event.position() - 1);
-        returned.min(self.committed_position())
+            .map_or_else(|| self.subscription.returned_through(), |event| event.position() - 1)
+    }
+
+    /// Returns whether the reader holds an event that waits for its commit.
+    pub(super) fn has_uncommitted(&self) -> bool {
+        self.uncommitted.is_some()
     }
 
     /// Returns the position up to which the log is committed.
@@ -162,6 +177,7 @@ impl WebhookReader {
     async fn next_item(&mut self) -> SubscriptionItem {
         loop {
             let polled = poll_fn(|context| {
+                self.progress.begin_poll();
                 // Also before the poll, whose clock may be the last that finds it too early.
                 let retry_before = self.subscription.store_retry_at();
                 if let Poll::Ready(item) = self.subscription.poll_next(context) {
@@ -170,7 +186,12 @@ impl WebhookReader {
                 // Nothing wakes a subscription that waits for the store to recover.
                 match self.subscription.store_retry_at().or(retry_before) {
                     Some(retry_at) => Poll::Ready(Err(retry_at)),
-                    None => Poll::Pending,
+                    None => {
+                        if self.subscription.is_caught_up() {
+                            self.progress.mark_caught_up();
+                        }
+                        Poll::Pending
+                    }
                 }
             });
             match polled.await {

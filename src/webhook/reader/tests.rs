@@ -50,6 +50,11 @@ async fn store_with(directory: &tempfile::TempDir, events: u64) -> (Store, Arc<F
     (store, fanout)
 }
 
+fn reader_of(fanout: &Arc<Fanout>, store: &Store, scope: Scope) -> WebhookReader {
+    let progress = Arc::new(ReadProgress::new(Arc::clone(fanout)));
+    WebhookReader::new(progress, Arc::clone(store.handle()), scope, 0)
+}
+
 fn position_of(read: ReadItem) -> u64 {
     match read {
         ReadItem::Event(event) => event.position(),
@@ -64,7 +69,7 @@ async fn events_that_cannot_be_read_for_a_while_are_awaited_and_not_lost() {
     let directory = tempfile::tempdir().unwrap();
     let (store, fanout) = store_with(&directory, 400).await;
     let everything = Scope { sessions: Only::Everything, kinds: Only::Everything };
-    let mut reader = WebhookReader::new(fanout, Arc::clone(store.handle()), everything, 0);
+    let mut reader = reader_of(&fanout, &store, everything);
     let mut given = Vec::new();
     while given.len() < 100 {
         given.push(position_of(reader.next().await));
@@ -121,8 +126,7 @@ async fn an_event_with_a_damaged_payload_is_told_by_name_and_one_of_which_nothin
         &["payload = x'20' WHERE entry & 0xFFFF = 100", "suffix = 1 WHERE entry & 0xFFFF = 200"],
     );
     let everything = Scope { sessions: Only::Everything, kinds: Only::Everything };
-    let mut reader =
-        WebhookReader::new(Arc::clone(&fanout), Arc::clone(store.handle()), everything, 0);
+    let mut reader = reader_of(&fanout, &store, everything);
     for position in 1..=400 {
         match reader.next().await {
             ReadItem::Event(event) => assert_eq!(event.position(), position),

@@ -57,6 +57,7 @@ impl Worker {
                 self.send_due(Now::read());
             }
             self.store_sync.start_writes(&mut self.outbox, self.reader.committed_position());
+            self.publish_status(Now::read());
             // A journal in flight holds slots; once committed, more deliveries may begin.
             // Entries that the reader has not returned count too: they are lost otherwise.
             let has_more = may_send && (self.reader.lag() > 0 || self.store_sync.is_writing());

@@ -142,14 +142,14 @@ impl Worker {
         if let Some(until) = definition.throttled_until {
             outbox.throttle(until);
         }
-        let notices = Arc::new(WebhookNotices::default());
+        let notices = Arc::clone(init.shared.notices());
         let reader = WebhookReader::new(
-            Arc::clone(&init.fanout),
+            Arc::clone(init.shared.progress()),
             Arc::clone(&context.store),
             definition.webhook.scope(),
             init.position,
         );
-        Self {
+        let mut worker = Self {
             commits: reader.watch_commits(),
             commits_due_at: None,
             reader,
@@ -174,7 +174,10 @@ impl Worker {
             notices,
             notice: WebhookNotice::default(),
             is_draining: false,
-        }
+        };
+        // The status is read before the worker's first poll, and counts what was restored.
+        worker.publish_status(now);
+        worker
     }
 
     /// Runs until `stop`, and then finishes attempts and flushes; ends at the next await when
@@ -209,11 +212,8 @@ impl Worker {
 
     /// Publishes the status, and applies a definition that no longer matches it.
     fn publish_status(&mut self, now: Now) {
-        // A full outbox stops the reader. The entries behind it count as pending, which is an upper
-        // bound: some may be outside the webhook's scope.
-        let unread = if self.outbox.has_capacity() { 0 } else { self.reader.lag() };
         if let Some(changed) =
-            self.shared.publish(&self.outbox, &self.notice, unread, now, &self.metrics)
+            self.shared.publish(&self.outbox, &self.notice, &self.reader, now, &self.metrics)
         {
             self.redefine(changed);
         }

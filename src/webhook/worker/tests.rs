@@ -1,4 +1,4 @@
-//! A worker that waits: it is not polled, and misses nothing.
+//! A worker that waits: it is not polled, misses nothing, and its status counts what has come.
 
 use std::{
     future::poll_fn,
@@ -13,7 +13,7 @@ use tokio::time;
 use super::*;
 use crate::{
     config::{Secret, WebhookConfig},
-    event::{Draft, Kind, ProductId},
+    event::{Draft, EventId, Kind, ProductId},
     log::{Log, MemoryBounds, PersistedLog},
     metrics::Metrics,
     outbound::{
@@ -22,7 +22,7 @@ use crate::{
     },
     store::testing::{self, WriterInbox},
     webhook::{WebhookSource, context::EgressPolicy, definition::PreviousSecret},
-    webhook_delivery::EndpointState,
+    webhook_delivery::{Delivery, EndpointState},
 };
 
 /// One worker before a log and a store whose writer is the test.
@@ -46,6 +46,11 @@ enum LogStorage {
 impl WorkerHarness {
     /// Starts a worker of this definition. The fan-out does not run until a test says so.
     fn start(storage: LogStorage, definition: Definition) -> Self {
+        Self::start_owing(storage, definition, Vec::new())
+    }
+
+    /// Starts a worker that has been restored with these deliveries.
+    fn start_owing(storage: LogStorage, definition: Definition, owed: Vec<OwedDelivery>) -> Self {
         let (store, inbox) = testing::idle_handle();
         let metrics = Arc::new(Metrics::new().unwrap());
         let (product, bounds) =
@@ -69,14 +74,14 @@ impl WorkerHarness {
             }),
             connections: EgressConnections::new(1),
         };
-        let shared = Arc::new(SharedStatus::new(definition));
+        let shared = Arc::new(SharedStatus::new(definition, &fanout));
         let (commands, command_inbox) = mpsc::channel(1);
         let init = WorkerInit {
             shared: Arc::clone(&shared),
             fanout: Arc::clone(&fanout),
             commands: command_inbox,
-            position: 0,
-            owed: Vec::new(),
+            position: owed.len() as u64,
+            owed,
             metrics: metrics.webhook("w"),
             on_registered: None,
         };
@@ -101,8 +106,12 @@ impl WorkerHarness {
 
     /// Appends an event that the scope of [`definition`] hides.
     fn append_hidden(&self) {
+        self.append("hidden");
+    }
+
+    fn append(&self, kind: &str) {
         let (payload, received) = (Bytes::from_static(b"{}"), Instant::now());
-        let kind = Kind::new("hidden");
+        let kind = Kind::new(kind);
         self.log.append(Draft { kind, session: None, forwarded_at: None, payload, received });
     }
 
@@ -132,6 +141,11 @@ impl WorkerHarness {
     }
 }
 
+/// Returns the definition of a disabled webhook, so that a delivery that is owed stays so.
+fn disabled() -> Definition {
+    Definition { disabled: Some("by a test".to_owned()), ..definition() }
+}
+
 /// Returns the definition of a webhook for events of the type `shown` alone.
 fn definition() -> Definition {
     Definition::new(config("shown"), WebhookSource::Api)
@@ -142,6 +156,13 @@ fn config(kind: &str) -> WebhookConfig {
         r#"{{"id":"w","product_id":"p","url":"https://example.com/","secret":"s","types":["{kind}"]}}"#
     );
     WebhookConfig::from_stored(&text).unwrap()
+}
+
+fn owed(position: u64) -> OwedDelivery {
+    let (event_id, kind) = (EventId::new(7, position), Kind::new("shown"));
+    let delivery =
+        Delivery { position, event_id, kind, session: None, created_at: 0, attempts: Vec::new() };
+    OwedDelivery { delivery, next_attempt_at: None }
 }
 
 fn empty_log() -> PersistedLog {
@@ -214,15 +235,13 @@ async fn a_cursor_follows_an_entry_that_is_dispatched_long_after_its_commit() {
 #[tokio::test(start_paused = true)]
 async fn a_new_scope_is_not_owed_what_came_while_the_worker_was_idle() {
     for storage in [LogStorage::Durable, LogStorage::InMemory] {
-        // Disabled, so that a delivery that is owed stays so.
-        let disabled = Definition { disabled: Some("by a test".to_owned()), ..definition() };
-        let mut harness = WorkerHarness::start(storage, disabled.clone());
+        let mut harness = WorkerHarness::start(storage, disabled());
         harness.dispatch();
         harness.pass(SETTLED).await;
         harness.append_hidden();
         harness.commit();
         harness.polls_in_an_hour().await;
-        let wider = disabled.replaced_by(config("hidden"), WebhookSource::Api);
+        let wider = disabled().replaced_by(config("hidden"), WebhookSource::Api);
         let (reply, _answer) = oneshot::channel();
         let command = WebhookCommand::Redefine(Box::new(wider), reply);
         harness.commands.send(command).await.unwrap();
@@ -264,5 +283,90 @@ async fn a_replaced_secret_ends_although_nothing_is_owed() {
         harness.pass(Duration::from_millis(10)).await;
     }
     assert!(Now::read().unix_ms >= until);
+    harness.stop.cancel();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_counts_as_pending_from_the_log_to_its_settlement() {
+    for storage in [LogStorage::Durable, LogStorage::InMemory] {
+        let mut harness = WorkerHarness::start(storage, disabled());
+        harness.pass(SETTLED).await;
+        assert_eq!(harness.shared.status().pending, 0);
+        harness.append("shown");
+        assert_eq!(harness.shared.status().pending, 1, "the fan-out does not know of it yet");
+        harness.dispatch();
+        for turn in 0..100 {
+            tokio::task::yield_now().await;
+            assert_eq!(harness.shared.status().pending, 1, "turn {turn}");
+        }
+        harness.pass(SETTLED).await;
+        let (reply, looked) = oneshot::channel();
+        harness.commands.send(WebhookCommand::Disable(reply)).await.unwrap();
+        looked.await.unwrap();
+        assert_eq!(harness.shared.status().pending, 1, "without a commit it is not owed yet");
+        harness.commit();
+        for turn in 0..100 {
+            tokio::task::yield_now().await;
+            assert_eq!(harness.shared.status().pending, 1, "turn {turn} after the commit");
+        }
+        harness.stop.cancel();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_outside_the_scope_are_not_pending_and_a_status_wakes_no_worker() {
+    // In memory, no commit tells the worker of them either.
+    let mut harness = WorkerHarness::start(LogStorage::InMemory, definition());
+    harness.dispatch();
+    harness.pass(SETTLED).await;
+    let before = harness.polls.load(SeqCst);
+    for _ in 0..100 {
+        harness.append_hidden();
+        time::sleep(Duration::from_millis(10)).await;
+        assert_eq!(harness.shared.status().pending, 0);
+    }
+    assert_eq!(harness.polls.load(SeqCst), before);
+    harness.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn no_event_is_missing_from_the_pending_ones_while_others_read_and_append() {
+    let harness = WorkerHarness::start(LogStorage::InMemory, disabled());
+    harness.dispatch();
+    for appended in 1..=900 {
+        harness.append(if appended % 3 == 0 { "hidden" } else { "shown" });
+        let shown = appended - appended / 3;
+        for _ in 0..100 {
+            let pending = harness.shared.status().pending;
+            assert!((shown..=appended).contains(&pending), "{pending} of {appended}");
+        }
+        // Now and then the worker catches up, and reads a burst at other times.
+        if appended % 7 == 0 {
+            tokio::task::yield_now().await;
+        }
+        if appended % 50 == 0 {
+            time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+    harness.stop.cancel();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_requeued_dead_letter_is_pending_before_the_worker_hears_of_it() {
+    let mut harness = WorkerHarness::start(LogStorage::Durable, disabled());
+    harness.pass(SETTLED).await;
+    testing::report_requeued(harness.shared.notices(), 3);
+    assert_eq!(harness.shared.status().pending, 3);
+    harness.pass(SETTLED).await;
+    assert_eq!(harness.shared.status().pending, 3, "and is counted once");
+    harness.stop.cancel();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restored_delivery_is_pending_before_the_worker_begins() {
+    let harness =
+        WorkerHarness::start_owing(LogStorage::Durable, disabled(), vec![owed(1), owed(2)]);
+    assert_eq!(harness.polls.load(SeqCst), 0);
+    assert_eq!(harness.shared.status().pending, 2);
     harness.stop.cancel();
 }

@@ -39,8 +39,7 @@ impl Worker {
             reload_at,
             self.store_sync.due(&self.outbox, &self.notice),
             self.commits_due_at,
-            // A drain publishes no status, which would take what is due away.
-            self.shared.definition().due(now).filter(|_| !self.is_draining),
+            self.shared.definition().due(now),
             busy_look_at,
         ]
         .into_iter()

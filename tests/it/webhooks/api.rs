@@ -303,7 +303,12 @@ fn deliveries_of_a_disabled_webhook_are_listed_as_pending() {
     send(&relay, "POST", &of("/disable"), &Value::Null);
     let ids: Vec<_> =
         relay.publish(&mut link, 0..5).iter().map(|frame| frame.id().to_owned()).collect();
-    wait::until("all are pending", || get(&relay, &of("")).json()["pending"] == 5);
+    assert_eq!(
+        get(&relay, &of("")).json()["pending"],
+        5,
+        "whether the webhook has taken them or not"
+    );
+    wait::until("the webhook has taken all", || all_ids(&relay, "pending", 2).len() == 5);
     assert_eq!(all_ids(&relay, "pending", 2), ids.into_iter().rev().collect::<Vec<_>>());
     assert!(get(&relay, &of("")).json()["oldest_pending_at"].is_string());
 }

@@ -40,7 +40,7 @@ fn a_410_disables_its_webhook_and_later_events_wait_until_it_is_enabled() {
         assert_eq!(outcomes(&relay.wait_for_deliveries("hook", "dead", 1)[0]), ["refused"]);
         receiver.set_script(|_| Answer::Status(200));
         publish(&relay, &mut link, events(0..30));
-        relay.wait_for_pending("hook", 30);
+        relay.wait_for_deliveries("hook", "pending", 30);
         wait::holds("no request is sent", Duration::from_millis(300), || receiver.count() == 1);
         let logged = relay
             .process
@@ -51,6 +51,7 @@ fn a_410_disables_its_webhook_and_later_events_wait_until_it_is_enabled() {
             .count();
         assert!(logged > 0, "{storage:?}: the state is logged");
         assert_eq!(relay.deliveries("hook", "pending").len(), 30);
+        assert_eq!(relay.webhook("hook")["pending"], 30);
         let enabled = relay.command_webhook("hook", "enable");
         assert_eq!((enabled.status(), &enabled.json()["state"]), (200, &"active".into()));
         relay.wait_until_settled("hook");

@@ -323,7 +323,7 @@ fn erased_events_are_neither_delivered_nor_kept_as_dead_letters() {
         relay.command_webhook("hook", "enable"); // in case the refusals have opened the circuit
         receiver.set_script(|_| Answer::Status(500));
         publish(&relay, &mut link, (20..22).map(|n| event_of(["mine", "other"][n % 2], n)));
-        relay.wait_for_pending("hook", 2);
+        relay.wait_for_deliveries("hook", "pending", 2);
         relay.call("DELETE", &format!("/api/v1/events/{PRODUCT}?session_id=mine"), &Value::Null);
         relay.wait_for_pending("hook", 1);
         // The attempt that was under way at the erasure is over when the second one after it comes.
