@@ -74,17 +74,24 @@ impl ShardSpread {
         (self.measured_at, self.busy_before) = (now, busy);
         // Relaxed, like the reads: an estimate, through which no other memory is read.
         own.busy_permille.store(share, Ordering::Relaxed);
-        self.plan = if own.is_busy() { self.plan_for(own, share) } else { None };
+        self.plan = SpreadPlan::for_shard(own, &self.mailboxes);
     }
+}
 
-    /// Returns a plan if another shard has half of the work at most, and fewer subscribers.
-    fn plan_for(&self, own: &Arc<ShardMailbox>, share: u32) -> Option<SpreadPlan> {
+impl SpreadPlan {
+    /// Returns a plan if `own` is busy, and another shard has half of its work at most and fewer
+    /// subscribers.
+    fn for_shard(own: &Arc<ShardMailbox>, mailboxes: &[Arc<ShardMailbox>]) -> Option<Self> {
         let share_of = |mailbox: &Arc<ShardMailbox>| mailbox.busy_permille.load(Ordering::Relaxed);
         let load_of = |mailbox: &Arc<ShardMailbox>| mailbox.load.load(Ordering::Relaxed);
-        let others = self.mailboxes.iter().filter(|it| !Arc::ptr_eq(it, own));
-        let target = others.min_by_key(|it| share_of(it)).filter(|it| share_of(it) <= share / 2)?;
+        let others = mailboxes.iter().filter(|it| own.is_busy() && !Arc::ptr_eq(it, own));
+        let target = others.min_by_key(|it| share_of(it))?;
         let remaining = load_of(own).saturating_sub(load_of(target)) / 2;
-        Some(SpreadPlan { target: Arc::clone(target), remaining, next_slot: 0 })
+        (share_of(target) <= share_of(own) / 2 && remaining > 0).then(|| Self {
+            target: Arc::clone(target),
+            remaining,
+            next_slot: 0,
+        })
     }
 }
 
@@ -97,3 +104,43 @@ fn busy_permille(busy: Duration, elapsed: Duration) -> u32 {
 /// Ticks between two looks at how busy the thread was: 300 ms. Until then a crowd that is too much
 /// for one thread has waited.
 const MEASURE_TICKS: u64 = 3;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns the number of subscribers that the first of these shards gives away, and the number
+    /// of the shard that gets them. Each shard is busy for so many thousandths and has a load.
+    fn given_by_first(shards: &[(u32, usize)]) -> Option<(usize, usize)> {
+        let mailboxes = (0..).zip(shards).map(|(shard, (busy, load))| {
+            let mailbox = ShardMailbox::new(shard);
+            mailbox.busy_permille.store(*busy, Ordering::Relaxed);
+            mailbox.load.store(*load, Ordering::Relaxed);
+            Arc::new(mailbox)
+        });
+        let mailboxes: Vec<_> = mailboxes.collect();
+        let plan = SpreadPlan::for_shard(&mailboxes[0], &mailboxes)?;
+        Some((plan.remaining, plan.target.shard))
+    }
+
+    #[test]
+    fn a_busy_shard_gives_half_of_the_difference_to_the_shard_with_the_least_work() {
+        assert_eq!(given_by_first(&[(900, 1000), (300, 0), (100, 200)]), Some((400, 2)));
+    }
+
+    #[test]
+    fn a_shard_keeps_its_subscribers_while_it_has_time_or_the_others_have_not() {
+        assert_eq!(given_by_first(&[(500, 1000), (0, 0)]), None, "half busy is not busy");
+        assert_eq!(given_by_first(&[(900, 1000), (460, 0)]), None, "it would be given back");
+        assert_eq!(given_by_first(&[(900, 1000), (0, 1000)]), None, "no fewer subscribers there");
+        assert_eq!(given_by_first(&[(900, 1000)]), None, "there is no other shard");
+    }
+
+    #[test]
+    fn the_share_of_the_time_is_bounded() {
+        let ms = Duration::from_millis;
+        assert_eq!(busy_permille(ms(150), ms(300)), 500);
+        assert_eq!(busy_permille(ms(301), ms(300)), 1000);
+        assert_eq!(busy_permille(ms(1), Duration::ZERO), 1000);
+    }
+}

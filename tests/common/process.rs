@@ -6,6 +6,7 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, LazyLock, Mutex},
     thread,
+    time::Duration,
     time::Instant,
 };
 
@@ -121,12 +122,12 @@ impl Process {
     }
 
     /// Returns the processor time that the process has used.
-    pub(crate) fn processor_time(&self) -> std::time::Duration {
+    pub(crate) fn processor_time(&self) -> Duration {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
         let behind_name = stat.rsplit(')').next().unwrap().split_whitespace();
         let ticks: u64 =
             behind_name.skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum();
-        std::time::Duration::from_millis(ticks * 10) // USER_HZ is 100 on every Linux
+        Duration::from_millis(ticks * 10) // USER_HZ is 100 on every Linux
     }
 
     /// Returns how often threads of the process have waited for something, each of which ends with
@@ -142,6 +143,19 @@ impl Process {
             line.split_whitespace().nth(1)?.parse::<i64>().ok()
         };
         states.filter_map(waits).sum()
+    }
+
+    /// Returns the processor time of the threads of this name.
+    pub(crate) fn thread_time(&self, name: &str) -> Duration {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let time = |thread: std::io::Result<std::fs::DirEntry>| {
+            let path = thread.unwrap().path();
+            let is_named = std::fs::read_to_string(path.join("comm")).ok()?.trim_end() == name;
+            let times =
+                std::fs::read_to_string(path.join("schedstat")).ok().filter(|_| is_named)?;
+            Some(Duration::from_nanos(times.split_whitespace().next()?.parse().unwrap()))
+        };
+        threads.filter_map(time).sum()
     }
 
     /// Returns the private memory of the process, in KiB.
@@ -256,7 +270,7 @@ impl Lines {
     pub(crate) fn whole(&self) -> String {
         let deadline = Instant::now() + wait::TIMEOUT;
         while !self.0.lock().unwrap().is_closed && Instant::now() < deadline {
-            thread::sleep(std::time::Duration::from_millis(1));
+            thread::sleep(Duration::from_millis(1));
         }
         self.so_far().join("\n")
     }

@@ -3,13 +3,15 @@
 use std::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread::{self, ScopedJoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::common::{
+    PRODUCT,
     connector::{Connector, Link},
     relay::{Relay, Setup},
     subscriber::Subscriber,
+    wait,
 };
 
 /// Uses enough subscribers on two shards that one event takes each shard several turns: a new
@@ -68,6 +70,31 @@ fn products_get_all_and_only_their_events_while_subscribers_connect_and_disconne
     });
 }
 
+/// All subscribers begin on the product's home shard. Once that is busy, the other shards work as
+/// well, and each subscriber still receives every event in order.
+#[test]
+fn a_busy_shard_gives_subscribers_to_the_others_and_none_of_them_misses_an_event() {
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector).start();
+    let mut link = connector.stream();
+    let mut subscribers: Vec<_> = (0..SUBSCRIBERS).map(|_| follow(&relay, PRODUCT)).collect();
+    let shards = thread::available_parallelism().unwrap().get();
+    let has_worked = |name: &str| relay.process.thread_time(name) > Duration::from_millis(50);
+    let until = Instant::now() + wait::TIMEOUT;
+    let mut published = 0;
+    while (0..shards).filter(|shard| has_worked(&format!("shard-{shard}"))).count() < shards.min(2)
+    {
+        assert!(Instant::now() < until, "one shard does all the work");
+        // Some hundred milliseconds of work for one shard; the sockets hold it until it is read.
+        let burst = published..published + BURST;
+        burst.clone().for_each(|n| publish(&mut link, PRODUCT, n));
+        for subscriber in &mut subscribers {
+            burst.clone().for_each(|n| assert_eq!(next(subscriber, PRODUCT), n));
+        }
+        published = burst.end;
+    }
+}
+
 fn follow(relay: &Relay, product: &str) -> Subscriber {
     Subscriber::open(relay.public, &format!("/stream/{product}"), &[])
 }
@@ -86,6 +113,9 @@ fn next(subscriber: &mut Subscriber, product: &str) -> usize {
 const PRODUCTS: [&str; 2] = ["one", "two"];
 
 const SUBSCRIBERS: usize = 300;
+
+/// Events that one shard is busy with for longer than it takes to find out.
+const BURST: usize = 200;
 
 /// Events that the connectors may be ahead of the slowest reader: enough to keep all shards busy.
 const MAX_AHEAD: usize = 50;
