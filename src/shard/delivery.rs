@@ -77,8 +77,8 @@ impl QueuedEvents<'_> {
         }
     }
 
-    /// Returns the slices of the events that `admit` admits, within the bounds of one write. `admit`
-    /// is called for each event that the write has room for, in order.
+    /// Returns the slices of the events that `admit` admits, within the bounds of one write. It is
+    /// called for each event that the write has room for, in order.
     pub(super) fn gather(
         &mut self,
         transport: Transport,

@@ -5,10 +5,10 @@
 //! the event concerns.
 //!
 //! ```text
-//! ShardPlacement ─ new subscriber ─────────────────► pending: [ … ]   ─┐
-//! another shard ── moved subscriber ──────────────►
-//! wheel, socket, admission ─ SubscriberWaker ──────► woken: [ 7, 31 ] ─┼─► task of the shard
-//! fan-out ─ GroupWaker, once until events are taken ► with events: [ 0 ] ─┘
+//! ShardPlacement ─ new subscriber ────────────────────┐
+//! another shard ── moved subscriber ──────────────────┴─► pending: [ … ]   ─┐
+//! wheel, socket, admission ─ SubscriberWaker ───────────► woken: [ 7, 31 ] ─┼─► task of the shard
+//! fan-out ─ GroupWaker, once until events are taken ────► with events: [ 0 ] ┘
 //! ```
 //!
 //! The lists need no bound of their own. A subscriber is in `woken` once at most (and a removed
@@ -49,7 +49,7 @@ pub(super) struct ShardMailbox {
 /// Lists that the task takes at its next turn.
 #[derive(Debug, Default)]
 pub(super) struct MailboxContents {
-    pub(super) pending: Vec<Arrival>,
+    pub(super) pending: Vec<ShardArrival>,
     /// Slot keys of woken subscribers.
     pub(super) woken: Vec<usize>,
     /// Keys of the product groups for which events are queued.
@@ -60,7 +60,7 @@ pub(super) struct MailboxContents {
 
 /// A subscriber that a shard has to attach.
 #[derive(Debug)]
-pub(super) enum Arrival {
+pub(super) enum ShardArrival {
     /// A new one.
     New(PendingSubscriber),
     /// One that another shard has given away.
@@ -126,15 +126,15 @@ impl ShardMailbox {
 
     /// Adds a new subscriber, or returns it if the shard has closed its mailbox.
     pub(super) fn push(&self, subscriber: PendingSubscriber) -> Option<PendingSubscriber> {
-        self.push_arrival(subscriber, Arrival::New)
+        self.push_arrival(subscriber, ShardArrival::New)
     }
 
     /// Adds a subscriber of another shard, or returns it if the shard has closed its mailbox.
     pub(super) fn push_moved(&self, subscriber: MovedSubscriber) -> Option<MovedSubscriber> {
-        self.push_arrival(subscriber, Arrival::Moved)
+        self.push_arrival(subscriber, ShardArrival::Moved)
     }
 
-    fn push_arrival<T>(&self, subscriber: T, arrival: fn(T) -> Arrival) -> Option<T> {
+    fn push_arrival<T>(&self, subscriber: T, arrival: fn(T) -> ShardArrival) -> Option<T> {
         let mut subscriber = Some(subscriber);
         self.post(|inbox| {
             if !inbox.is_closed {

@@ -49,8 +49,8 @@ impl ShardSpread {
         }
     }
 
-    /// Returns what is left to give away. Measures anew every [`MEASURE_TICKS`]; a shard that has no
-    /// turn in that time is not busy.
+    /// Returns what is left to give away. Measures anew every [`MEASURE_TICKS`]; a shard that has
+    /// no turn in that time is not busy.
     pub(super) fn plan(
         &mut self,
         own: &Arc<ShardMailbox>,

@@ -19,7 +19,7 @@ use crate::{
     net::AcceptedSocket,
     shard::{
         DeliveryOutcome, ShardSubscriber,
-        mailbox::{Arrival, GroupWaker, MovedSubscriber, PendingSubscriber, SubscriberWaker},
+        mailbox::{GroupWaker, MovedSubscriber, PendingSubscriber, ShardArrival, SubscriberWaker},
         product_group::{EventLocation, ProductGroup},
         slot::SubscriberSlot,
     },
@@ -90,9 +90,9 @@ impl ShardScheduler {
     }
 
     /// Adds a subscriber to its group and schedules its first poll.
-    pub(super) fn attach(&mut self, arrival: Arrival) {
+    pub(super) fn attach(&mut self, arrival: ShardArrival) {
         match arrival {
-            Arrival::New(PendingSubscriber { socket, permit, factory }) => {
+            ShardArrival::New(PendingSubscriber { socket, permit, factory }) => {
                 match TcpStream::from_std(socket) {
                     Ok(stream) => self.insert(factory(AcceptedSocket { stream, permit }), None),
                     Err(error) => {
@@ -101,7 +101,7 @@ impl ShardScheduler {
                     }
                 }
             }
-            Arrival::Moved(MovedSubscriber { subscriber, waker }) => {
+            ShardArrival::Moved(MovedSubscriber { subscriber, waker }) => {
                 self.insert(subscriber, Some(waker));
             }
         }

@@ -9,7 +9,7 @@
 //! polled subscribers look at in the log and may not see. The scheduler then
 //! yields, so that the product's ingest and fan-out on the same thread get their turn.
 //!
-//! May use: `subscriber`, `subscription`, `timer_wheel`.
+//! May use: `subscriber`, `timer_wheel`.
 
 mod collect;
 #[cfg(test)]
@@ -31,7 +31,7 @@ use tracing::error;
 
 use super::{
     DeliveryOutcome,
-    mailbox::{Arrival, MovedSubscriber, ShardMailbox},
+    mailbox::{MovedSubscriber, ShardArrival, ShardMailbox},
     product_group::ProductGroup,
     slot::SubscriberSlot,
     spread::{ShardSpread, SpreadPlan},
@@ -77,7 +77,7 @@ pub(super) struct ShardScheduler {
     /// Keys of the slots to poll.
     run_queue: VecDeque<usize>,
     /// Subscribers to attach.
-    pending: VecDeque<Arrival>,
+    pending: VecDeque<ShardArrival>,
     groups: Slab<ProductGroup>,
     /// Keys of the groups that have a batch in delivery or a signal pending.
     delivery_queue: VecDeque<usize>,
@@ -289,7 +289,7 @@ impl ShardScheduler {
             // Returned by a shard that is ending: this one ends as well, and lets it finish here.
             if let Some(returned) = plan.target.push_moved(MovedSubscriber { subscriber, waker }) {
                 self.mailbox.load.fetch_add(1, Ordering::Relaxed);
-                self.attach(Arrival::Moved(returned));
+                self.attach(ShardArrival::Moved(returned));
             }
         }
     }

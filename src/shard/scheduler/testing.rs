@@ -10,7 +10,7 @@ use std::{
 
 use super::{ShardScheduler, SpreadPlan};
 use crate::{
-    shard::mailbox::{Arrival, PendingSubscriber, ShardMailbox},
+    shard::mailbox::{PendingSubscriber, ShardArrival, ShardMailbox},
     timer_wheel::TimerWheel,
 };
 
@@ -45,7 +45,7 @@ impl SteppedScheduler {
 
     /// Adds a subscriber and schedules its first poll.
     pub(crate) fn attach(&mut self, subscriber: PendingSubscriber) {
-        self.0.attach(Arrival::New(subscriber));
+        self.0.attach(ShardArrival::New(subscriber));
     }
 
     /// Removes the subscriber in slot `key`.

@@ -57,7 +57,7 @@ proptest! {
 }
 
 /// What a schedule has led to.
-struct Outcome {
+struct ScheduleOutcome {
     /// Subscribers that rested before a delivery, over all turns.
     rests: usize,
     /// Text that each client had received before each advance of the clock, and at the end.
@@ -66,12 +66,12 @@ struct Outcome {
     positions: Vec<u64>,
 }
 
-fn run(steps: &[RestStep], seed: u64, may_rest: bool) -> Outcome {
+fn run(steps: &[RestStep], seed: u64, may_rest: bool) -> ScheduleOutcome {
     let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     runtime.block_on(run_steps(steps, seed, may_rest))
 }
 
-async fn run_steps(steps: &[RestStep], seed: u64, may_rest: bool) -> Outcome {
+async fn run_steps(steps: &[RestStep], seed: u64, may_rest: bool) -> ScheduleOutcome {
     fastrand::seed(seed); // the heartbeats' jitter
     let mut harness = SchedulerHarness::new();
     let stop = CancellationToken::new();
@@ -87,7 +87,7 @@ async fn run_steps(steps: &[RestStep], seed: u64, may_rest: bool) -> Outcome {
         clients.push(harness.subscribe_with_scope("one", scope).await);
     }
     let received = vec![Vec::new(); clients.len()];
-    let mut outcome = Outcome { rests: 0, received, positions: Vec::new() };
+    let mut outcome = ScheduleOutcome { rests: 0, received, positions: Vec::new() };
     let mut shards = [harness.scheduler, SteppedScheduler::numbered(1, WRITE_TIMEOUT, &wheel)];
     for step in steps {
         match step {
@@ -107,7 +107,7 @@ async fn run_steps(steps: &[RestStep], seed: u64, may_rest: bool) -> Outcome {
                 while wheel.stalled_for() > TICK {
                     yield_now().await;
                 }
-                // The id of a heartbeat depends on how far its shard is, if events are queued there.
+                // A heartbeat's id depends on how far its shard is, if events are queued there.
                 outcome.rests += settle(&mut shards, may_rest).await;
             }
         }
