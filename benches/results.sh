@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures everything that is installed and writes benches/RESULTS.md. Run it on a quiet machine; arguments go to the fan-out bench
-# (`--pairs 3`, say). Install what is to be compared before: apt-get install nginx-core libnginx-mod-nchan pushpin valgrind
+# (`--pairs 3`, say). Install what is to be compared before: apt-get install nginx-core libnginx-mod-nchan pushpin valgrind strace
 set -euo pipefail
 cd "$(dirname "$0")/.."
 ulimit -n "$(ulimit -Hn)"
@@ -55,6 +55,12 @@ status=0
         echo '`benches/callgrind.sh`'
         echo
         benches/callgrind.sh || status=$?
+    fi
+    if command -v valgrind >/dev/null && command -v strace >/dev/null; then
+        echo
+        echo '`benches/counts.py`'
+        echo
+        benches/counts.py | sed 's/^/- /' || status=$?
     fi
     echo
     echo "The whole run took $(((SECONDS - began + 30) / 60)) minutes."

@@ -138,6 +138,11 @@ impl Load {
         })
     }
 
+    /// Returns the number of deliveries that have been received.
+    pub(crate) fn received(&self) -> u64 {
+        self.shared.received.load(Ordering::Relaxed)
+    }
+
     /// Waits until all resumed subscribers are caught up, or no more events arrive.
     pub(crate) fn wait_for_caught_up(&self) -> Result<()> {
         let missed = self.workload.deliveries_through(self.workload.measured_from - 1);

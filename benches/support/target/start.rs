@@ -60,6 +60,11 @@ impl Target {
         relay::start(RelayFiles::with_small_log(upstream, events)?)
     }
 
+    /// Starts a relay with its log in memory that sends no heartbeat.
+    pub(crate) fn without_heartbeats(upstream: SocketAddr) -> Result<Self> {
+        relay::start(RelayFiles::without_heartbeats(upstream)?)
+    }
+
     /// Starts this executable as another process, which prints its address.
     fn own(arguments: &[&str]) -> Result<Self> {
         let mut child =
