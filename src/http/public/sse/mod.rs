@@ -14,6 +14,8 @@
 mod connection;
 mod frame;
 mod hyper_body;
+#[cfg(test)]
+mod idle_size;
 mod subscriber;
 #[cfg(test)]
 mod tests;
