@@ -99,7 +99,7 @@ impl Load {
             let shared = Arc::clone(&shared);
             thread::spawn(move || {
                 let done = match target.protocol {
-                    Protocol::Sse | Protocol::WebSocket => {
+                    Protocol::Sse | Protocol::CentrifugoSse | Protocol::WebSocket => {
                         LoadThread::of(results).run(target, &shared)
                     }
                     Protocol::Http2 | Protocol::Tls | Protocol::TlsHttp2 => {

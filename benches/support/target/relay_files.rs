@@ -72,9 +72,9 @@ impl RelayFiles {
         let memory = self
             .memory_events
             .map_or_else(String::new, |events| format!("memory_events = {events}"));
-        let heartbeats = self.heartbeat_interval.map_or_else(String::new, |interval| {
-            format!("heartbeat_interval = \"{interval}\"")
-        });
+        let heartbeats = self
+            .heartbeat_interval
+            .map_or_else(String::new, |interval| format!("heartbeat_interval = \"{interval}\""));
         let files = [("tls_cert_file", tls::certificate()), ("tls_key_file", tls::key())];
         let files = files.iter().map(|(key, file)| format!("{key} = '{}'\n", file.display()));
         let secure = if self.is_secure { files.collect() } else { String::new() };

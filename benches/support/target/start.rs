@@ -9,6 +9,7 @@ use std::{
 };
 
 use super::{
+    centrifugo,
     kind::{Kind, Naive, Pace},
     nchan, pushpin, relay,
     relay_files::{RelayFiles, data_dir},
@@ -46,6 +47,7 @@ impl Target {
             }
             Kind::Nchan => nchan::start(),
             Kind::Pushpin => pushpin::start(),
+            Kind::Centrifugo => centrifugo::start(),
         }
     }
 
