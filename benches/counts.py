@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -63,14 +64,15 @@ def main():
             findings += exceeded(scenario, counts, deliveries, bounds["calls"])
     if not is_comparable:
         print(f"INSTRUCTIONS NOT CHECKED: counts.toml is of {expected['toolchain']}, this is {here}")
-    print("\n".join(text for _, text in findings))
+    for _, text in findings:
+        print(text)
     sys.exit(is_check and any(is_red for is_red, _ in findings))
 
 
 def must_have_tools():
     """Fails with a sentence that says what is missing."""
     for tool in ("valgrind", "strace"):
-        if subprocess.run(["which", tool], capture_output=True).returncode != 0:
+        if shutil.which(tool) is None:
             sys.exit(f"{tool} is not installed")
     tried = subprocess.run(["strace", "-f", "-o", os.devnull, "true"], capture_output=True, text=True)
     if tried.returncode != 0:
