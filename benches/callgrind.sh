@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Instructions that the relay needs for an event and for a delivery, by function: they repeat where times do not.
-# Needs valgrind. Takes some three minutes after the build.
+# Needs valgrind. Takes some minutes after the build. benches/counts.py is the gate's check of the totals.
 #
-# The relay runs under callgrind twice, with 500 and with 1500 events to 20 subscribers (scenario K of benches/fanout); what the
+# The relay runs under callgrind twice, with 200 and with 1200 events to 20 subscribers (scenario K of benches/fanout); what the
 # second run costs more is what a thousand events and their twenty thousand deliveries cost. A function that was inlined is part of
 # the one it was inlined into. The kernel's work is not counted.
 set -euo pipefail

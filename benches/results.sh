@@ -1,11 +1,27 @@
 #!/usr/bin/env bash
 # Measures everything that is installed and writes benches/RESULTS.md. Run it on a quiet machine; arguments go to the fan-out bench
-# (`--pairs 3`, say). Install what is to be compared before: apt-get install nginx-core libnginx-mod-nchan pushpin valgrind
+# (`--pairs 3`, say). Install what is to be compared before: apt-get install nginx-core libnginx-mod-nchan pushpin valgrind strace
+# Centrifugo is built once, with Go, into target/tools.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 ulimit -n "$(ulimit -Hn)"
 
 version() { dpkg-query -W -f='${Version}' "$1" 2>/dev/null || echo "not installed"; }
+
+# The version is part of the report, so it is fixed. Without Go, or where the module cannot be fetched, the report says so.
+centrifugo_version=6.9.1
+centrifugo=target/tools/centrifugo
+centrifugo() { # as built by Go, or why it was not built
+    "$centrifugo" version 2>/dev/null || echo "not measured: Go could not build it"
+}
+if ! centrifugo | grep -qwF "v$centrifugo_version"; then
+    rm -f "$centrifugo"
+    module=github.com/centrifugal/centrifugo/v6
+    GOBIN=$PWD/target/tools CGO_ENABLED=0 nice go install -trimpath -ldflags "-s -w -X $module/internal/build.Version=$centrifugo_version" \
+        "$module@v$centrifugo_version" ||
+        echo "CENTRIFUGO IS NOT MEASURED: Go could not build version $centrifugo_version" >&2
+fi
+
 cargo bench --locked --features micro --bench micro --no-run
 cargo bench --locked --bench fanout --bench webhooks --no-run
 began=$SECONDS
@@ -20,7 +36,8 @@ status=0
     echo
     echo "- autoplay-relay $(git describe --always --dirty), $(rustc --version), $(date -u '+%F %H:%M') UTC"
     echo "- nginx-core $(version nginx-core) with libnginx-mod-nchan $(version libnginx-mod-nchan); pushpin $(version pushpin); valgrind $(version valgrind)"
-    echo '- not measured: Mercure and Centrifugo (neither is in Debian, nor are their modules at the Go proxy)'
+    echo "- Centrifugo: $(centrifugo)"
+    echo '- not measured: Mercure (it is not in Debian, nor is its module at the Go proxy)'
     echo
     echo '## Fan-out'
     echo
@@ -55,6 +72,12 @@ status=0
         echo '`benches/callgrind.sh`'
         echo
         benches/callgrind.sh || status=$?
+    fi
+    if command -v valgrind >/dev/null && command -v strace >/dev/null; then
+        echo
+        echo '`benches/counts.py`'
+        echo
+        benches/counts.py | sed 's/^/- /' || status=$?
     fi
     echo
     echo "The whole run took $(((SECONDS - began + 30) / 60)) minutes."

@@ -99,7 +99,7 @@ impl Load {
             let shared = Arc::clone(&shared);
             thread::spawn(move || {
                 let done = match target.protocol {
-                    Protocol::Sse | Protocol::WebSocket => {
+                    Protocol::Sse | Protocol::CentrifugoSse | Protocol::WebSocket => {
                         LoadThread::of(results).run(target, &shared)
                     }
                     Protocol::Http2 | Protocol::Tls | Protocol::TlsHttp2 => {
@@ -136,6 +136,11 @@ impl Load {
             let received = shared.received.load(Ordering::Relaxed);
             (received, received >= deliveries)
         })
+    }
+
+    /// Returns the number of deliveries that have been received.
+    pub(crate) fn received(&self) -> u64 {
+        self.shared.received.load(Ordering::Relaxed)
     }
 
     /// Waits until all resumed subscribers are caught up, or no more events arrive.

@@ -19,6 +19,7 @@
 //! | naive | an obvious server: axum and a broadcast channel |
 //! | nchan | nginx with nchan, where Debian's `nginx-core` and `libnginx-mod-nchan` are installed |
 //! | pushpin | Pushpin, where Debian's `pushpin` is installed |
+//! | centrifugo | Centrifugo over its unidirectional SSE, where Go could build it: `benches/results.sh` does |
 //! | h2, tls, tls-h2 | the relay with its log in memory, whose subscribers use HTTP/2 with prior knowledge, HTTP/1.1 over TLS, HTTP/2 over TLS |
 //! | naive-h2, naive-tls, naive-tls-h2 | naive over the same protocols: hyper-util's auto builder, with tokio-rustls in front of it for TLS |
 //!
@@ -28,7 +29,9 @@
 //! relay,durable A C` shows what the store costs live subscribers. R and S need a store: they run
 //! against durable, whichever targets are named, and U against relay and durable. TLS and HTTP/2
 //! are measured in A, A5 and B. `benches/results.sh` runs everything once and writes
-//! `benches/RESULTS.md`; `benches/callgrind.sh` counts instructions (with K).
+//! `benches/RESULTS.md`. With K and Kc, which send few events one by one, `benches/callgrind.sh`
+//! shows instructions by function, and `benches/counts.py --check`, a step of the gate, compares
+//! instructions and system calls for an event with `benches/counts.toml`.
 //!
 //! | scenario | measures |
 //! |---|---|
@@ -78,8 +81,8 @@
 //!
 //! Exits with 1 if an event was lost, damaged, delivered twice, out of order or to the wrong
 //! subscriber, if a gap was announced wrongly or not at all, or if stalled subscribers hold more
-//! than is guaranteed; never because a target was slow, and never for faults of naive, nchan or
-//! Pushpin, which are reported as seen. `--quick` is a smoke test of about a minute: smaller, and
+//! than is guaranteed; never because a target was slow, and never for faults of naive, nchan,
+//! Pushpin or Centrifugo, which are reported as seen. `--quick` is a smoke test of about a minute: smaller, and
 //! with the relay as the only target.
 //!
 //! Needs Linux (`/proc`), some 12 000 file descriptors and 4 GB of disk; for TLS also `openssl`.

@@ -3,19 +3,26 @@
 use crate::{
     support::{
         payload::PRODUCT,
-        target::kind::{Endpoint, Protocol},
+        target::{
+            centrifugo,
+            kind::{Endpoint, Protocol},
+        },
     },
     tally::Resume,
 };
 
 /// Returns a subscriber's request: the text of an HTTP/1.1 request, or the URL for HTTP/2.
 pub(crate) fn request(endpoint: Endpoint, session: Option<&str>, resume: Option<Resume>) -> String {
-    let session = session.map(|session| format!("session_id={session}"));
+    let query_session = session.map(|session| format!("session_id={session}"));
     let resume = resume.map(|resume| format!("last_event_id={resume}"));
-    let query: Vec<String> = session.into_iter().chain(resume).collect();
+    let query: Vec<String> = query_session.into_iter().chain(resume).collect();
     let query = if query.is_empty() { String::new() } else { format!("?{}", query.join("&")) };
     let target = endpoint.address;
     match endpoint.protocol {
+        Protocol::CentrifugoSse => {
+            let path = centrifugo::subscribe_target(session);
+            format!("GET {path} HTTP/1.1\r\nHost: {target}\r\n\r\n")
+        }
         Protocol::Sse | Protocol::Tls => {
             format!(
                 "GET /stream/{PRODUCT}{query} HTTP/1.1\r\nHost: {target}\r\nAccept: text/event-stream\r\n\r\n"

@@ -72,6 +72,13 @@ impl Rig {
         Self::connect(kind, target, upstream)
     }
 
+    /// Starts a relay that sends no heartbeat, and its upstream.
+    pub(crate) fn without_heartbeats() -> Result<Self> {
+        let upstream = Upstream::listen()?;
+        let target = Target::without_heartbeats(upstream.address()?)?;
+        Self::connect(Kind::Relay, target, upstream)
+    }
+
     fn connect(kind: Kind, target: Target, upstream: Upstream) -> Result<Self> {
         let source = match target.publishing {
             Some(publishing) => Source::Publisher(Publisher::open(publishing)?),
@@ -142,6 +149,31 @@ impl Rig {
         };
         load.wait_for(workload.deliveries_through(last))?;
         Ok(late)
+    }
+
+    /// Sends the whole series, each event after all subscribers have received the one before and
+    /// every thread of the target sleeps again.
+    pub(crate) fn send_one_by_one(&mut self, load: &Load, workload: Workload) -> Result<()> {
+        self.wait_until_asleep(load, 0)?;
+        for event in 1..=workload.series.events {
+            // The first event of a call is due at once, at any rate.
+            self.source.stream()?.send(workload.series, event..=event, 1.0)?;
+            self.wait_until_asleep(load, workload.deliveries_through(event))?;
+        }
+        Ok(())
+    }
+
+    /// Waits until this many deliveries have been received and the target has nothing to do.
+    fn wait_until_asleep(&self, load: &Load, deliveries: u64) -> Result<()> {
+        let start = Instant::now();
+        while load.received() < deliveries || !process::is_asleep(self.pid())? {
+            if start.elapsed() > STANDSTILL {
+                let received = load.received();
+                return Err(format!("{received} of {deliveries} deliveries, no rest").into());
+            }
+            thread::sleep(LOOK_INTERVAL);
+        }
+        Ok(())
     }
 
     /// Sends events of the series from `first` on during `work`. Returns the last of them.
@@ -281,5 +313,9 @@ const BATCH: u64 = 64;
 /// A fraction of the time in which the store takes [`MAX_UNSTORED`] events.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// A store that takes no event for this long will not take any more.
+/// Short compared to the time that an event takes.
+const LOOK_INTERVAL: Duration = Duration::from_micros(200);
+
+/// A store that takes no event for this long will not take any more, and a target that has not
+/// slept for this long will not sleep.
 const STANDSTILL: Duration = Duration::from_secs(10);

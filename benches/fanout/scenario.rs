@@ -45,10 +45,14 @@ pub(crate) enum Scenario {
     R,
     /// Stalled subscribers.
     S,
-    /// A small load, to count instructions.
+    /// A small load, to count instructions and system calls.
     K,
     /// The same with more events.
     K2,
+    /// As C, with a small load, to count instructions and system calls.
+    Kc,
+    /// The same with more events.
+    Kc2,
 }
 
 impl Scenario {
@@ -58,11 +62,12 @@ impl Scenario {
 
     /// Returns the targets that the scenario runs against. Scenarios of the store run against the
     /// target with one; TLS and HTTP/2 are measured where every subscriber stays from beginning to
-    /// end.
+    /// end. Only the relay's instructions are counted.
     pub(crate) fn kinds(self, wanted: &[Kind]) -> Vec<Kind> {
         match self {
             Self::R | Self::S => vec![Kind::Durable],
             Self::U => vec![Kind::Relay, Kind::Durable],
+            Self::K | Self::K2 | Self::Kc | Self::Kc2 => vec![Kind::Relay],
             Self::A | Self::A5 | Self::B => wanted.to_vec(),
             _ => wanted.iter().copied().filter(|kind| !kind.is_layered()).collect(),
         }
@@ -81,8 +86,10 @@ impl Scenario {
             Self::U => Decode::new(size).title(),
             Self::R => Store::new(size).title(),
             Self::S => Stalled::new(size).title(),
-            Self::K => Counted::few().title(),
-            Self::K2 => Counted::more().title(),
+            Self::K => Counted::to_all().title(),
+            Self::K2 => Counted::to_all().with_more().title(),
+            Self::Kc => Counted::to_one().title(),
+            Self::Kc2 => Counted::to_one().with_more().title(),
         }
     }
 
@@ -103,8 +110,10 @@ impl Scenario {
             Self::U => Decode::new(size).run(kind),
             Self::R => Store::new(size).run(),
             Self::S => Stalled::new(size).run(),
-            Self::K => Counted::few().run(kind),
-            Self::K2 => Counted::more().run(kind),
+            Self::K => Counted::to_all().run(),
+            Self::K2 => Counted::to_all().with_more().run(),
+            Self::Kc => Counted::to_one().run(),
+            Self::Kc2 => Counted::to_one().with_more().run(),
         };
         outcome.map_err(|error| format!("{}, {kind}: {error}", self.title(size)).into())
     }
@@ -117,7 +126,7 @@ impl FromStr for Scenario {
         let named = |scenario: &Self| format!("{scenario:?}") == text;
         Self::ALL
             .into_iter()
-            .chain([Self::K, Self::K2])
+            .chain([Self::K, Self::K2, Self::Kc, Self::Kc2])
             .find(named)
             .ok_or_else(|| format!("there is no scenario {text:?}"))
     }

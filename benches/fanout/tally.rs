@@ -10,7 +10,10 @@ use crate::{
     support::{
         histogram::Histogram,
         payload::{Template, now_us, number},
-        target::kind::Endpoint,
+        target::{
+            centrifugo,
+            kind::{Endpoint, Protocol},
+        },
     },
 };
 
@@ -56,6 +59,8 @@ pub(crate) struct SubscriberRecord {
     gap_behind: Option<u64>,
     /// Whether its events have the relay's ids, and every block has data.
     is_strict: bool,
+    /// Whether its events stand in messages of Centrifugo.
+    is_wrapped: bool,
     misses: Misses,
 }
 
@@ -91,6 +96,7 @@ impl SubscriberRecord {
             last_id: after,
             gap_behind: resume.map(|resume| resume.gap_behind),
             is_strict: true,
+            is_wrapped: false,
             misses: Misses::default(),
         }
     }
@@ -99,6 +105,7 @@ impl SubscriberRecord {
     pub(crate) fn at(self, endpoint: Endpoint, may_miss: bool) -> Self {
         Self {
             is_strict: endpoint.is_strict,
+            is_wrapped: endpoint.protocol == Protocol::CentrifugoSse,
             misses: Misses { is_allowed: may_miss, ..self.misses },
             ..self
         }
@@ -210,8 +217,13 @@ impl Tally {
 
     /// Checks and counts a block that the subscriber of `record` received.
     pub(crate) fn check(&mut self, record: &mut SubscriberRecord, block: Block<'_>, now_us: u64) {
+        let data = match record.is_wrapped {
+            true => block.data.and_then(centrifugo::payload),
+            false => block.data,
+        };
+        let block = Block { data, ..block };
         match block.name {
-            // a comment or a `retry:` line
+            // a comment, a `retry:` line, or a message without an event
             None if block.data.is_none() && !record.is_strict => {}
             None => self.event(record, block, now_us),
             Some(b"gap") if record.gap() => self.gaps += 1,

@@ -45,6 +45,29 @@ pub(crate) fn cpu(pid: u32) -> Result<Duration> {
     Ok(of_ticks(ticks(14)? + ticks(15)?))
 }
 
+/// Returns whether every thread of a process sleeps, and none has run while the others were looked
+/// at.
+pub(crate) fn is_asleep(pid: u32) -> Result<bool> {
+    let before = turns(pid)?;
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let stat = fs::read_to_string(thread?.path().join("stat"))?;
+        let (_, fields) = stat.rsplit_once(')').ok_or("no name in /proc/PID/task/TID/stat")?;
+        if !fields.trim_start().starts_with('S') {
+            return Ok(false);
+        }
+    }
+    Ok(before == turns(pid)?)
+}
+
+/// Returns how often a processor has begun to run a thread of this process.
+fn turns(pid: u32) -> Result<u64> {
+    let turns = |thread: std::io::Result<fs::DirEntry>| -> Result<u64> {
+        let stat = fs::read_to_string(thread?.path().join("schedstat"))?;
+        Ok(stat.split_whitespace().nth(2).ok_or("schedstat is short")?.parse()?)
+    };
+    fs::read_dir(format!("/proc/{pid}/task"))?.map(turns).sum()
+}
+
 /// Returns the time that all cores of the machine have worked since boot.
 pub(crate) fn machine_cpu() -> Result<Duration> {
     let stat = fs::read_to_string("/proc/stat")?;

@@ -235,6 +235,10 @@ impl TimerEntry {
 }
 
 impl Alarm {
+    /// Bytes of what the wheel holds of an alarm.
+    #[cfg(test)]
+    pub(crate) const ENTRY_BYTES: usize = size_of::<TimerEntry>();
+
     /// Creates an alarm that is not set.
     pub(crate) fn new(wheel: &Arc<TimerWheel>) -> Self {
         Self { wheel: Arc::clone(wheel), entry: Arc::default() }

@@ -6,7 +6,7 @@ use std::{
     str::FromStr,
 };
 
-use super::{nchan, pushpin};
+use super::{centrifugo, nchan, pushpin};
 
 /// A target: a program and its use.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -37,6 +37,8 @@ pub(crate) enum Kind {
     Nchan,
     /// Pushpin.
     Pushpin,
+    /// Centrifugo.
+    Centrifugo,
 }
 
 /// Write strategy of `bare`.
@@ -75,6 +77,8 @@ pub(crate) struct Endpoint {
 pub(crate) enum Protocol {
     /// Server-Sent Events over HTTP/1.1.
     Sse,
+    /// Centrifugo's Server-Sent Events over HTTP/1.1: a path, a query and messages of its own.
+    CentrifugoSse,
     /// WebSocket over HTTP/1.1.
     WebSocket,
     /// Server-Sent Events over HTTP/2 with prior knowledge.
@@ -87,7 +91,7 @@ pub(crate) enum Protocol {
 
 impl Kind {
     /// All targets, in the order of the report's columns.
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::Relay,
         Self::Durable,
         Self::WebSocket,
@@ -95,6 +99,7 @@ impl Kind {
         Self::Naive,
         Self::Nchan,
         Self::Pushpin,
+        Self::Centrifugo,
         Self::Http2,
         Self::NaiveHttp2,
         Self::Tls,
@@ -114,6 +119,7 @@ impl Kind {
         match self {
             Self::Nchan => nchan::missing(),
             Self::Pushpin => pushpin::missing(),
+            Self::Centrifugo => centrifugo::missing(),
             _ => None,
         }
     }
@@ -138,6 +144,7 @@ impl Kind {
             ),
             Self::Nchan => Some(nchan::DIFFERENCE),
             Self::Pushpin => Some(pushpin::DIFFERENCE),
+            Self::Centrifugo => Some(centrifugo::DIFFERENCE),
         }
     }
 
@@ -145,6 +152,7 @@ impl Kind {
     pub(crate) fn endpoint(self, address: SocketAddr) -> Endpoint {
         let protocol = match self {
             Self::WebSocket => Protocol::WebSocket,
+            Self::Centrifugo => Protocol::CentrifugoSse,
             Self::Http2 | Self::NaiveHttp2 => Protocol::Http2,
             Self::Tls | Self::NaiveTls => Protocol::Tls,
             Self::TlsHttp2 | Self::NaiveTlsHttp2 => Protocol::TlsHttp2,
@@ -178,6 +186,7 @@ impl Display for Kind {
             Self::NaiveTlsHttp2 => "naive-tls-h2",
             Self::Nchan => "nchan",
             Self::Pushpin => "pushpin",
+            Self::Centrifugo => "centrifugo",
         })
     }
 }

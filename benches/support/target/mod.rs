@@ -4,6 +4,7 @@
 //! One file for each: how it is configured and started, and how it gets events. A target that does
 //! not read an upstream has its events published.
 
+pub(crate) mod centrifugo;
 pub(crate) mod kind;
 mod nchan;
 mod pushpin;

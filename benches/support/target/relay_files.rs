@@ -16,6 +16,8 @@ pub(super) struct RelayFiles {
     tables: String,
     /// Maximum of events in memory, if not the default.
     memory_events: Option<usize>,
+    /// Interval of heartbeats, if not the default.
+    heartbeat_interval: Option<&'static str>,
     /// Whether it serves TLS.
     is_secure: bool,
 }
@@ -36,6 +38,11 @@ impl RelayFiles {
         Self { memory_events: Some(memory_events), ..Self::plain()? }.write(upstream)
     }
 
+    /// Returns the files of a relay that sends no heartbeat while it is measured.
+    pub(super) fn without_heartbeats(upstream: SocketAddr) -> Result<Self> {
+        Self { heartbeat_interval: Some("1h"), ..Self::plain()? }.write(upstream)
+    }
+
     fn plain() -> Result<Self> {
         let config = tempfile::tempdir()?;
         Ok(Self {
@@ -43,6 +50,7 @@ impl RelayFiles {
             data: None,
             tables: String::new(),
             memory_events: None,
+            heartbeat_interval: None,
             is_secure: false,
         })
     }
@@ -64,6 +72,9 @@ impl RelayFiles {
         let memory = self
             .memory_events
             .map_or_else(String::new, |events| format!("memory_events = {events}"));
+        let heartbeats = self
+            .heartbeat_interval
+            .map_or_else(String::new, |interval| format!("heartbeat_interval = \"{interval}\""));
         let files = [("tls_cert_file", tls::certificate()), ("tls_key_file", tls::key())];
         let files = files.iter().map(|(key, file)| format!("{key} = '{}'\n", file.display()));
         let secure = if self.is_secure { files.collect() } else { String::new() };
@@ -74,6 +85,7 @@ listen = "127.0.0.1:0"
 admin_listen = "127.0.0.1:0"
 max_connects_per_second = 0
 write_timeout = "10m"
+{heartbeats}
 {secure}
 
 [log]

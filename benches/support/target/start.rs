@@ -9,6 +9,7 @@ use std::{
 };
 
 use super::{
+    centrifugo,
     kind::{Kind, Naive, Pace},
     nchan, pushpin, relay,
     relay_files::{RelayFiles, data_dir},
@@ -46,6 +47,7 @@ impl Target {
             }
             Kind::Nchan => nchan::start(),
             Kind::Pushpin => pushpin::start(),
+            Kind::Centrifugo => centrifugo::start(),
         }
     }
 
@@ -58,6 +60,11 @@ impl Target {
     /// Starts a relay with a small log in memory.
     pub(crate) fn with_small_log(upstream: SocketAddr, events: usize) -> Result<Self> {
         relay::start(RelayFiles::with_small_log(upstream, events)?)
+    }
+
+    /// Starts a relay with its log in memory that sends no heartbeat.
+    pub(crate) fn without_heartbeats(upstream: SocketAddr) -> Result<Self> {
+        relay::start(RelayFiles::without_heartbeats(upstream)?)
     }
 
     /// Starts this executable as another process, which prints its address.

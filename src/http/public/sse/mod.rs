@@ -15,6 +15,8 @@ mod connection;
 mod frame;
 mod hyper_body;
 #[cfg(test)]
+mod idle_size;
+#[cfg(test)]
 mod rest_model;
 mod subscriber;
 #[cfg(test)]
