@@ -21,6 +21,7 @@ use crate::{
     event::ProductId,
     http::Relay,
     ingest::Ingest,
+    join_woken::join_woken,
     outbound::client::EventStreamClient,
     rejected::RejectedFrames,
     shard::threads::ShardThreads,
@@ -102,7 +103,7 @@ impl ProductTasks {
             // Both guards cancel on drop, so also when the task panics.
             let (unexpected, _ended) = (failed.drop_guard(), ended.drop_guard());
             // One task, not two: both run on one thread, and no wake-up passes between them.
-            tokio::join!(ingest.run(stop_ingest), product.feed.fanout.run(stop_fanout.clone()));
+            join_woken(ingest.run(stop_ingest), product.feed.fanout.run(stop_fanout.clone())).await;
             if stop_fanout.is_cancelled() {
                 unexpected.disarm();
             }
