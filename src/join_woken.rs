@@ -33,8 +33,8 @@ pub(crate) fn join_woken<'a>(
     std::future::poll_fn(move |context| {
         task.waker.register(context.waker());
         task.is_polling.store(true, Ordering::SeqCst);
-        // What has been left to the second future comes first: a first one with a backlog uses up
-        // what tokio lets a task do in one poll, so behind it the second would fall behind for good.
+        // A backlog of the second comes first: a first one with a backlog uses up the budget that
+        // tokio gives a task for one poll, so behind it the second would fall behind for good.
         second.poll_if_woken();
         first.poll_if_woken();
         second.poll_if_woken();
@@ -43,8 +43,8 @@ pub(crate) fn join_woken<'a>(
             return Poll::Ready(());
         }
         // Woken meanwhile, by itself, by the other branch or by another thread. One round only:
-        // other tasks of the thread must have their turn. The stores and loads of this flag and of
-        // a branch's are sequentially consistent, so a wake-up is seen here or sees the task asleep.
+        // other tasks of the thread must have their turn. `is_polling` and a branch's flag are
+        // sequentially consistent: a wake-up is seen here, or finds that no poll is under way.
         if first.is_woken() || second.is_woken() {
             context.waker().wake_by_ref();
         }

@@ -4,7 +4,8 @@
 //! shard, in which the upstream's ingest and the fan-out take turns: an event wakes the subscribers
 //! of that shard on the thread that it came in on. A removed product's task is joined.
 //!
-//! May use: `config`, `event`, `http`, `ingest`, `outbound`, `rejected`, `shard`, `upstream`.
+//! May use: `config`, `event`, `http`, `ingest`, `join_woken`, `outbound`, `rejected`, `shard`,
+//! `upstream`.
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -2,7 +2,7 @@
 //!
 //! In: hyper's connection future. Out: the response, and then the frames of its body. hyper expects
 //! a task for the connection, which hands each chunk to the reader's task: a chunk then costs two
-//! wake-ups and several polls. Here both are one future of one task, so a chunk is read and taken in
+//! wake-ups and several polls. Here both are one future of one task: a chunk is read and taken in
 //! one poll, and the connection is closed as soon as its owner is dropped.
 //!
 //! May use: no other module.
@@ -101,13 +101,13 @@ impl fmt::Debug for HttpConnection {
 
 /// Wake-ups of a connection, on their way to its reader.
 ///
-/// A body that is read wakes its connection, which is polled by the same task before that waits: the
-/// task would be polled once more for nothing. So wake-ups are held back while the body is polled.
+/// A body that is read wakes its connection, which the same task polls before it waits: the task
+/// would be polled once more for nothing. So wake-ups are held back while the body is polled.
 #[derive(Debug, Default)]
 struct ConnectionSignal {
     reader: AtomicWaker,
-    /// [`PASSING`], [`HELD`], or [`HELD_AND_WOKEN`]. One word, so that a wake-up from another thread
-    /// is either seen by [`ConnectionSignal::release`] or reaches the reader.
+    /// [`PASSING`], [`HELD`], or [`HELD_AND_WOKEN`]. One word, so that a wake-up from another
+    /// thread is either seen by [`ConnectionSignal::release`] or reaches the reader.
     state: AtomicU8,
 }
 

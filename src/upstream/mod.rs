@@ -30,6 +30,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
+pub(crate) use self::settings_updates::UpstreamSettings;
 use self::{
     backoff::Backoff,
     settings_updates::SettingsUpdates,
@@ -41,7 +42,7 @@ use crate::{
     event::EventId,
     metrics::UpstreamMetrics,
     outbound::{
-        client::{EventStreamClient, OpenError, StreamTarget},
+        client::{OpenError, StreamTarget},
         event_stream::EventStream,
     },
     sse::{Decoded, Frame},
@@ -64,15 +65,6 @@ pub(crate) struct Upstream {
     /// The least time before a reconnect that the connector asks for (`retry:`, WHATWG HTML,
     /// section 9.2.6).
     server_retry_delay: Duration,
-}
-
-/// Settings of an upstream's connection.
-#[derive(Clone, Debug)]
-pub(crate) struct UpstreamSettings {
-    /// The upstream as configured.
-    pub(crate) upstream: config::UpstreamConfig,
-    /// Client for the next attempt.
-    pub(crate) client: EventStreamClient,
 }
 
 #[derive(Debug)]
@@ -150,8 +142,8 @@ impl Upstream {
         loop {
             let heartbeat_timeout = self.settings.heartbeat_timeout;
             let updates = &mut self.settings_updates;
-            // Settings first: an attempt must not begin with settings that are replaced already, and
-            // a backlog must not keep them from being applied.
+            // Settings first: an attempt must not begin with settings that are replaced already,
+            // and a backlog must not keep them from being applied.
             let step = match &mut self.connection {
                 _ if updates.are_new() => UpstreamStep::ApplySettings,
                 UpstreamConnection::Waiting { until } => tokio::select! {

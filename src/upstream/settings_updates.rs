@@ -1,10 +1,10 @@
 //! The settings of one upstream as the configuration changes them.
 //!
-//! In: a watch channel. Out: whether there are newer settings than those accepted, and a wake-up for
+//! In: a watch channel. Out: whether it has newer settings than the accepted, and a wake-up by
 //! them. An upstream asks before and after every event, so the question is one atomic load, and the
 //! place among the channel's waiters is kept from one event to the next.
 //!
-//! May use: no other module.
+//! May use: `config`, `outbound`.
 
 use std::{
     fmt,
@@ -14,8 +14,16 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::UpstreamSettings;
 use crate::{config, outbound::client::EventStreamClient};
+
+/// Settings of an upstream's connection.
+#[derive(Clone, Debug)]
+pub(crate) struct UpstreamSettings {
+    /// The upstream as configured.
+    pub(crate) upstream: config::UpstreamConfig,
+    /// Client for the next attempt.
+    pub(crate) client: EventStreamClient,
+}
 
 /// Newest settings, and whether they have been accepted.
 pub(super) struct SettingsUpdates {

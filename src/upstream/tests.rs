@@ -11,6 +11,7 @@ use super::*;
 use crate::{
     config::{AllowAnonymous, Config, Environment},
     metrics::Metrics,
+    outbound::client::EventStreamClient,
 };
 
 fn settings() -> UpstreamSettings {
@@ -123,7 +124,7 @@ async fn the_connectors_own_wish_is_the_shortest_wait() {
 }
 
 /// Returns whether a wait for new settings would end at once.
-fn has_changed(updates: &mut SettingsUpdates) -> bool {
+fn ends_at_once(updates: &mut SettingsUpdates) -> bool {
     pin!(updates.changed()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
 }
 
@@ -131,14 +132,14 @@ fn has_changed(updates: &mut SettingsUpdates) -> bool {
 async fn settings_are_new_until_they_are_accepted() {
     let (sender, receiver) = watch::channel(settings());
     let mut updates = SettingsUpdates::new(receiver);
-    assert!(!updates.are_new() && !has_changed(&mut updates));
+    assert!(!updates.are_new() && !ends_at_once(&mut updates));
     for _ in 0..2 {
         let mut newer = settings();
         newer.upstream.heartbeat_timeout = Duration::from_secs(7);
         sender.send(newer).unwrap();
-        assert!(updates.are_new() && has_changed(&mut updates));
+        assert!(updates.are_new() && ends_at_once(&mut updates));
         assert_eq!(updates.accept().heartbeat_timeout, Duration::from_secs(7));
-        assert!(!updates.are_new() && !has_changed(&mut updates));
+        assert!(!updates.are_new() && !ends_at_once(&mut updates));
     }
 }
 
@@ -146,13 +147,12 @@ async fn settings_are_new_until_they_are_accepted() {
 async fn a_wait_for_settings_that_began_before_a_change_ends_with_it() {
     let (sender, receiver) = watch::channel(settings());
     let mut updates = SettingsUpdates::new(receiver);
-    assert!(!has_changed(&mut updates), "this wait is given up, and keeps its place");
-    let (waited, ()) =
-        tokio::join!(tokio::time::timeout(Duration::from_secs(5), updates.changed()), async {
-            sender.send(settings()).unwrap()
-        });
+    assert!(!ends_at_once(&mut updates), "this wait is given up, and keeps its place");
+    let waited = tokio::time::timeout(Duration::from_secs(5), updates.changed());
+    let (waited, sent) = tokio::join!(waited, async { sender.send(settings()) });
+    sent.unwrap();
     waited.unwrap();
     drop(sender);
     updates.accept();
-    assert!(!updates.are_new() && !has_changed(&mut updates), "no sender, no change");
+    assert!(!updates.are_new() && !ends_at_once(&mut updates), "no sender, no change");
 }
