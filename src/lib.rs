@@ -34,6 +34,7 @@ mod fanout;
 mod feed;
 mod http;
 mod ingest;
+mod join_woken;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod laws;

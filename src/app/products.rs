@@ -4,7 +4,8 @@
 //! shard, in which the upstream's ingest and the fan-out take turns: an event wakes the subscribers
 //! of that shard on the thread that it came in on. A removed product's task is joined.
 //!
-//! May use: `config`, `event`, `http`, `ingest`, `outbound`, `rejected`, `shard`, `upstream`.
+//! May use: `config`, `event`, `http`, `ingest`, `join_woken`, `outbound`, `rejected`, `shard`,
+//! `upstream`.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -21,6 +22,7 @@ use crate::{
     event::ProductId,
     http::Relay,
     ingest::Ingest,
+    join_woken::join_woken,
     outbound::client::EventStreamClient,
     rejected::RejectedFrames,
     shard::threads::ShardThreads,
@@ -102,7 +104,7 @@ impl ProductTasks {
             // Both guards cancel on drop, so also when the task panics.
             let (unexpected, _ended) = (failed.drop_guard(), ended.drop_guard());
             // One task, not two: both run on one thread, and no wake-up passes between them.
-            tokio::join!(ingest.run(stop_ingest), product.feed.fanout.run(stop_fanout.clone()));
+            join_woken(ingest.run(stop_ingest), product.feed.fanout.run(stop_fanout.clone())).await;
             if stop_fanout.is_cancelled() {
                 unexpected.disarm();
             }

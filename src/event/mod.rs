@@ -26,7 +26,7 @@ pub(crate) use self::{
     scope::{NarrowestLimit, Only, Scope},
     value_set::ValueSet,
 };
-use crate::sse::{self, EncodedEvent};
+use crate::sse::{self, EncodedEvent, EncodedPayload};
 
 /// One event of a product's log, in the form in which it is sent. Shared by reference: ring, store,
 /// subscribers and webhooks read the same buffer.
@@ -40,7 +40,7 @@ pub(crate) struct Event {
     chunk: Bytes,
     /// Range of the SSE frame within `chunk`.
     frame: Range<usize>,
-    payload: Bytes,
+    payload: EncodedPayload,
     received: Option<Instant>,
 }
 
@@ -101,7 +101,7 @@ impl Event {
     /// Returns the payload, byte for byte as the upstream sent it: a view of the frame, unless the
     /// payload spans several lines.
     pub(crate) fn payload(&self) -> Bytes {
-        self.payload.clone()
+        self.payload.bytes_in(&self.chunk)
     }
 
     /// Returns when the event's last byte came from the upstream; none for an event from the store.
@@ -118,8 +118,10 @@ impl Event {
     /// Returns the bytes of memory that the event pins.
     pub(crate) fn size_bytes(&self) -> usize {
         let session = self.session.as_ref().map_or(0, |session| session.as_str().len());
-        // A payload of several lines is not contiguous in the frame and has a buffer of its own.
-        let own_payload = if self.payload.contains(&b'\n') { self.payload.len() } else { 0 };
+        let own_payload = match &self.payload {
+            EncodedPayload::InChunk(_) => 0,
+            EncodedPayload::Own(payload) => payload.len(),
+        };
         self.chunk.len() + own_payload + session + self.kind.heap_bytes() + size_of::<Self>()
     }
 }

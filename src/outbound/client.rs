@@ -21,15 +21,13 @@ use hyper::{
 };
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
-use tokio::{
-    task::JoinSet,
-    time::{Instant, timeout},
-};
+use tokio::time::timeout;
 use tower::Service;
 
 use super::{
     event_stream::EventStream,
     header_spelling::contract_spelling,
+    http_connection::HttpConnection,
     interim_answers::{InterimAnswerLimit, MAX_INTERIM_ANSWERS},
     tls::{TlsError, tls_client_config},
     tls_problem::{describe_tls_problem, ends_in_handshake},
@@ -114,17 +112,12 @@ impl EventStreamClient {
             if status.is_redirection() {
                 let location = redirect_target(&url, exchange.response.headers());
                 // Before the next request: never two connections for one target.
-                exchange.close().await;
+                drop(exchange);
                 url = location.ok_or(OpenError::Redirect { status })?;
                 continue;
             }
-            return match require_event_stream(&exchange.response) {
-                Ok(()) => Ok(exchange.into_stream(max_event_bytes)),
-                Err(error) => {
-                    exchange.close().await;
-                    Err(error)
-                }
-            };
+            require_event_stream(&exchange.response)?;
+            return Ok(exchange.into_stream(max_event_bytes));
         }
         Err(OpenError::TooManyRedirects)
     }
@@ -139,12 +132,7 @@ impl EventStreamClient {
             self.connector.clone().call(url.clone()).await.map_err(OpenError::of_connect)?;
         let (mut sender, connection) =
             http1_builder().handshake(stream).await.map_err(OpenError::of_exchange)?;
-        let mut connection_task = JoinSet::new();
-        // A `JoinSet` aborts its tasks when dropped: the connection lives as long as the exchange.
-        connection_task.spawn(async move {
-            // An error of the connection shows to the reader of the response.
-            let _ = connection.await;
-        });
+        let mut connection = HttpConnection::new(connection);
         let path = url.path_and_query().map_or("/", |path| path.as_str());
         let mut request =
             Request::get(path).body(Empty::<Bytes>::new()).map_err(|_| OpenError::Header)?;
@@ -157,11 +145,11 @@ impl EventStreamClient {
         request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(RELAY_USER_AGENT));
         let limit = InterimAnswerLimit::of(&mut request);
         let response = limit
-            .run(sender.send_request(request))
+            .run(connection.drive(sender.send_request(request)))
             .await
             .ok_or(OpenError::InterimAnswers)?
             .map_err(OpenError::of_exchange)?;
-        Ok(Exchange { response, connection_task })
+        Ok(Exchange { response, connection })
     }
 }
 
@@ -184,7 +172,7 @@ pub(crate) struct StreamTarget {
 pub(crate) struct Exchange {
     /// The response, its body unread.
     pub(crate) response: Response<Incoming>,
-    connection_task: JoinSet<()>,
+    connection: HttpConnection,
 }
 
 impl Exchange {
@@ -194,18 +182,8 @@ impl Exchange {
             .headers()
             .get(RELAY_HEADER)
             .is_some_and(|value| value.as_bytes() == b"resume");
-        EventStream {
-            is_relay,
-            body: self.response.into_body(),
-            decoder: Decoder::new(max_event_bytes),
-            connection_task: self.connection_task,
-            received_at: Instant::now(),
-        }
-    }
-
-    /// Closes the connection, and returns when it is closed.
-    async fn close(mut self) {
-        self.connection_task.shutdown().await;
+        let decoder = Decoder::new(max_event_bytes);
+        EventStream::new(self.connection, self.response.into_body(), decoder, is_relay)
     }
 }
 

@@ -15,6 +15,7 @@ pub(crate) mod client;
 pub(crate) mod egress_guard;
 pub(crate) mod event_stream;
 pub(crate) mod header_spelling;
+mod http_connection;
 pub(crate) mod idle_timeout;
 pub(crate) mod interim_answers;
 pub(crate) mod networks;

@@ -279,8 +279,8 @@ pub(crate) fn encode_event(id: &str, payload: &[u8]) -> EncodedEvent {
     let chunk = chunk.freeze();
     let end = size.len() + length - "\n\n".len();
     let payload = match lines {
-        1 => chunk.slice(end - payload.len()..end),
-        _ => Bytes::copy_from_slice(payload),
+        1 => EncodedPayload::InChunk(end - payload.len()..end),
+        _ => EncodedPayload::Own(Bytes::copy_from_slice(payload)),
     };
     EncodedEvent { chunk, frame: size.len()..size.len() + length, payload }
 }
@@ -292,8 +292,36 @@ pub(crate) struct EncodedEvent {
     pub(crate) chunk: Bytes,
     /// Range of the frame within the chunk.
     pub(crate) frame: Range<usize>,
-    /// The payload: a view of the frame, unless it spans several lines.
-    pub(crate) payload: Bytes,
+    /// Where the payload is.
+    pub(crate) payload: EncodedPayload,
+}
+
+/// Place of an encoded event's payload.
+#[derive(Debug)]
+pub(crate) enum EncodedPayload {
+    /// The one line of the payload, within the chunk. A range and no view: a second reference to
+    /// the buffer is an allocation, and few events are asked for their payload.
+    InChunk(Range<usize>),
+    /// A payload of several lines is not contiguous in the frame, and has a buffer of its own.
+    Own(Bytes),
+}
+
+impl EncodedPayload {
+    /// Returns the payload of the event that was encoded as `chunk`.
+    pub(crate) fn bytes_in(&self, chunk: &Bytes) -> Bytes {
+        match self {
+            Self::InChunk(range) => chunk.slice(range.clone()),
+            Self::Own(payload) => payload.clone(),
+        }
+    }
+
+    /// Returns the length of the payload in bytes.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::InChunk(range) => range.len(),
+            Self::Own(payload) => payload.len(),
+        }
+    }
 }
 
 /// Encodes bytes other than an event as an HTTP/1.1 chunk. Without bytes this is the last chunk,

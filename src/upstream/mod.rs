@@ -17,11 +17,12 @@
 //! May use: `config`, `error_chain`, `event`, `metrics`, `outbound`, `sse`.
 
 pub(crate) mod backoff;
+mod settings_updates;
 pub(crate) mod status;
 #[cfg(test)]
 mod tests;
 
-use std::{future::pending, mem, sync::Arc, time::Duration};
+use std::{mem, sync::Arc, time::Duration};
 
 use tokio::{
     sync::watch,
@@ -29,8 +30,10 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
+pub(crate) use self::settings_updates::UpstreamSettings;
 use self::{
     backoff::Backoff,
+    settings_updates::SettingsUpdates,
     status::{UpstreamState, UpstreamStatus},
 };
 use crate::{
@@ -39,7 +42,7 @@ use crate::{
     event::EventId,
     metrics::UpstreamMetrics,
     outbound::{
-        client::{EventStreamClient, OpenError, StreamTarget},
+        client::{OpenError, StreamTarget},
         event_stream::EventStream,
     },
     sse::{Decoded, Frame},
@@ -48,7 +51,7 @@ use crate::{
 /// Connection to one connector, reopened as often as it takes.
 #[derive(Debug)]
 pub(crate) struct Upstream {
-    settings_updates: watch::Receiver<UpstreamSettings>,
+    settings_updates: SettingsUpdates,
     /// The settings in force; `settings_updates` may hold newer ones.
     settings: config::UpstreamConfig,
     target: StreamTarget,
@@ -62,15 +65,6 @@ pub(crate) struct Upstream {
     /// The least time before a reconnect that the connector asks for (`retry:`, WHATWG HTML,
     /// section 9.2.6).
     server_retry_delay: Duration,
-}
-
-/// Settings of an upstream's connection.
-#[derive(Clone, Debug)]
-pub(crate) struct UpstreamSettings {
-    /// The upstream as configured.
-    pub(crate) upstream: config::UpstreamConfig,
-    /// Client for the next attempt.
-    pub(crate) client: EventStreamClient,
 }
 
 #[derive(Debug)]
@@ -109,13 +103,14 @@ impl Upstream {
     /// `has_streamed` tells whether the log already has entries of an earlier life; `random`
     /// spreads the waits.
     pub(crate) fn new(
-        mut settings_updates: watch::Receiver<UpstreamSettings>,
+        settings_updates: watch::Receiver<UpstreamSettings>,
         has_streamed: bool,
         status: Arc<UpstreamStatus>,
         metrics: UpstreamMetrics,
         random: fastrand::Rng,
     ) -> Self {
-        let settings = settings_updates.borrow_and_update().upstream.clone();
+        let mut settings_updates = SettingsUpdates::new(settings_updates);
+        let settings = settings_updates.accept();
         let url = settings.url.as_uri().clone();
         Self {
             target: StreamTarget {
@@ -147,17 +142,18 @@ impl Upstream {
         loop {
             let heartbeat_timeout = self.settings.heartbeat_timeout;
             let updates = &mut self.settings_updates;
+            // Settings first: an attempt must not begin with settings that are replaced already,
+            // and a backlog must not keep them from being applied.
             let step = match &mut self.connection {
+                _ if updates.are_new() => UpstreamStep::ApplySettings,
                 UpstreamConnection::Waiting { until } => tokio::select! {
-                    // Settings first: an attempt must not begin with settings that are replaced
-                    // already.
                     biased;
-                    () = settings_changed(updates) => UpstreamStep::ApplySettings,
+                    () = updates.changed() => UpstreamStep::ApplySettings,
                     () = sleep_until(*until) => UpstreamStep::Connect,
                 },
                 UpstreamConnection::Streaming { stream, .. } => tokio::select! {
+                    // The stream first: an event that is there needs no waker for the settings.
                     biased;
-                    () = settings_changed(updates) => UpstreamStep::ApplySettings,
                     next = stream.next(heartbeat_timeout) => match next {
                         Ok(Some(Decoded::Frame(frame))) => {
                             UpstreamStep::Frame { frame, received: stream.received_at() }
@@ -170,10 +166,11 @@ impl Upstream {
                         }
                         Err(error) => UpstreamStep::Lost(error_chain(&error)),
                     },
+                    () = updates.changed() => UpstreamStep::ApplySettings,
                 },
             };
             let arrival = match step {
-                UpstreamStep::ApplySettings => self.apply_settings().await,
+                UpstreamStep::ApplySettings => self.apply_settings(),
                 UpstreamStep::Connect => self.connect(newest_id()).await,
                 UpstreamStep::Frame { frame, received } => Some(Arrival::Frame { frame, received }),
                 UpstreamStep::TooLarge => Some(Arrival::TooLarge),
@@ -183,7 +180,7 @@ impl Upstream {
                     None
                 }
                 UpstreamStep::Lost(problem) => {
-                    self.handle_disconnect(problem).await;
+                    self.handle_disconnect(problem);
                     Some(Arrival::Lost)
                 }
             };
@@ -196,22 +193,17 @@ impl Upstream {
         }
     }
 
-    /// Closes the open stream, and returns when it is closed.
-    pub(crate) async fn close(mut self) {
+    /// Closes the open stream.
+    pub(crate) fn close(self) {
         self.metrics.connected.set(0);
-        let ended = mem::replace(
-            &mut self.connection,
-            UpstreamConnection::Waiting { until: Instant::now() },
-        );
-        if let UpstreamConnection::Streaming { stream, .. } = ended {
-            stream.close().await;
-        }
+        // Dropping a stream closes its connection.
+        drop(self.connection);
     }
 
     /// Brings the newest settings into force, and ends the open stream unless it would be the same
     /// with them.
-    async fn apply_settings(&mut self) -> Option<Arrival> {
-        let new_settings = self.settings_updates.borrow_and_update().upstream.clone();
+    fn apply_settings(&mut self) -> Option<Arrival> {
+        let new_settings = self.settings_updates.accept();
         let old_settings = mem::replace(&mut self.settings, new_settings);
         self.target.token.clone_from(&self.settings.token);
         if old_settings.url != self.settings.url {
@@ -231,7 +223,7 @@ impl Upstream {
             UpstreamConnection::Waiting { until: Instant::now() },
         );
         let UpstreamConnection::Streaming { stream, .. } = ended else { return None };
-        stream.close().await;
+        drop(stream);
         self.metrics.connected.set(0);
         info!(product = %self.settings.product_id, "upstream closed: its settings have changed");
         Some(Arrival::Lost)
@@ -251,7 +243,7 @@ impl Upstream {
         let resume_from = newest_id.map_or_else(|| "0".to_owned(), |id| id.to_string());
         self.target.last_event_id = asked_to_resume.then_some(resume_from);
         let max_event_bytes = usize::try_from(self.settings.max_event_bytes).unwrap_or(usize::MAX);
-        let client = self.settings_updates.borrow().client.clone();
+        let client = self.settings_updates.client();
         let stream = match client.open(&self.target, max_event_bytes).await {
             Ok(stream) => Box::new(stream),
             Err(error) => {
@@ -264,7 +256,7 @@ impl Upstream {
             // The request did not say `follow` nor where to continue. `connection` is still due, so
             // the next attempt comes at once, and asks as a relay.
             self.warn_of_filter();
-            stream.close().await;
+            drop(stream);
             return None;
         }
         self.connection = UpstreamConnection::Streaming { stream, since: Instant::now() };
@@ -318,7 +310,7 @@ impl Upstream {
     }
 
     /// Closes a stream that has ended, and schedules the next attempt.
-    async fn handle_disconnect(&mut self, problem: String) {
+    fn handle_disconnect(&mut self, problem: String) {
         let ended = mem::replace(
             &mut self.connection,
             UpstreamConnection::Waiting { until: Instant::now() },
@@ -326,7 +318,7 @@ impl Upstream {
         let mut lasted = Duration::ZERO;
         if let UpstreamConnection::Streaming { stream, since } = ended {
             lasted = since.elapsed();
-            stream.close().await;
+            drop(stream);
         }
         self.metrics.connected.set(0);
         let wait = self.reconnect_delay(lasted);
@@ -357,13 +349,6 @@ enum UpstreamStep {
     TooLarge,
     Retry(Duration),
     Lost(String),
-}
-
-/// Waits for new settings; for ever once their sender is gone.
-async fn settings_changed(updates: &mut watch::Receiver<UpstreamSettings>) {
-    if updates.changed().await.is_err() {
-        pending::<()>().await;
-    }
 }
 
 /// Returns whether a query asks a relay for a part of its events.

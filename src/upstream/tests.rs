@@ -1,4 +1,9 @@
-//! When the next attempt comes after each kind of failure.
+//! When the next attempt comes after each kind of failure, and when new settings are seen.
+
+use std::{
+    pin::pin,
+    task::{Context, Waker},
+};
 
 use hyper::StatusCode;
 
@@ -6,16 +11,21 @@ use super::*;
 use crate::{
     config::{AllowAnonymous, Config, Environment},
     metrics::Metrics,
+    outbound::client::EventStreamClient,
 };
 
-fn upstream() -> Upstream {
+fn settings() -> UpstreamSettings {
     let text = "[[upstreams]]\nproduct_id = 'p'\nurl = 'http://127.0.0.1:1/stream/p'";
     let config =
         Config::parse(text, "test", &Environment::default(), AllowAnonymous::OnLoopback).unwrap();
-    let settings = UpstreamSettings {
+    UpstreamSettings {
         upstream: config.upstreams[0].clone(),
         client: EventStreamClient::new(None).unwrap(),
-    };
+    }
+}
+
+fn upstream() -> Upstream {
+    let settings = settings();
     let metrics = Metrics::new().unwrap().upstream(&settings.upstream.product_id);
     let (_, settings_updates) = watch::channel(settings);
     Upstream::new(
@@ -111,4 +121,38 @@ async fn the_connectors_own_wish_is_the_shortest_wait() {
     let mut upstream = upstream();
     upstream.server_retry_delay = Duration::from_secs(7);
     assert!(upstream.reconnect_delay(Duration::from_secs(60)) >= Duration::from_secs(7));
+}
+
+/// Returns whether a wait for new settings would end at once.
+fn ends_at_once(updates: &mut SettingsUpdates) -> bool {
+    pin!(updates.changed()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
+}
+
+#[tokio::test]
+async fn settings_are_new_until_they_are_accepted() {
+    let (sender, receiver) = watch::channel(settings());
+    let mut updates = SettingsUpdates::new(receiver);
+    assert!(!updates.are_new() && !ends_at_once(&mut updates));
+    for _ in 0..2 {
+        let mut newer = settings();
+        newer.upstream.heartbeat_timeout = Duration::from_secs(7);
+        sender.send(newer).unwrap();
+        assert!(updates.are_new() && ends_at_once(&mut updates));
+        assert_eq!(updates.accept().heartbeat_timeout, Duration::from_secs(7));
+        assert!(!updates.are_new() && !ends_at_once(&mut updates));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_for_settings_that_began_before_a_change_ends_with_it() {
+    let (sender, receiver) = watch::channel(settings());
+    let mut updates = SettingsUpdates::new(receiver);
+    assert!(!ends_at_once(&mut updates), "this wait is given up, and keeps its place");
+    let waited = tokio::time::timeout(Duration::from_secs(5), updates.changed());
+    let (waited, sent) = tokio::join!(waited, async { sender.send(settings()) });
+    sent.unwrap();
+    waited.unwrap();
+    drop(sender);
+    updates.accept();
+    assert!(!updates.are_new() && !ends_at_once(&mut updates), "no sender, no change");
 }

@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// The top-level modules, lowest first. A module may use any before it, and none after it.
-const ORDER: [&str; 37] = [
+const ORDER: [&str; 38] = [
     "sse",
     "event",
     "ws_frame",
@@ -23,6 +23,7 @@ const ORDER: [&str; 37] = [
     "near_name",
     "timer_wheel",
     "shutdown",
+    "join_woken",
     "webhook_delivery",
     "scope_index",
     "metrics",
