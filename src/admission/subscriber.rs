@@ -37,7 +37,7 @@ pub(crate) struct AdmissionRequest {
     /// Client address, under which the limit per address counts it.
     pub(crate) address: ClientAddress,
     /// Signal that wakes its task.
-    pub(crate) listener: Arc<SubscriberSignal>,
+    pub(crate) listener: SubscriberSignal,
     /// Deadline that cuts it off while it takes nothing. `None` on a shard, which polls a
     /// full socket's subscriber at a disconnect.
     pub(crate) forced_close: Option<Arc<ForcedClose>>,

@@ -5,6 +5,7 @@ use crate::{
     auth::{CredentialProof, ListenerKey},
     client_address::ClientAddress,
     config::{AllowAnonymous, Config, Environment},
+    fanout::SubscriberSignal,
     metrics::Transport,
 };
 
@@ -16,7 +17,7 @@ fn request(proof: Arc<CredentialProof>) -> AdmissionRequest {
         holder: CredentialHolder::Key("a".into()),
         proof,
         address: ClientAddress::new([192, 0, 2, 1].into()),
-        listener: Arc::default(),
+        listener: SubscriberSignal::default(),
         forced_close: None,
     }
 }

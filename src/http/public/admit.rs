@@ -28,7 +28,7 @@ use crate::{
     shard::ShardPlacement,
     subscriber::{ConnectedSubscriber, SubscriberDeadlines, TokenEnd},
     subscription::Subscription,
-    timer_wheel::{Deadline, TimerWheel},
+    timer_wheel::{Alarm, Deadline, TimerWheel},
 };
 
 /// Source of a subscription: what differs between the public and the admin listener.
@@ -89,7 +89,7 @@ impl<'a> SubscriptionSource<'a> {
         forced_close: Option<&Arc<ForcedClose>>,
     ) -> Result<ConnectedSubscriber, ShedReason> {
         relay.ensure_not_draining()?;
-        let signal = Arc::new(SubscriberSignal::default());
+        let signal = SubscriberSignal::default();
         let address = relay.client_address(peer, headers);
         let replay_client = ReplayClient::new(&self.holder, &address.block());
         let permit = self.subscribers.admit(AdmissionRequest {
@@ -99,7 +99,7 @@ impl<'a> SubscriptionSource<'a> {
             holder: self.holder.clone(),
             proof: Arc::clone(&self.proof),
             address,
-            listener: Arc::clone(&signal),
+            listener: signal.clone(),
             forced_close: forced_close.cloned(),
         })?;
         // Permit first, flag second, while shutdown sets the flag first and walks the permits
@@ -111,6 +111,8 @@ impl<'a> SubscriptionSource<'a> {
         if relay.ensure_still_served(feed).is_err() {
             permit.disconnect(DisconnectReason::Removed);
         }
+        // One task, which the fan-out, the wheel and admission wake by the same waker.
+        let alarm = Alarm::sharing(self.wheel, signal.wake_state());
         let subscription =
             Subscription::start(&feed.fanout, signal, requested.scope, &requested.start);
         let subscription = subscription.for_client(replay_client);
@@ -119,7 +121,7 @@ impl<'a> SubscriptionSource<'a> {
             forced_close.schedule_at(token.end);
         }
         let deadlines =
-            SubscriberDeadlines::new(self.wheel, relay.heartbeat_interval, self.max_age, token);
+            SubscriberDeadlines::new(alarm, relay.heartbeat_interval, self.max_age, token);
         let kind = (transport, self.is_operator_tail);
         Ok(ConnectedSubscriber::new(subscription, permit, feed, deadlines, kind))
     }

@@ -159,7 +159,7 @@ impl EventPage {
         // page does not wait for it.
         let newest = fanout.log().newest_position();
         let mut subscription =
-            Subscription::start(fanout, Arc::new(SubscriberSignal::default()), scope, start);
+            Subscription::start(fanout, SubscriberSignal::default(), scope, start);
         subscription = subscription.for_client(replay_client);
         let mut page = Self { gap: None, events: Vec::new(), bytes: 0, next: None, max_events };
         let give_up_at = Instant::now() + PAGE_WAIT_TIMEOUT;
