@@ -118,3 +118,7 @@ impl SubscriberSlot {
         self.wake().parts().connected.record_fault(SubscriberFault::Error);
     }
 }
+
+/// Bytes that a shard's table of slots has for each subscriber.
+#[cfg(test)]
+pub(crate) const SLOT_BYTES: usize = size_of::<Option<SubscriberSlot>>();

@@ -289,10 +289,10 @@ impl Subscription {
     pub(crate) fn is_caught_up(&self) -> bool {
         !self.is_lagging
             && !self.is_waiting_for_log()
-            && self.backlog.as_ref().is_none_or(|it| {
-                // `catch_up` may stay: it is of no use once nothing is lagging.
-                it.read_buffer.is_empty() && it.pending_gap.is_none()
-            })
+            && self
+                .backlog
+                .as_ref()
+                .is_none_or(|it| it.read_buffer.is_empty() && it.pending_gap.is_none())
     }
 
     /// Returns whether the subscription was notified of an entry after the cursor. If not, the

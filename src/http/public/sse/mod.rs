@@ -15,6 +15,8 @@ mod connection;
 mod frame;
 mod hyper_body;
 #[cfg(test)]
+mod idle_bytes;
+#[cfg(test)]
 mod rest_model;
 mod subscriber;
 #[cfg(test)]
