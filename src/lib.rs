@@ -56,6 +56,7 @@ mod subscriber;
 mod subscription;
 mod timer_wheel;
 mod upstream;
+mod wake_state;
 mod wall_clock;
 mod webhook;
 mod webhook_delivery;

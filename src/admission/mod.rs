@@ -24,9 +24,8 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::SystemTime,
 };
 
 use dashmap::DashMap;
@@ -130,7 +129,7 @@ impl Subscribers {
             self.admitted.fetch_sub(1, Ordering::SeqCst);
             return Err(ShedReason::PerIp);
         }
-        if !try_increment(&self.by_holder, request.holder.clone(), per_key) {
+        if !try_increment(&self.by_holder, request.identity.holder.clone(), per_key) {
             self.admitted.fetch_sub(1, Ordering::SeqCst);
             decrement(&self.by_address, &request.address.block());
             return Err(ShedReason::PerKey);
@@ -143,12 +142,7 @@ impl Subscribers {
         }
         // Relaxed: only uniqueness is needed, and a read-modify-write on one atomic gives it.
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let subscriber = Arc::new(AdmittedSubscriber {
-            request,
-            connected_at: SystemTime::now(),
-            position: AtomicU64::new(CAUGHT_UP),
-            disconnect_reason: AtomicU8::new(DisconnectReason::NONE_YET),
-        });
+        let subscriber = Arc::new(AdmittedSubscriber::new(request));
         self.by_id.insert(id, Arc::clone(&subscriber));
         // After the insertion. `set_access` first replaces the rules and then visits the list:
         // either it finds this subscriber there, or the rules read here are already the new ones.
@@ -161,7 +155,7 @@ impl Subscribers {
     fn release(&self, request: &AdmissionRequest) {
         self.admitted.fetch_sub(1, Ordering::SeqCst);
         decrement(&self.by_address, &request.address.block());
-        decrement(&self.by_holder, &request.holder);
+        decrement(&self.by_holder, &request.identity.holder);
     }
 
     /// Replaces the limits. They refuse further subscribers only: a lower limit disconnects no

@@ -7,12 +7,12 @@ use std::{
         Arc,
         atomic::{AtomicU8, AtomicU64, Ordering},
     },
-    time::SystemTime,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use super::disconnect_reason::DisconnectReason;
 use crate::{
-    auth::{Access, CredentialHolder, CredentialProof},
+    auth::{Access, CredentialIdentity},
     client_address::ClientAddress,
     config::Permission,
     event::ProductId,
@@ -28,16 +28,12 @@ pub(crate) struct AdmissionRequest {
     pub(crate) product: ProductId,
     /// Transport over which it reads them.
     pub(crate) transport: Transport,
-    /// Name of its key, as the admin API shows it.
-    pub(crate) key: Arc<str>,
-    /// Holder of the credential, under which the limit per key counts it.
-    pub(crate) holder: CredentialHolder,
-    /// Proof with which it was authorized; judged again when keys change.
-    pub(crate) proof: Arc<CredentialProof>,
+    /// Credential with which it was authorized; judged again when keys change.
+    pub(crate) identity: Arc<CredentialIdentity>,
     /// Client address, under which the limit per address counts it.
     pub(crate) address: ClientAddress,
     /// Signal that wakes its task.
-    pub(crate) listener: Arc<SubscriberSignal>,
+    pub(crate) listener: SubscriberSignal,
     /// Deadline that cuts it off while it takes nothing. `None` on a shard, which polls a
     /// full socket's subscriber at a disconnect.
     pub(crate) forced_close: Option<Arc<ForcedClose>>,
@@ -47,7 +43,8 @@ pub(crate) struct AdmissionRequest {
 #[derive(Debug)]
 pub(crate) struct AdmittedSubscriber {
     pub(super) request: AdmissionRequest,
-    pub(super) connected_at: SystemTime,
+    /// In Unix milliseconds, which take half of what a `SystemTime` takes.
+    connected_at: u64,
     /// Position of the last entry that it has been given; [`CAUGHT_UP`] while it waits at the end
     /// of its log.
     pub(super) position: AtomicU64,
@@ -56,14 +53,25 @@ pub(crate) struct AdmittedSubscriber {
 }
 
 impl AdmittedSubscriber {
+    /// Returns a subscriber that is admitted now.
+    pub(super) fn new(request: AdmissionRequest) -> Self {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self {
+            request,
+            connected_at: u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX),
+            position: AtomicU64::new(CAUGHT_UP),
+            disconnect_reason: AtomicU8::new(DisconnectReason::NONE_YET),
+        }
+    }
+
     /// Returns the request that was admitted.
     pub(crate) fn request(&self) -> &AdmissionRequest {
         &self.request
     }
 
-    /// Returns the time of admission.
+    /// Returns the time of admission, to the millisecond.
     pub(crate) fn connected_at(&self) -> SystemTime {
-        self.connected_at
+        UNIX_EPOCH + Duration::from_millis(self.connected_at)
     }
 
     /// Returns the number of entries between its position and `newest`, the newest of its log.
@@ -88,8 +96,8 @@ impl AdmittedSubscriber {
 
     /// Disconnects it if `access` would no longer admit it.
     pub(super) fn disconnect_if_revoked(&self, access: &Access) {
-        let AdmissionRequest { proof, product, .. } = &self.request;
-        if !access.still_grants(proof, product, Permission::Subscribe) {
+        let AdmissionRequest { identity, product, .. } = &self.request;
+        if !access.still_grants(&identity.proof, product, Permission::Subscribe) {
             self.disconnect(DisconnectReason::Revoked);
         }
     }

@@ -26,7 +26,7 @@ use self::{
 };
 pub(crate) use self::{
     denial::Denial,
-    grant::{CredentialHolder, CredentialProof, Grant, StreamExpiry},
+    grant::{CredentialHolder, CredentialIdentity, CredentialProof, Grant, StreamExpiry},
     token::{TokenSpec, mint},
 };
 use crate::{
@@ -49,26 +49,25 @@ impl Access {
         let keys = auth.keys.iter().map(|key| {
             let key_fingerprint = fingerprint(key.key.expose().as_bytes());
             let grant = Grant {
-                key: key.name.as_str().into(),
-                holder: CredentialHolder::Key(key.name.as_str().into()),
+                identity: CredentialIdentity::of_key(
+                    key.name.as_str(),
+                    CredentialProof::Key(key_fingerprint),
+                ),
                 products: key.products.clone(),
                 permissions: key.permissions.clone(),
                 scope: Scope::EVERYTHING,
                 expires_at: None,
                 is_anonymous: false,
-                proof: Arc::new(CredentialProof::Key(key_fingerprint)),
             };
             (key_fingerprint, grant)
         });
         let anonymous = auth.allow_anonymous.then(|| Grant {
-            key: ANONYMOUS_KEY_NAME.into(),
-            holder: CredentialHolder::Key(ANONYMOUS_KEY_NAME.into()),
+            identity: CredentialIdentity::of_key(ANONYMOUS_KEY_NAME, CredentialProof::Anonymous),
             products: Only::Everything,
             permissions: auth.anonymous_permissions.clone(),
             scope: Scope::EVERYTHING,
             expires_at: None,
             is_anonymous: true,
-            proof: Arc::new(CredentialProof::Anonymous),
         });
         Self {
             keys: keys.collect(),
@@ -164,19 +163,21 @@ pub(crate) enum Credential<'a> {
 /// several ways.
 fn grant_for_claims(claims: VerifiedClaims, signed_by: [u8; 32], token: &[u8]) -> Grant {
     let signed_len = token.iter().rposition(|byte| *byte == b'.').unwrap_or(token.len());
-    let holder = fingerprint(token.split_at(signed_len).0);
+    let identity = CredentialIdentity {
+        key: TOKEN_KEY_NAME.into(),
+        holder: CredentialHolder::Token(fingerprint(token.split_at(signed_len).0)),
+        proof: CredentialProof::Token { signed_by, audience: claims.audience },
+    };
     let remaining = Duration::try_from_secs_f64(claims.seconds_left)
         .unwrap_or(grant::MAX_TOKEN_LIFETIME)
         .min(grant::MAX_TOKEN_LIFETIME);
     Grant {
-        key: TOKEN_KEY_NAME.into(),
-        holder: CredentialHolder::Token(holder),
+        identity: Arc::new(identity),
         products: Only::These(claims.products.into()),
         permissions: claims.permissions,
         scope: claims.scope,
         expires_at: Some(Instant::now() + remaining),
         is_anonymous: false,
-        proof: Arc::new(CredentialProof::Token { signed_by, audience: claims.audience }),
     }
 }
 
@@ -190,24 +191,22 @@ impl ListenerKey {
         Self(key.map(|key| fingerprint(key.as_bytes())))
     }
 
-    /// Returns the proof of an admitted request.
-    pub(crate) fn proof(&self) -> Arc<CredentialProof> {
-        Arc::new(self.0.map_or(CredentialProof::Anonymous, CredentialProof::Key))
+    /// Returns the identity of an admitted request.
+    pub(crate) fn identity(&self) -> Arc<CredentialIdentity> {
+        let proof = self.0.map_or(CredentialProof::Anonymous, CredentialProof::Key);
+        CredentialIdentity::of_key(ADMIN_KEY_NAME, proof)
     }
 
     /// Returns the same rule as [`Access`]: everything is granted to requests with the key, or to
     /// every request where there is no key.
     pub(crate) fn to_access(&self) -> Access {
-        let proof = self.proof();
         let grant = Grant {
-            key: ADMIN_KEY_NAME.into(),
-            holder: CredentialHolder::Key(ADMIN_KEY_NAME.into()),
+            identity: self.identity(),
             products: Only::Everything,
             permissions: BTreeSet::from([Permission::Subscribe]),
             scope: Scope::EVERYTHING,
             expires_at: None,
             is_anonymous: self.0.is_none(),
-            proof,
         };
         match self.0 {
             Some(key) => Access { keys: vec![(key, grant)], token_verifier: None, anonymous: None },

@@ -71,7 +71,7 @@ pub(crate) struct Fanout {
 #[derive(Debug, Default)]
 struct SubscriberRegistry {
     /// Notified one by one: HTTP/2, pages and webhooks.
-    subscribers: ScopeIndex<Arc<SubscriberSignal>>,
+    subscribers: ScopeIndex<SubscriberSignal>,
     /// Reached through their shard's queue: SSE over HTTP/1.1, and WebSockets.
     shard_bitmap: ShardBitmap,
 }
@@ -162,7 +162,7 @@ impl Fanout {
 
     /// Registers a subscription, by its signal and its scope. Returns the dispatched position: the
     /// signal is notified of every entry after it.
-    pub(crate) fn register(&self, scope: &Scope, signal: &Arc<SubscriberSignal>) -> u64 {
+    pub(crate) fn register(&self, scope: &Scope, signal: &SubscriberSignal) -> u64 {
         let mut registry = self.registry();
         registry.subscribers.insert(scope, signal.key(), signal);
         // Under the lock that dispatch holds: no entry is dispatched between the two.
@@ -170,7 +170,7 @@ impl Fanout {
     }
 
     /// Ends the notifications of a signal that was registered with `scope`.
-    pub(crate) fn unregister(&self, scope: &Scope, signal: &Arc<SubscriberSignal>) {
+    pub(crate) fn unregister(&self, scope: &Scope, signal: &SubscriberSignal) {
         self.registry().subscribers.remove(scope, signal.key());
     }
 
@@ -179,7 +179,7 @@ impl Fanout {
         &self,
         old_scope: &Scope,
         new_scope: &Scope,
-        signal: &Arc<SubscriberSignal>,
+        signal: &SubscriberSignal,
     ) {
         // Under one lock: no entry is dispatched while the signal is in the index with neither
         // scope.

@@ -37,7 +37,7 @@ impl ShardPort {
     ///
     /// Returns the dispatched position. Entries up to it may be pending in the signal; later ones
     /// arrive through the queue.
-    pub(crate) fn take_over(&self, scope: &Scope, signal: &Arc<SubscriberSignal>) -> u64 {
+    pub(crate) fn take_over(&self, scope: &Scope, signal: &SubscriberSignal) -> u64 {
         // Under one lock: each entry is either dispatched before, and recorded as pending, or
         // after, and in the queue. No entry is in both or in neither.
         let mut registry = self.fanout.registry();

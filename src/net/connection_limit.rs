@@ -7,10 +7,7 @@
 
 use std::{fs::File, sync::Arc};
 
-use tokio::{
-    net::TcpStream,
-    sync::{OwnedSemaphorePermit, Semaphore},
-};
+use tokio::{net::TcpStream, sync::Semaphore};
 
 use crate::log_limit::LogRateLimit;
 
@@ -28,18 +25,29 @@ pub(crate) struct AcceptedSocket {
     pub(crate) permit: ConnectionPermit,
 }
 
-/// Permit for one connection, returned when dropped.
+/// Permit for one connection, returned when dropped. Half as large as tokio's, which counts.
 #[derive(Debug)]
-pub(crate) struct ConnectionPermit {
-    _permit: OwnedSemaphorePermit,
+pub(crate) struct ConnectionPermit(Arc<Semaphore>);
+
+impl ConnectionPermit {
+    /// Takes a permit of `semaphore`, if one is free.
+    fn try_acquire(semaphore: &Arc<Semaphore>) -> Option<Self> {
+        semaphore.try_acquire().ok()?.forget();
+        Some(Self(Arc::clone(semaphore)))
+    }
+}
+
+impl Drop for ConnectionPermit {
+    fn drop(&mut self) {
+        self.0.add_permits(1);
+    }
 }
 
 #[cfg(test)]
 impl ConnectionPermit {
     /// Returns a permit that no limit counts.
     pub(crate) fn uncounted() -> Self {
-        let permit = Arc::new(Semaphore::new(1)).try_acquire_owned();
-        Self { _permit: permit.expect("a new semaphore has a permit") }
+        Self::try_acquire(&Arc::new(Semaphore::new(1))).expect("a new semaphore has a permit")
     }
 }
 
@@ -66,11 +74,8 @@ impl ConnectionLimit {
     ///
     /// Never waits: a connection that must wait for a permit would hold a descriptor meanwhile.
     pub(super) fn try_acquire(&self) -> Option<(ConnectionPermit, bool)> {
-        let take = |semaphore: &Arc<Semaphore>| Arc::clone(semaphore).try_acquire_owned().ok();
-        let connection_permit =
-            |permit, is_over_limit| (ConnectionPermit { _permit: permit }, is_over_limit);
-        let regular = take(&self.within_limit).map(|permit| connection_permit(permit, false));
-        regular.or_else(|| take(&self.over_limit).map(|permit| connection_permit(permit, true)))
+        let regular = ConnectionPermit::try_acquire(&self.within_limit).map(|it| (it, false));
+        regular.or_else(|| ConnectionPermit::try_acquire(&self.over_limit).map(|it| (it, true)))
     }
 }
 

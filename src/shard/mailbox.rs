@@ -192,6 +192,10 @@ pub(super) struct SubscriberWaker {
     pub(super) is_in_mailbox: AtomicBool,
 }
 
+/// Bytes of a waker.
+#[cfg(test)]
+pub(crate) const SUBSCRIBER_WAKER_BYTES: usize = size_of::<SubscriberWaker>();
+
 /// Place of a subscriber.
 #[derive(Debug)]
 struct WakeTarget {

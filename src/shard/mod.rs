@@ -35,7 +35,11 @@ use std::task::{Context, Poll};
 pub(crate) use self::index::ShardIndex;
 pub(crate) use self::placement::ShardPlacement;
 #[cfg(test)]
-pub(crate) use self::{mailbox::PendingSubscriber, scheduler::testing::SteppedScheduler};
+pub(crate) use self::{
+    mailbox::{PendingSubscriber, SUBSCRIBER_WAKER_BYTES},
+    scheduler::testing::SteppedScheduler,
+    slot::SLOT_BYTES,
+};
 use crate::{
     event::Scope,
     subscriber::{ConnectedSubscriber, SubscriberSocket, WriteScratch},

@@ -22,7 +22,7 @@ use super::{
     delivery::{QueuedEvents, UnfinishedWrite},
     metrics_buffers::MetricsBuffers,
 };
-use crate::{event::Event, metrics::Transport, subscriber::WriteScratch};
+use crate::{event::Event, metrics::Transport, subscriber::WriteScratch, timer_wheel::Deadline};
 
 /// A subscriber that waits for events alone, and has received every earlier one.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ pub(super) struct RestingSubscriber {
     /// Position of the last entry that it has received, or that its scope hides.
     position: u64,
     /// Tick of the wheel at the last write since it came to rest.
-    written_at: Option<u64>,
+    written_at: Option<Deadline>,
     /// When its token ends.
     token_expires_at: Option<Instant>,
     transport: Transport,
@@ -89,7 +89,7 @@ impl RestingSubscriber {
         queued: &mut QueuedEvents<'_>,
         scratch: &mut WriteScratch,
         metrics: &mut MetricsBuffers,
-        tick: u64,
+        tick: Deadline,
     ) -> RestingDelivery {
         let now = Instant::now();
         let is_expired = self.token_expires_at.is_some_and(|expires_at| now >= expires_at);

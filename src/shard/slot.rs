@@ -17,6 +17,7 @@ use super::{
 use crate::{
     subscriber::{SubscriberFault, WriteScratch},
     subscription::Subscription,
+    timer_wheel::Deadline,
 };
 
 /// A subscriber on a shard.
@@ -94,7 +95,7 @@ impl SubscriberSlot {
         mut queued: QueuedEvents<'_>,
         scratch: &mut WriteScratch,
         metrics: &mut MetricsBuffers,
-        tick: u64,
+        tick: Deadline,
     ) -> DeliveryOutcome {
         if let Some(resting) = &mut self.resting {
             match resting.deliver(&mut queued, scratch, metrics, tick) {
@@ -117,3 +118,7 @@ impl SubscriberSlot {
         self.wake().parts().connected.record_fault(SubscriberFault::Error);
     }
 }
+
+/// Bytes that a shard's table of slots has for each subscriber.
+#[cfg(test)]
+pub(crate) const SLOT_BYTES: usize = size_of::<Option<SubscriberSlot>>();

@@ -18,7 +18,6 @@
 //! May use: `timer_wheel`.
 
 use std::{
-    sync::Arc,
     task::{Context, Waker},
     time::Duration,
 };
@@ -31,7 +30,7 @@ use crate::timer_wheel::{Alarm, Deadline, TimerWheel};
 #[derive(Debug)]
 pub(crate) struct SubscriberDeadlines {
     alarm: Alarm,
-    heartbeat_ticks: u64,
+    heartbeat_ticks: u32,
     heartbeat: Deadline,
     age: Deadline,
     /// `None` without a token that expires. Boxed: most subscribers have none.
@@ -66,7 +65,7 @@ impl SubscriberDeadlines {
     /// of `max_age`: ten thousand subscribers of one event must not share a tick, nor come back in
     /// waves.
     pub(crate) fn new(
-        wheel: &Arc<TimerWheel>,
+        alarm: Alarm,
         heartbeat_interval: Duration,
         max_age: Option<Duration>,
         token: Option<TokenEnd>,
@@ -75,13 +74,15 @@ impl SubscriberDeadlines {
         let age = max_age.map(|age| age.mul_f64(0.8 + 0.4 * fastrand::f64()));
         let expiry = token
             .map(|it| Box::new(TokenExpiry { expires_at: it.disconnect_at, wake_at: it.wake_at }));
+        let wheel = alarm.wheel();
+        let heartbeat_ticks = TimerWheel::ticks_in(heartbeat_interval);
         Self {
-            alarm: Alarm::new(wheel),
-            heartbeat_ticks: TimerWheel::ticks_in(heartbeat_interval),
+            heartbeat_ticks: u32::try_from(heartbeat_ticks).unwrap_or(u32::MAX),
             heartbeat: wheel.deadline_after(heartbeat_interval),
             age: age.map_or(Deadline::NEVER, |age| wheel.deadline_after(age)),
             expiry,
             end: token.map_or(Deadline::NEVER, |it| it.end),
+            alarm,
         }
     }
 
@@ -92,12 +93,12 @@ impl SubscriberDeadlines {
 
     /// Restarts the heartbeat interval.
     pub(crate) fn reset_heartbeat(&mut self) {
-        self.heartbeat = self.wheel().deadline_in(self.heartbeat_ticks);
+        self.heartbeat = self.wheel().deadline_in(self.heartbeat_ticks.into());
     }
 
     /// Restarts the heartbeat interval as of an earlier tick.
-    pub(crate) fn restart_heartbeat_at(&mut self, tick: u64) {
-        self.heartbeat = Deadline::at_tick(tick.saturating_add(self.heartbeat_ticks));
+    pub(crate) fn restart_heartbeat_at(&mut self, tick: Deadline) {
+        self.heartbeat = Deadline::at_tick(tick.tick() + u64::from(self.heartbeat_ticks));
     }
 
     /// Returns whether a heartbeat is due.

@@ -98,7 +98,11 @@ impl ConnectedSubscriber {
         let Poll::Ready(item) = self.subscription.poll_next(context) else {
             match self.subscription.is_caught_up() {
                 true => self.permit.record_caught_up(),
-                false => self.record_backlog(),
+                false => {
+                    // A subscription that waits for the store or for a tick has not registered.
+                    self.subscription.register_waker(context);
+                    self.record_backlog();
+                }
             }
             return Poll::Pending;
         };

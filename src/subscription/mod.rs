@@ -45,7 +45,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Subscription {
     fanout: Arc<Fanout>,
-    signal: Arc<SubscriberSignal>,
+    signal: SubscriberSignal,
     /// Whether the subscription is in the fan-out's index and gets notifications. If not, its shard
     /// passes it what arrives.
     is_indexed: bool,
@@ -54,8 +54,6 @@ pub(crate) struct Subscription {
     cursor: u64,
     /// Whether there may be entries after the cursor for which no notification will come.
     is_lagging: bool,
-    /// Start position that the log may still get to know.
-    awaited_start: Option<Box<AwaitedStart>>,
     /// Whether the subscriber asked for new entries only.
     skips_history: bool,
     /// Whether the subscriber asked for new entries only, and the log was still receiving history
@@ -64,14 +62,15 @@ pub(crate) struct Subscription {
     /// Whether the subscriber asked for everything that is kept, and has not read yet. Evictions of
     /// entries older than the subscription are no loss to it.
     wants_oldest: bool,
-    /// Set while the next entries are in the store.
-    catch_up: Option<Box<CatchUp>>,
     /// Client that reads of the store are charged to.
     replay_client: ReplayClient,
-    read_failure_policy: ReadFailurePolicy,
-    read_buffer: VecDeque<Entry>,
-    /// Boxed, like `catch_up`: rare, and there is one subscription per subscriber.
-    pending_gap: Option<Box<Gap>>,
+    /// Whether entries that are in the store and cannot be read from it now are read again later:
+    /// deliveries that a webhook is owed are not given up because a disk is busy. Else they are
+    /// announced as a gap: a client does not wait for a disk.
+    retries_failed_reads: bool,
+    /// What only a subscription that is not caught up needs. Boxed: there is one subscription per
+    /// subscriber, and most are caught up.
+    backlog: Option<Box<Backlog>>,
     /// Entries after this position arrived while the subscription existed.
     live_after: u64,
     /// Last id that the subscriber has received, and its position.
@@ -83,17 +82,17 @@ pub(crate) struct Subscription {
     skipped_at_yield: u32,
 }
 
-/// Treatment of entries that are in the store and cannot be read from it now.
-#[derive(Debug)]
-enum ReadFailurePolicy {
-    /// Announced as a gap: a client does not wait for a disk.
-    AnnounceGap,
-    /// Read again at this time. Deliveries that a webhook is owed are not given up because a disk
-    /// is busy.
-    RetryLater {
-        /// None before the first failure.
-        not_before: Option<Instant>,
-    },
+/// What a subscription reads, or waits for, until it is caught up.
+#[derive(Debug, Default)]
+struct Backlog {
+    /// Start position that the log may still get to know.
+    awaited_start: Option<AwaitedStart>,
+    /// Set while the next entries are in the store.
+    catch_up: Option<Box<CatchUp>>,
+    /// When to read again what the store could not read.
+    retry_at: Option<Instant>,
+    read_buffer: VecDeque<Entry>,
+    pending_gap: Option<Box<Gap>>,
 }
 
 /// A start position that is waited for.
@@ -108,7 +107,7 @@ impl Subscription {
     /// the log already.
     pub(crate) fn start(
         fanout: &Arc<Fanout>,
-        signal: Arc<SubscriberSignal>,
+        signal: SubscriberSignal,
         scope: Scope,
         start: &StartPosition,
     ) -> Self {
@@ -122,15 +121,12 @@ impl Subscription {
             scope,
             cursor: position,
             is_lagging: false,
-            awaited_start: None,
             skips_history: false,
             is_held_back: false,
             wants_oldest: false,
-            catch_up: None,
             replay_client: ReplayClient::default(),
-            read_failure_policy: ReadFailurePolicy::AnnounceGap,
-            read_buffer: VecDeque::new(),
-            pending_gap: None,
+            retries_failed_reads: false,
+            backlog: None,
             live_after: position,
             last_delivered: None,
             skipped: 0,
@@ -144,7 +140,7 @@ impl Subscription {
     /// notice of its own position.
     pub(crate) fn after(
         fanout: &Arc<Fanout>,
-        signal: Arc<SubscriberSignal>,
+        signal: SubscriberSignal,
         scope: Scope,
         position: u64,
     ) -> Self {
@@ -164,8 +160,10 @@ impl Subscription {
     /// subscription over must replace the scope in its own index and in its port as well.
     pub(crate) fn change_scope(&mut self, scope: Scope) {
         self.cursor = self.returned_through();
-        self.read_buffer.clear();
-        self.catch_up = None;
+        if let Some(backlog) = &mut self.backlog {
+            backlog.read_buffer.clear();
+            backlog.catch_up = None;
+        }
         // No notification came for entries that the new scope admits and the old one hid.
         self.is_lagging = true;
         if self.is_indexed {
@@ -181,7 +179,8 @@ impl Subscription {
 
     /// Returns the position up to which every entry within the scope has been returned.
     pub(crate) fn returned_through(&self) -> u64 {
-        let first = self.read_buffer.iter().find_map(|entry| match entry {
+        let buffered = self.backlog.iter().flat_map(|backlog| &backlog.read_buffer);
+        let first = buffered.into_iter().find_map(|entry| match entry {
             Entry::Event(event) => Some(event.position()),
             Entry::Gap(gap) => Some(gap.position),
             Entry::Erased => None,
@@ -198,16 +197,21 @@ impl Subscription {
         let item = self.poll_reads(context);
         if item.is_pending() {
             self.skipped_at_yield = self.skipped;
+            // On a shard, which passes on what arrives, the next read may never come. Any other
+            // subscription reads the next entry from the log as well, and keeps its buffer.
+            if self.is_on_shard() && self.is_caught_up() {
+                self.backlog = None;
+            }
         }
         item
     }
 
     fn poll_reads(&mut self, context: &mut Context<'_>) -> Poll<SubscriptionItem> {
         for _ in 0..MAX_LOG_READS_PER_POLL {
-            if let Some(gap) = self.pending_gap.take() {
+            if let Some(gap) = self.backlog.as_mut().and_then(|it| it.pending_gap.take()) {
                 return Poll::Ready(self.return_gap(*gap));
             }
-            if let Some(entry) = self.read_buffer.pop_front() {
+            if let Some(entry) = self.backlog.as_mut().and_then(|it| it.read_buffer.pop_front()) {
                 match entry {
                     Entry::Event(event) => return Poll::Ready(self.return_event(event)),
                     Entry::Gap(gap) => {
@@ -261,22 +265,23 @@ impl Subscription {
 
     /// Returns when to poll again if the subscription waits for the store to recover.
     pub(crate) fn store_retry_at(&self) -> Option<Instant> {
-        match self.read_failure_policy {
-            ReadFailurePolicy::RetryLater { not_before } => {
-                not_before.filter(|not_before| Instant::now() < *not_before)
-            }
-            ReadFailurePolicy::AnnounceGap => None,
-        }
+        let retry_at = self.backlog.as_ref()?.retry_at?;
+        (Instant::now() < retry_at).then_some(retry_at)
     }
 
     /// Returns whether the last poll found the start id missing, or history still arriving.
     fn is_waiting_for_log(&self) -> bool {
-        self.awaited_start.is_some() || self.is_held_back
+        self.awaits_start() || self.is_held_back
+    }
+
+    fn awaits_start(&self) -> bool {
+        self.backlog.as_ref().is_some_and(|backlog| backlog.awaited_start.is_some())
     }
 
     /// Returns whether the next entries are in the store.
     pub(crate) fn reads_from_store(&self) -> bool {
-        self.catch_up.is_some() && self.read_buffer.is_empty()
+        let backlog = self.backlog.as_ref();
+        backlog.is_some_and(|it| it.catch_up.is_some() && it.read_buffer.is_empty())
     }
 
     /// Returns whether the last [`Subscription::poll_next`] that returned `Pending` had nothing
@@ -284,8 +289,10 @@ impl Subscription {
     pub(crate) fn is_caught_up(&self) -> bool {
         !self.is_lagging
             && !self.is_waiting_for_log()
-            && self.read_buffer.is_empty()
-            && self.pending_gap.is_none()
+            && self
+                .backlog
+                .as_ref()
+                .is_none_or(|it| it.read_buffer.is_empty() && it.pending_gap.is_none())
     }
 
     /// Returns whether the subscription was notified of an entry after the cursor. If not, the
@@ -367,7 +374,8 @@ impl Subscription {
     /// Returns the number and the bytes of the entries in the read buffer.
     #[cfg(test)]
     pub(super) fn buffered(&self) -> (usize, usize) {
-        (self.read_buffer.len(), self.read_buffer.iter().map(Entry::encoded_len).sum())
+        let buffer = || self.backlog.iter().flat_map(|backlog| &backlog.read_buffer);
+        (buffer().count(), buffer().map(Entry::encoded_len).sum())
     }
 
     /// Returns whether every entry up to `position` has been returned or is hidden by the scope. A
@@ -375,8 +383,8 @@ impl Subscription {
     pub(crate) fn has_passed(&self, position: u64) -> bool {
         let is_delivered = self.last_delivered.is_some_and(|(given, _)| given >= position);
         let is_past_it = self.cursor >= position && self.is_caught_up();
-        let has_nothing_to_get = self.awaited_start.is_some()
-            || (self.is_held_back && self.fanout.log().is_recovering());
+        let has_nothing_to_get =
+            self.awaits_start() || (self.is_held_back && self.fanout.log().is_recovering());
         is_delivered || is_past_it || has_nothing_to_get
     }
 }

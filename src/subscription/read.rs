@@ -10,7 +10,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{ReadFailurePolicy, Subscription};
+use super::Subscription;
 use crate::{
     event::GapReason,
     log::{ReadLimits, ReadOutcome},
@@ -20,25 +20,24 @@ impl Subscription {
     /// Fills the read buffer from the log and moves the cursor over what was read, or notes why
     /// there was nothing to read.
     pub(super) fn read_log(&mut self) {
-        match self.fanout.log().read_after(
-            self.cursor,
-            &self.scope,
-            READ_BUFFER_LIMITS,
-            &mut self.read_buffer,
-        ) {
+        let backlog = self.backlog.get_or_insert_default();
+        let buffer = &mut backlog.read_buffer;
+        match self.fanout.log().read_after(self.cursor, &self.scope, READ_BUFFER_LIMITS, buffer) {
             ReadOutcome::Entries { read_through, reached_end, examined } => {
-                self.charge(examined.saturating_sub(self.read_buffer.len()));
-                self.catch_up = None;
+                let skipped = examined.saturating_sub(backlog.read_buffer.len());
+                backlog.catch_up = None;
+                self.charge(skipped);
                 self.wants_oldest = false;
                 self.cursor = read_through;
                 self.is_lagging = !reached_end;
             }
             ReadOutcome::InStore { store, request } => {
-                self.charge(self.scope.session_count());
                 let client = self.replay_client;
-                self.catch_up
+                backlog
+                    .catch_up
                     .get_or_insert_with(|| Box::new(store.catch_up(client)))
                     .request(request);
+                self.charge(self.scope.session_count());
                 self.is_lagging = true;
             }
             ReadOutcome::Lost { reason, lost_through } => {
@@ -77,7 +76,7 @@ impl Subscription {
         };
         let gap = self.fanout.log().lost_gap(reason, after, lost_through);
         self.cursor = gap.position;
-        self.pending_gap = Some(Box::new(gap));
+        self.backlog.get_or_insert_default().pending_gap = Some(Box::new(gap));
     }
 
     /// Polls the store for the next entries. Ready with `true` if the read buffer, the cursor or a
@@ -87,7 +86,8 @@ impl Subscription {
     ///
     /// A chunk is taken from the store only together with the cursor's move.
     pub(super) fn poll_store(&mut self, context: &mut Context<'_>) -> Poll<bool> {
-        let Some(catch_up) = &mut self.catch_up else { return Poll::Ready(false) };
+        let Some(backlog) = &mut self.backlog else { return Poll::Ready(false) };
+        let Some(catch_up) = &mut backlog.catch_up else { return Poll::Ready(false) };
         let Some(chunk) = ready!(catch_up.poll_chunk(context)) else { return Poll::Ready(false) };
         match chunk {
             // Retention overtook the request: the rows between the cursor and `evicted_through` are
@@ -97,7 +97,7 @@ impl Subscription {
             }
             Ok(chunk) => {
                 self.wants_oldest = false;
-                self.read_buffer.extend(chunk.entries);
+                backlog.read_buffer.extend(chunk.entries);
                 self.cursor = chunk.through;
                 if let Some(row) = chunk.damaged {
                     let position = row.position;
@@ -105,12 +105,9 @@ impl Subscription {
                     self.announce_gap(GapReason::NotKept, position);
                 }
             }
-            Err(_)
-                if let ReadFailurePolicy::RetryLater { not_before: until } =
-                    &mut self.read_failure_policy =>
-            {
-                *until = Some(Instant::now() + STORE_RETRY_INTERVAL);
-                self.catch_up = None;
+            Err(_) if self.retries_failed_reads => {
+                backlog.retry_at = Some(Instant::now() + STORE_RETRY_INTERVAL);
+                backlog.catch_up = None;
             }
             Err(unread_through) => {
                 self.fanout.log().count_unreadable();

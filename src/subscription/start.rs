@@ -11,19 +11,18 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{AwaitedStart, ReadFailurePolicy, Subscription};
+use super::{AwaitedStart, Subscription};
 use crate::{event::StartPosition, log::ResolvedStart};
 
 impl Subscription {
     /// Puts the cursor where `start` is in the log, or records that it is waited for.
     pub(super) fn resolve_start(&mut self, start: &StartPosition, may_wait: bool) {
         match self.fanout.log().resolve_start(start, may_wait) {
-            ResolvedStart::NotYetKnown if self.awaited_start.is_some() => return,
+            ResolvedStart::NotYetKnown if self.awaits_start() => return,
             ResolvedStart::NotYetKnown => {
-                self.awaited_start = Some(Box::new(AwaitedStart {
-                    start: start.clone(),
-                    until: Instant::now() + UNKNOWN_ID_WAIT,
-                }));
+                let until = Instant::now() + UNKNOWN_ID_WAIT;
+                let awaited = AwaitedStart { start: start.clone(), until };
+                self.backlog.get_or_insert_default().awaited_start = Some(awaited);
                 return;
             }
             ResolvedStart::Now => self.skips_history = true,
@@ -39,10 +38,12 @@ impl Subscription {
             }
             ResolvedStart::Lost(gap) => {
                 self.cursor = gap.position;
-                self.pending_gap = Some(Box::new(gap));
+                self.backlog.get_or_insert_default().pending_gap = Some(Box::new(gap));
             }
         }
-        self.awaited_start = None;
+        if let Some(backlog) = &mut self.backlog {
+            backlog.awaited_start = None;
+        }
         // Entries up to `live_after` were dispatched before the subscription was in the index: no
         // notification comes for them.
         self.is_lagging = self.cursor < self.live_after || self.is_lagging;
@@ -54,14 +55,14 @@ impl Subscription {
     pub(super) fn resume_after(&mut self, position: u64) {
         (self.cursor, self.skips_history, self.is_lagging) =
             (position, false, position < self.live_after);
-        self.read_failure_policy = ReadFailurePolicy::RetryLater { not_before: None };
+        self.retries_failed_reads = true;
     }
 
     /// Returns whether the subscription has a position in the log, and history has ended for a
     /// subscriber that asked for new entries only.
     pub(super) fn poll_located(&mut self) -> bool {
         let log = self.fanout.log();
-        if let Some(awaited) = &mut self.awaited_start {
+        if let Some(awaited) = self.backlog.as_mut().and_then(|it| it.awaited_start.as_mut()) {
             if log.is_behind_upstream() {
                 // The wait begins when this relay has caught up, or has given up on the upstream.
                 awaited.until = Instant::now() + UNKNOWN_ID_WAIT;
@@ -70,7 +71,7 @@ impl Subscription {
             let start = awaited.start.clone();
             self.resolve_start(&start, may_wait);
             self.is_lagging = true;
-            return self.awaited_start.is_none();
+            return !self.awaits_start();
         }
         if self.skips_history {
             // `u64::MAX` while the log is receiving history.

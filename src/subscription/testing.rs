@@ -14,13 +14,14 @@ use std::{
 use super::{Subscription, SubscriptionItem};
 use crate::{
     event::{Gap, Kind, Only, Scope, SessionId, StartPosition},
-    fanout::FanoutHarness,
+    fanout::{FanoutHarness, SubscriberSignal},
 };
 
 impl FanoutHarness {
     pub(crate) fn subscribe(&self, scope: Scope, start: &StartPosition) -> FanoutReader {
         let wake_counter = Arc::new(FanoutWakeCounter::default());
-        let subscription = Subscription::start(&self.fanout, Arc::default(), scope, start);
+        let subscription =
+            Subscription::start(&self.fanout, SubscriberSignal::default(), scope, start);
         FanoutReader {
             subscription,
             wake_counter,

@@ -11,13 +11,14 @@
 //!
 //! In the relay, `thread.rs` turns the wheel, and `pulse.rs` shows whether a runtime is alive.
 //!
-//! May use: no other module.
+//! May use: `wake_state`.
 
 mod pulse;
 mod thread;
 
 use std::{
     mem,
+    num::NonZeroU32,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::SeqCst},
@@ -26,12 +27,12 @@ use std::{
     time::Duration,
 };
 
-use atomic_waker::AtomicWaker;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::{pulse::RuntimePulse, thread::WheelThread};
+use crate::wake_state::WakeState;
 
 /// Timer wheel: slots of entries, and the current tick.
 #[derive(Debug)]
@@ -39,7 +40,7 @@ pub(crate) struct TimerWheel {
     started: Instant,
     /// Current tick. Written under the lock of `slots`.
     current_tick: AtomicU64,
-    slots: Mutex<Box<[Vec<Arc<TimerEntry>>]>>,
+    slots: Mutex<Box<[Vec<Arc<WakeState>>]>>,
 }
 
 impl TimerWheel {
@@ -109,12 +110,12 @@ impl TimerWheel {
         // and the deadline would be early by as much.
         let end = self.started.elapsed().saturating_add(wait);
         let ticks = u64::try_from(end.as_millis() / TICK.as_millis()).unwrap_or(u64::MAX);
-        Deadline(ticks.saturating_add(1))
+        Deadline::at_tick(ticks.saturating_add(1))
     }
 
     /// Returns the deadline that is `ticks` after the current tick.
     pub(crate) fn deadline_in(&self, ticks: u64) -> Deadline {
-        Deadline(self.current_tick().saturating_add(ticks))
+        Deadline::at_tick(self.current_tick().saturating_add(ticks))
     }
 
     /// Returns the ticks after which at least `wait` has passed.
@@ -125,13 +126,13 @@ impl TimerWheel {
     }
 
     /// Moves on by one tick, and returns the entries that are due.
-    fn advance(&self) -> Vec<Arc<TimerEntry>> {
+    fn advance(&self) -> Vec<Arc<WakeState>> {
         let mut slots = self.slots();
         let now = self.current_tick.fetch_add(1, SeqCst) + 1;
         // The allocation of the slot is dropped with its entries.
         let mut entries = slots.get_mut(slot_index(now)).map(mem::take).unwrap_or_default();
         entries.retain(|entry| {
-            if entry.queued_tick.load(SeqCst) != now {
+            if u64::from(entry.queued_tick.load(SeqCst)) != now {
                 return false; // an earlier alarm has since moved it to an earlier slot
             }
             // Store, then load, against store, then load in `Alarm::set`: either `set` sees that
@@ -139,33 +140,33 @@ impl TimerWheel {
             // orders a store before a later load of another atomic, so acquire and release would
             // not do.
             entry.queued_tick.store(NO_TICK, SeqCst);
-            match entry.due_tick.load(SeqCst) {
-                NO_TICK => false,
-                due if due <= now => true,
-                due => {
-                    insert_entry(&mut slots, entry, due, now);
-                    false
-                }
+            let Some(due) = NonZeroU32::new(entry.due_tick.load(SeqCst)).map(Deadline) else {
+                return false;
+            };
+            let is_due = due.tick() <= now;
+            if !is_due {
+                insert_entry(&mut slots, entry, due, now);
             }
+            is_due
         });
         entries
     }
 
     /// Puts the entry into a slot that is processed at `due` or before, unless it is in such a
     /// slot.
-    fn enqueue(&self, entry: &Arc<TimerEntry>, due: u64) {
-        if entry.is_queued_by(due) {
+    fn enqueue(&self, entry: &Arc<WakeState>, due: Deadline) {
+        if is_queued_by(entry, due) {
             return;
         }
         let mut slots = self.slots();
         // Checked again under the lock: `advance` may have taken the entry out in between, or put
         // it into a slot.
-        if !entry.is_queued_by(due) {
+        if !is_queued_by(entry, due) {
             insert_entry(&mut slots, entry, due, self.current_tick());
         }
     }
 
-    fn slots(&self) -> MutexGuard<'_, Box<[Vec<Arc<TimerEntry>>]>> {
+    fn slots(&self) -> MutexGuard<'_, Box<[Vec<Arc<WakeState>>]>> {
         // A slot is a list, and each change of it is one call, so a panic cannot leave one half
         // done.
         self.slots.lock()
@@ -173,34 +174,43 @@ impl TimerWheel {
 }
 
 /// Tick of a wheel at which a wait is over.
+///
+/// In 32 bits, which are 13 years of ticks: each idle subscriber holds several.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(crate) struct Deadline(u64);
+pub(crate) struct Deadline(NonZeroU32);
 
 impl Deadline {
     /// A tick that never comes.
-    pub(crate) const NEVER: Self = Self(u64::MAX);
+    pub(crate) const NEVER: Self = Self(NonZeroU32::MAX);
 
     /// Returns the deadline of a tick that was stored as a number.
     pub(crate) fn at_tick(tick: u64) -> Self {
-        Self(tick)
+        let tick = u32::try_from(tick).unwrap_or(u32::MAX);
+        // A wheel begins with tick 1, so 0 is over from the start as well.
+        Self(NonZeroU32::new(tick).unwrap_or(NonZeroU32::MIN))
     }
 
     /// Returns the number of the tick.
     pub(crate) fn tick(self) -> u64 {
-        self.0
+        u64::from(self.0.get())
     }
 
     /// Returns whether the wheel has reached the tick.
     pub(crate) fn is_over(self, wheel: &TimerWheel) -> bool {
-        wheel.current_tick() >= self.0
+        wheel.current_tick() >= self.tick()
     }
 }
 
 /// Puts an entry into the slot of `due`, or into the farthest one.
-fn insert_entry(slots: &mut [Vec<Arc<TimerEntry>>], entry: &Arc<TimerEntry>, due: u64, now: u64) {
+fn insert_entry(
+    slots: &mut [Vec<Arc<WakeState>>],
+    entry: &Arc<WakeState>,
+    due: Deadline,
+    now: u64,
+) {
     // Not the current slot, which has been taken out: the entry would wait there for a whole round.
-    let tick = due.clamp(now + 1, now + SLOT_COUNT as u64 - 1);
-    entry.queued_tick.store(tick, SeqCst);
+    let tick = due.tick().clamp(now + 1, now + SLOT_COUNT as u64 - 1);
+    entry.queued_tick.store(Deadline::at_tick(tick).0.get(), SeqCst);
     if let Some(slot) = slots.get_mut(slot_index(tick)) {
         slot.push(Arc::clone(entry));
     }
@@ -214,34 +224,25 @@ fn slot_index(tick: u64) -> usize {
 #[derive(Debug)]
 pub(crate) struct Alarm {
     wheel: Arc<TimerWheel>,
-    entry: Arc<TimerEntry>,
+    entry: Arc<WakeState>,
 }
 
-#[derive(Debug, Default)]
-struct TimerEntry {
-    /// Tick at which to wake the task.
-    due_tick: AtomicU64,
-    /// Tick in whose slot the entry is. Written under the lock of the slots.
-    queued_tick: AtomicU64,
-    waker: AtomicWaker,
-}
-
-impl TimerEntry {
-    // An earlier slot is as good: when it is processed, the entry moves on.
-    fn is_queued_by(&self, due: u64) -> bool {
-        let queued = self.queued_tick.load(SeqCst);
-        queued != NO_TICK && queued <= due
-    }
+/// Returns whether the entry is in the slot of `due` or in an earlier one, which is as good: when
+/// that is processed, the entry moves on.
+fn is_queued_by(entry: &WakeState, due: Deadline) -> bool {
+    let queued = entry.queued_tick.load(SeqCst);
+    queued != NO_TICK && queued <= due.0.get()
 }
 
 impl Alarm {
-    /// Bytes of what the wheel holds of an alarm.
-    #[cfg(test)]
-    pub(crate) const ENTRY_BYTES: usize = size_of::<TimerEntry>();
-
     /// Creates an alarm that is not set.
     pub(crate) fn new(wheel: &Arc<TimerWheel>) -> Self {
-        Self { wheel: Arc::clone(wheel), entry: Arc::default() }
+        Self::sharing(wheel, &Arc::default())
+    }
+
+    /// Creates an alarm of the task that `entry` wakes already, with the same waker.
+    pub(crate) fn sharing(wheel: &Arc<TimerWheel>, entry: &Arc<WakeState>) -> Self {
+        Self { wheel: Arc::clone(wheel), entry: Arc::clone(entry) }
     }
 
     /// Returns the wheel of the alarm.
@@ -253,10 +254,10 @@ impl Alarm {
     ///
     /// The waker may also be woken early, or more than once: the woken task asks
     /// [`Deadline::is_over`] of its own deadlines.
-    pub(crate) fn set(&self, Deadline(due): Deadline, waker: &Waker) {
+    pub(crate) fn set(&self, due: Deadline, waker: &Waker) {
         // Registered first: once the due tick is stored, the wheel may wake.
         self.entry.waker.register(waker);
-        self.entry.due_tick.store(due, SeqCst);
+        self.entry.due_tick.store(due.0.get(), SeqCst);
         self.wheel.enqueue(&self.entry, due);
     }
 }
@@ -278,7 +279,7 @@ pub(crate) const TICK: Duration = Duration::from_millis(100);
 const SLOT_COUNT: usize = 1024;
 
 /// Stands for an alarm that is not set, and for an entry that is in no slot.
-const NO_TICK: u64 = 0;
+const NO_TICK: u32 = 0;
 
 #[cfg(test)]
 mod tests {

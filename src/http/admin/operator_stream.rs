@@ -16,7 +16,6 @@ use hyper::{HeaderMap, Method, StatusCode};
 
 use super::state::AdminState;
 use crate::{
-    auth::{ADMIN_KEY_NAME, CredentialHolder},
     event::ProductId,
     http::{
         problem::Problem,
@@ -58,9 +57,7 @@ pub(in crate::http) async fn tail(
     let source = SubscriptionSource {
         subscribers: &admin.operator_tails,
         wheel: &admin.relay.wheel,
-        key: ADMIN_KEY_NAME.into(),
-        holder: CredentialHolder::Key(ADMIN_KEY_NAME.into()),
-        proof: admin.key.proof(),
+        identity: admin.key.identity(),
         max_age: None,
         expiry: None,
         shards: None, // the socket belongs to the admin runtime, shards to others

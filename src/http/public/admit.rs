@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::request::SubscriptionRequest;
 use crate::{
     admission::{AdmissionRequest, DisconnectReason, Subscribers},
-    auth::{CredentialHolder, CredentialProof, Grant, StreamExpiry},
+    auth::{CredentialIdentity, Grant, StreamExpiry},
     fanout::SubscriberSignal,
     feed::Feed,
     http::state::Relay,
@@ -28,7 +28,7 @@ use crate::{
     shard::ShardPlacement,
     subscriber::{ConnectedSubscriber, SubscriberDeadlines, TokenEnd},
     subscription::Subscription,
-    timer_wheel::{Deadline, TimerWheel},
+    timer_wheel::{Alarm, Deadline, TimerWheel},
 };
 
 /// Source of a subscription: what differs between the public and the admin listener.
@@ -38,12 +38,8 @@ pub(crate) struct SubscriptionSource<'a> {
     pub(crate) subscribers: &'a Arc<Subscribers>,
     /// Timer of the listener's runtime.
     pub(crate) wheel: &'a Arc<TimerWheel>,
-    /// Name of the key, for the list of subscribers.
-    pub(crate) key: Arc<str>,
-    /// Holder that the subscriber counts for in limits.
-    pub(crate) holder: CredentialHolder,
     /// Credential that must stay valid while the stream is open.
-    pub(crate) proof: Arc<CredentialProof>,
+    pub(crate) identity: Arc<CredentialIdentity>,
     /// Age at about which the stream is rotated.
     pub(crate) max_age: Option<Duration>,
     /// End of the stream with its token, if there is one.
@@ -61,9 +57,7 @@ impl<'a> SubscriptionSource<'a> {
         Self {
             subscribers: &relay.subscribers,
             wheel: &relay.wheel,
-            key: Arc::clone(&grant.key),
-            holder: grant.holder.clone(),
-            proof: Arc::clone(&grant.proof),
+            identity: Arc::clone(&grant.identity),
             max_age: relay.max_connection_age,
             expiry: grant.stream_expiry(),
             shards: can_detach.then_some(&relay.shards),
@@ -89,17 +83,15 @@ impl<'a> SubscriptionSource<'a> {
         forced_close: Option<&Arc<ForcedClose>>,
     ) -> Result<ConnectedSubscriber, ShedReason> {
         relay.ensure_not_draining()?;
-        let signal = Arc::new(SubscriberSignal::default());
+        let signal = SubscriberSignal::default();
         let address = relay.client_address(peer, headers);
-        let replay_client = ReplayClient::new(&self.holder, &address.block());
+        let replay_client = ReplayClient::new(&self.identity.holder, &address.block());
         let permit = self.subscribers.admit(AdmissionRequest {
             product: feed.id.clone(),
             transport,
-            key: Arc::clone(&self.key),
-            holder: self.holder.clone(),
-            proof: Arc::clone(&self.proof),
+            identity: Arc::clone(&self.identity),
             address,
-            listener: Arc::clone(&signal),
+            listener: signal.clone(),
             forced_close: forced_close.cloned(),
         })?;
         // Permit first, flag second, while shutdown sets the flag first and walks the permits
@@ -111,6 +103,8 @@ impl<'a> SubscriptionSource<'a> {
         if relay.ensure_still_served(feed).is_err() {
             permit.disconnect(DisconnectReason::Removed);
         }
+        // One task, which the fan-out, the wheel and admission wake by the same waker.
+        let alarm = Alarm::sharing(self.wheel, signal.wake_state());
         let subscription =
             Subscription::start(&feed.fanout, signal, requested.scope, &requested.start);
         let subscription = subscription.for_client(replay_client);
@@ -119,7 +113,7 @@ impl<'a> SubscriptionSource<'a> {
             forced_close.schedule_at(token.end);
         }
         let deadlines =
-            SubscriberDeadlines::new(self.wheel, relay.heartbeat_interval, self.max_age, token);
+            SubscriberDeadlines::new(alarm, relay.heartbeat_interval, self.max_age, token);
         let kind = (transport, self.is_operator_tail);
         Ok(ConnectedSubscriber::new(subscription, permit, feed, deadlines, kind))
     }

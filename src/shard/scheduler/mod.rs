@@ -217,7 +217,7 @@ impl ShardScheduler {
 
     /// Delivers one group's batch to at most `budget` recipients and returns the unused budget.
     fn deliver_group(&mut self, key: usize, budget: usize) -> usize {
-        let tick = self.liveness_alarm.wheel().current_tick();
+        let tick = Deadline::at_tick(self.liveness_alarm.wheel().current_tick());
         for remaining in (0..budget).rev() {
             if self.scratch.written_bytes > MAX_BYTES_PER_TURN {
                 return 0;

@@ -8,9 +8,9 @@ use std::{
     time::Duration,
 };
 
-use super::{ShardScheduler, SpreadPlan, SubscriberSlot};
+use super::{ShardScheduler, SpreadPlan};
 use crate::{
-    shard::mailbox::{PendingSubscriber, ShardArrival, ShardMailbox, SubscriberWaker},
+    shard::mailbox::{PendingSubscriber, ShardArrival, ShardMailbox},
     timer_wheel::TimerWheel,
 };
 
@@ -20,12 +20,6 @@ pub(crate) struct SteppedScheduler(ShardScheduler);
 impl SteppedScheduler {
     /// Subscribers that one turn polls, or delivers to, at most.
     pub(crate) const MAX_SUBSCRIBERS_PER_TURN: usize = super::MAX_SUBSCRIBERS_PER_TURN;
-
-    /// Bytes that a subscriber takes in the table of slots.
-    pub(crate) const SLOT_BYTES: usize = size_of::<Option<SubscriberSlot>>();
-
-    /// Bytes of a subscriber's waker.
-    pub(crate) const WAKER_BYTES: usize = size_of::<SubscriberWaker>();
 
     /// Returns an empty shard, the first of its relay.
     pub(crate) fn new(write_timeout: Duration, wheel: &Arc<TimerWheel>) -> Self {

@@ -160,10 +160,10 @@ fn a_pending_position_from_before_a_shard_took_over_is_cleared() {
     harness.append("a", "k");
     harness.dispatch_all();
     let mut shard_index = ShardIndex::new(&harness.fanout, 0, Waker::noop().clone());
-    let signal = Arc::new(SubscriberSignal::default());
+    let signal = SubscriberSignal::default();
     let mut subscription = Subscription::start(
         &harness.fanout,
-        Arc::clone(&signal),
+        signal.clone(),
         scope(&[], &[]),
         &StartPosition::Oldest,
     );

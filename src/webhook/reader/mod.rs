@@ -77,9 +77,8 @@ impl WebhookReader {
         scope: Scope,
         position: u64,
     ) -> Self {
-        let (fanout, signal) =
-            (Arc::clone(progress.fanout()), Arc::new(SubscriberSignal::default()));
-        progress.restart(Arc::clone(&signal));
+        let (fanout, signal) = (Arc::clone(progress.fanout()), SubscriberSignal::default());
+        progress.restart(signal.clone());
         let subscription = Subscription::after(&fanout, signal, scope, position);
         let persisted = fanout.log().watch_persisted();
         Self { fanout, store, subscription, progress, persisted, uncommitted: None }

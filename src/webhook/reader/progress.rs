@@ -27,7 +27,7 @@ pub(in crate::webhook) struct ReadProgress {
 #[derive(Debug, Default)]
 struct ProgressState {
     /// Signal of the present subscription.
-    signal: Arc<SubscriberSignal>,
+    signal: SubscriberSignal,
     /// Whether the last poll of the subscription found nothing left to read, and no other poll has
     /// begun since.
     is_caught_up: bool,
@@ -53,7 +53,7 @@ impl ReadProgress {
     }
 
     /// Begins anew with a subscription that has this signal.
-    pub(super) fn restart(&self, signal: Arc<SubscriberSignal>) {
+    pub(super) fn restart(&self, signal: SubscriberSignal) {
         *self.state.lock() = ProgressState { signal, is_caught_up: false };
     }
 

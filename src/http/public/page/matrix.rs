@@ -358,7 +358,7 @@ impl Schedule {
         };
         let subscription = Subscription::start(
             &self.harnesses[product].fanout,
-            Arc::default(),
+            SubscriberSignal::default(),
             request.scope,
             &request.start,
         );

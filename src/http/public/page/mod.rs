@@ -83,7 +83,7 @@ pub(crate) async fn page(
         return Ok((head, body_for_head()).into_response());
     }
     let address = relay.client_address(connection.peer.ip(), &headers);
-    let replay_client = ReplayClient::new(&grant.holder, &address.block());
+    let replay_client = ReplayClient::new(&grant.identity.holder, &address.block());
     let mut permit = relay.page_quota.permit_for(address);
     permit.grow_to(1).await?;
     let start = match requested.start {
@@ -159,7 +159,7 @@ impl EventPage {
         // page does not wait for it.
         let newest = fanout.log().newest_position();
         let mut subscription =
-            Subscription::start(fanout, Arc::new(SubscriberSignal::default()), scope, start);
+            Subscription::start(fanout, SubscriberSignal::default(), scope, start);
         subscription = subscription.for_client(replay_client);
         let mut page = Self { gap: None, events: Vec::new(), bytes: 0, next: None, max_events };
         let give_up_at = Instant::now() + PAGE_WAIT_TIMEOUT;

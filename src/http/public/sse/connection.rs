@@ -33,7 +33,7 @@ pub(crate) struct SseConnection {
     subscriber: SseSubscriber,
     flow: FlowState,
     /// Bytes of the client that have been discarded.
-    ignored_bytes: usize,
+    ignored_bytes: u32,
     /// No waker is registered for the socket's input.
     must_register_read: bool,
     /// The last chunk is in the batch, or written.
@@ -113,7 +113,10 @@ impl SseConnection {
             let connection = self.socket.connection();
             match connection.try_discard_input(&mut is_notified) {
                 Ok(0) => return true,
-                Ok(bytes) => self.ignored_bytes += bytes,
+                Ok(bytes) => {
+                    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+                    self.ignored_bytes = self.ignored_bytes.saturating_add(bytes);
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     // tokio answered from the cached readiness without a system call: nothing has
                     // arrived since the waker was registered, so the waker is still registered.
@@ -200,4 +203,4 @@ const MAX_READS_PER_POLL: usize = 4;
 
 /// Input that is discarded before the socket is read no more: a client has nothing to send here,
 /// and with TLS each record costs a decryption.
-const MAX_IGNORED_BYTES: usize = 64 * 1024;
+const MAX_IGNORED_BYTES: u32 = 64 * 1024;

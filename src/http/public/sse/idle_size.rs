@@ -5,20 +5,20 @@ use std::sync::Arc;
 
 use super::SseConnection;
 use crate::{
-    admission::AdmittedSubscriber, fanout::SubscriberSignal, shard::SteppedScheduler,
-    timer_wheel::Alarm,
+    admission::AdmittedSubscriber,
+    shard::{SLOT_BYTES, SUBSCRIBER_WAKER_BYTES},
+    wake_state::WakeState,
 };
 
 /// The parts of an idle subscriber, each with its bytes and their bound. Ten thousand subscribers
 /// hold each byte ten thousand times, so a part must not grow by accident. When a part becomes
 /// smaller, its new size becomes the bound.
-const PARTS: [(&str, usize, usize); 7] = [
-    ("connection, boxed", size_of::<SseConnection>(), 424),
-    ("slot of the shard", SteppedScheduler::SLOT_BYTES, 56),
-    ("waker of the shard", ARC_BYTES + SteppedScheduler::WAKER_BYTES, 40),
-    ("signal of the fan-out", ARC_BYTES + size_of::<SubscriberSignal>(), 48),
-    ("entry of the timer wheel", ARC_BYTES + Alarm::ENTRY_BYTES, 56),
-    ("admission", ARC_BYTES + size_of::<AdmittedSubscriber>(), 168),
+const PARTS: [(&str, usize, usize); 6] = [
+    ("connection, boxed", size_of::<SseConnection>(), 328),
+    ("slot of the shard", SLOT_BYTES, 128),
+    ("waker of the shard", ARC_BYTES + SUBSCRIBER_WAKER_BYTES, 48),
+    ("signal and alarm", ARC_BYTES + size_of::<WakeState>(), 56),
+    ("admission", ARC_BYTES + size_of::<AdmittedSubscriber>(), 104),
     ("entry of the list of the admitted", size_of::<(u64, Arc<AdmittedSubscriber>)>(), 16),
 ];
 

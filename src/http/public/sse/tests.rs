@@ -3,7 +3,6 @@
 use std::{
     io::{ErrorKind, Read},
     net::{Ipv4Addr, TcpListener},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -13,7 +12,7 @@ use tokio::{net::TcpStream, task::yield_now};
 
 use super::{SseConnection, SseSubscriber};
 use crate::{
-    auth::{CredentialHolder, CredentialProof, StreamExpiry},
+    auth::{CredentialIdentity, CredentialProof, StreamExpiry},
     event::{Kind, Only, Scope, StartPosition},
     http::{
         public::{admit::SubscriptionSource, request::SubscriptionRequest},
@@ -78,9 +77,7 @@ impl SchedulerHarness {
         let source = SubscriptionSource {
             subscribers: &self.relay.subscribers,
             wheel: &self.relay.wheel,
-            key: "anybody".into(),
-            holder: CredentialHolder::Key("anybody".into()),
-            proof: Arc::new(CredentialProof::Anonymous),
+            identity: CredentialIdentity::of_key("anybody", CredentialProof::Anonymous),
             max_age: None,
             expiry,
             shards: Some(&self.relay.shards),
