@@ -2,6 +2,7 @@
 //! canary.
 
 use std::{
+    io::{self, ErrorKind},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Mutex,
@@ -284,10 +285,16 @@ async fn an_allowed_network_is_reached_by_every_spelling_of_it() {
 
 #[tokio::test]
 async fn an_address_that_does_not_answer_leaves_time_for_the_next() {
-    let receiver =
-        ScriptedReceiver::bind(Ipv4Addr::new(127, 0, 0, 2), OK, AfterAnswer::KeepOpen).await;
+    let (receiver, _deaf) = loop {
+        let address = Ipv4Addr::new(127, 0, 0, 2);
+        let receiver = ScriptedReceiver::bind(address, OK, AfterAnswer::KeepOpen).await;
+        // The port is free on one address, and may be taken on the other.
+        match UnresponsiveListener::bind(receiver.address.port()) {
+            Ok(deaf) => break (receiver, deaf),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::AddrInUse),
+        }
+    };
     let port = receiver.address.port();
-    let _deaf = UnresponsiveListener::new(port);
     let (resolver, _) = stub_resolver(&[&["127.0.0.3", "127.0.0.4", "127.0.0.2"]]);
     let sender = sender_with(
         resolver,
@@ -311,17 +318,17 @@ struct UnresponsiveListener {
 }
 
 impl UnresponsiveListener {
-    fn new(port: u16) -> Self {
+    fn bind(port: u16) -> io::Result<Self> {
         let address = SocketAddr::from((Ipv4Addr::new(127, 0, 0, 3), port)).into();
         let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        listener.bind(&address).unwrap();
-        listener.listen(0).unwrap();
+        listener.bind(&address)?;
+        listener.listen(0)?;
         let waiting = (0..3).map(|_| {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
             socket.set_nonblocking(true).unwrap();
             let _ = socket.connect(&address);
             socket
         });
-        Self { _waiting: waiting.collect(), _listener: listener }
+        Ok(Self { _waiting: waiting.collect(), _listener: listener })
     }
 }
