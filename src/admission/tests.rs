@@ -46,7 +46,9 @@ fn a_limit_that_comes_later_counts_existing_subscribers_and_disconnects_none_of_
     let key = ListenerKey::new(None);
     let subscribers = subscribers(10, &Arc::new(key.to_access()));
     let admit = || {
-        subscribers.admit(request(key.identity())).map(|permit| (permit.disconnect_reason(), permit))
+        subscribers
+            .admit(request(key.identity()))
+            .map(|permit| (permit.disconnect_reason(), permit))
     };
     let permits: Vec<_> = (0..3).map(|_| admit().unwrap()).collect();
     let set_limits = |lines: &str| {

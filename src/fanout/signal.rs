@@ -29,7 +29,8 @@ impl SubscriberSignal {
         // this exchange reads that reset, so it also sees the waker. Acquire and release would do
         // for that pair; SeqCst keeps one order over `pending` and `dispatched_through`, at the
         // same price for a read-modify-write on x86-64.
-        if self.0.pending.compare_exchange(0, position, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+        if self.0.pending.compare_exchange(0, position, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+        {
             self.0.waker.wake();
         }
     }

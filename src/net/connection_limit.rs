@@ -7,10 +7,7 @@
 
 use std::{fs::File, sync::Arc};
 
-use tokio::{
-    net::TcpStream,
-    sync::Semaphore,
-};
+use tokio::{net::TcpStream, sync::Semaphore};
 
 use crate::log_limit::LogRateLimit;
 
@@ -78,8 +75,7 @@ impl ConnectionLimit {
     /// Never waits: a connection that must wait for a permit would hold a descriptor meanwhile.
     pub(super) fn try_acquire(&self) -> Option<(ConnectionPermit, bool)> {
         let regular = ConnectionPermit::try_acquire(&self.within_limit).map(|it| (it, false));
-        regular
-            .or_else(|| ConnectionPermit::try_acquire(&self.over_limit).map(|it| (it, true)))
+        regular.or_else(|| ConnectionPermit::try_acquire(&self.over_limit).map(|it| (it, true)))
     }
 }
 

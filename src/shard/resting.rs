@@ -22,9 +22,7 @@ use super::{
     delivery::{QueuedEvents, UnfinishedWrite},
     metrics_buffers::MetricsBuffers,
 };
-use crate::{
-    event::Event, metrics::Transport, subscriber::WriteScratch, timer_wheel::Deadline,
-};
+use crate::{event::Event, metrics::Transport, subscriber::WriteScratch, timer_wheel::Deadline};
 
 /// A subscriber that waits for events alone, and has received every earlier one.
 #[derive(Debug)]

@@ -383,8 +383,8 @@ impl Subscription {
     pub(crate) fn has_passed(&self, position: u64) -> bool {
         let is_delivered = self.last_delivered.is_some_and(|(given, _)| given >= position);
         let is_past_it = self.cursor >= position && self.is_caught_up();
-        let has_nothing_to_get = self.awaits_start()
-            || (self.is_held_back && self.fanout.log().is_recovering());
+        let has_nothing_to_get =
+            self.awaits_start() || (self.is_held_back && self.fanout.log().is_recovering());
         is_delivered || is_past_it || has_nothing_to_get
     }
 }

@@ -167,7 +167,8 @@ impl ModelClient {
     }
 
     fn connect(&mut self, relay: &RelayInstance, start: &StartPosition) {
-        let subscription = Subscription::start(&relay.fanout, SubscriberSignal::default(), self.scope(), start);
+        let subscription =
+            Subscription::start(&relay.fanout, SubscriberSignal::default(), self.scope(), start);
         self.subscription = Some(subscription);
     }
 

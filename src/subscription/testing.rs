@@ -20,7 +20,8 @@ use crate::{
 impl FanoutHarness {
     pub(crate) fn subscribe(&self, scope: Scope, start: &StartPosition) -> FanoutReader {
         let wake_counter = Arc::new(FanoutWakeCounter::default());
-        let subscription = Subscription::start(&self.fanout, SubscriberSignal::default(), scope, start);
+        let subscription =
+            Subscription::start(&self.fanout, SubscriberSignal::default(), scope, start);
         FanoutReader {
             subscription,
             wake_counter,

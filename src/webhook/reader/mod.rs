@@ -77,8 +77,7 @@ impl WebhookReader {
         scope: Scope,
         position: u64,
     ) -> Self {
-        let (fanout, signal) =
-            (Arc::clone(progress.fanout()), SubscriberSignal::default());
+        let (fanout, signal) = (Arc::clone(progress.fanout()), SubscriberSignal::default());
         progress.restart(signal.clone());
         let subscription = Subscription::after(&fanout, signal, scope, position);
         let persisted = fanout.log().watch_persisted();

@@ -15,7 +15,7 @@ mod connection;
 mod frame;
 mod hyper_body;
 #[cfg(test)]
-mod idle_bytes;
+mod idle_size;
 #[cfg(test)]
 mod rest_model;
 mod subscriber;
