@@ -155,13 +155,13 @@ impl TimerWheel {
     /// Puts the entry into a slot that is processed at `due` or before, unless it is in such a
     /// slot.
     fn enqueue(&self, entry: &Arc<WakeState>, due: Deadline) {
-        if is_queued_by(entry, due) {
+        if entry.is_queued_by(due) {
             return;
         }
         let mut slots = self.slots();
         // Checked again under the lock: `advance` may have taken the entry out in between, or put
         // it into a slot.
-        if !is_queued_by(entry, due) {
+        if !entry.is_queued_by(due) {
             insert_entry(&mut slots, entry, due, self.current_tick());
         }
     }
@@ -216,6 +216,8 @@ fn insert_entry(
         // are short, or leave hyper with their first response.
         if slot.len() == slot.capacity() {
             slot.retain(|entry| entry.due_tick.load(SeqCst) != NO_TICK);
+            // So that as many insertions come before the next pass over the slot.
+            slot.reserve(slot.len() + 1);
         }
         slot.push(Arc::clone(entry));
     }
@@ -232,11 +234,13 @@ pub(crate) struct Alarm {
     entry: Arc<WakeState>,
 }
 
-/// Returns whether the entry is in the slot of `due` or in an earlier one, which is as good: when
-/// that is processed, the entry moves on.
-fn is_queued_by(entry: &WakeState, due: Deadline) -> bool {
-    let queued = entry.queued_tick.load(SeqCst);
-    queued != NO_TICK && queued <= due.0.get()
+impl WakeState {
+    /// Returns whether the entry is in the slot of `due` or in an earlier one, which is as good:
+    /// when that is processed, the entry moves on.
+    fn is_queued_by(&self, due: Deadline) -> bool {
+        let queued = self.queued_tick.load(SeqCst);
+        queued != NO_TICK && queued <= due.0.get()
+    }
 }
 
 impl Alarm {

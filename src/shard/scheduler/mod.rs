@@ -9,7 +9,7 @@
 //! polled subscribers look at in the log and may not see. The scheduler then
 //! yields, so that the product's ingest and fan-out on the same thread get their turn.
 //!
-//! May use: `subscriber`, `subscription`, `timer_wheel`.
+//! May use: `subscriber`, `timer_wheel`.
 
 mod collect;
 #[cfg(test)]
