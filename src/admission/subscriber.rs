@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicU8, AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::SystemTime,
 };
 
 use super::disconnect_reason::DisconnectReason;
@@ -43,8 +43,7 @@ pub(crate) struct AdmissionRequest {
 #[derive(Debug)]
 pub(crate) struct AdmittedSubscriber {
     pub(super) request: AdmissionRequest,
-    /// In Unix milliseconds, which take half of what a `SystemTime` takes.
-    connected_at: u64,
+    connected_at: SystemTime,
     /// Position of the last entry that it has been given; [`CAUGHT_UP`] while it waits at the end
     /// of its log.
     pub(super) position: AtomicU64,
@@ -55,10 +54,9 @@ pub(crate) struct AdmittedSubscriber {
 impl AdmittedSubscriber {
     /// Returns a subscriber that is admitted now.
     pub(super) fn new(request: AdmissionRequest) -> Self {
-        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
             request,
-            connected_at: u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX),
+            connected_at: SystemTime::now(),
             position: AtomicU64::new(CAUGHT_UP),
             disconnect_reason: AtomicU8::new(DisconnectReason::NONE_YET),
         }
@@ -69,9 +67,9 @@ impl AdmittedSubscriber {
         &self.request
     }
 
-    /// Returns the time of admission, to the millisecond.
+    /// Returns the time of admission.
     pub(crate) fn connected_at(&self) -> SystemTime {
-        UNIX_EPOCH + Duration::from_millis(self.connected_at)
+        self.connected_at
     }
 
     /// Returns the number of entries between its position and `newest`, the newest of its log.

@@ -10,7 +10,7 @@
 //! than the caches hold, and at the rate of an event or two a second each delivery would load them
 //! anew. While a subscriber rests, a delivery needs its slot and nothing else of the relay's.
 //!
-//! May use: `event`, `metrics`, `subscriber`.
+//! May use: `event`, `metrics`, `subscriber`, `timer_wheel`.
 
 use std::io::ErrorKind;
 

@@ -9,17 +9,30 @@ use std::{
 use super::*;
 use crate::{
     event::{EventId, GapReason},
-    fanout::FanoutHarness,
+    fanout::{FanoutHarness, ShardPort},
     log::Numbering,
 };
 
-/// An idle subscriber has one of each, beside its slot in its shard's index, which has a test of
-/// its own.
+/// `http::public::sse` adds up what else an idle subscriber has.
 #[test]
-fn an_idle_subscriber_of_one_session_takes_few_bytes() {
-    assert!(size_of::<Subscription>() <= 216, "{}", size_of::<Subscription>());
+fn a_subscription_of_one_session_takes_few_bytes() {
+    assert!(size_of::<Subscription>() <= 152, "{}", size_of::<Subscription>());
     assert!(size_of::<Scope>() <= 48, "{}", size_of::<Scope>());
-    assert!(size_of::<SubscriberSignal>() <= 32, "{}", size_of::<SubscriberSignal>());
+}
+
+#[test]
+fn a_subscription_on_a_shard_keeps_no_read_buffer_once_it_is_caught_up() {
+    let mut harness = FanoutHarness::new(100);
+    let mut reader = harness.subscribe(scope(&[], &[]), &StartPosition::Oldest);
+    harness.append("a", "x");
+    harness.append("a", "x");
+    harness.dispatch_all();
+    reader.subscription.move_to_shard(&ShardPort::new(&harness.fanout, 0, Waker::noop().clone()));
+    reader.read(1);
+    assert!(reader.subscription.backlog.is_some(), "the second event is in the buffer");
+    reader.read(9);
+    assert_eq!(reader.events(), [1, 2]);
+    assert!(reader.subscription.is_caught_up() && reader.subscription.backlog.is_none());
 }
 
 #[test]

@@ -155,13 +155,13 @@ impl TimerWheel {
     /// Puts the entry into a slot that is processed at `due` or before, unless it is in such a
     /// slot.
     fn enqueue(&self, entry: &Arc<WakeState>, due: Deadline) {
-        if is_queued_by(entry, due) {
+        if entry.is_queued_by(due) {
             return;
         }
         let mut slots = self.slots();
         // Checked again under the lock: `advance` may have taken the entry out in between, or put
         // it into a slot.
-        if !is_queued_by(entry, due) {
+        if !entry.is_queued_by(due) {
             insert_entry(&mut slots, entry, due, self.current_tick());
         }
     }
@@ -212,6 +212,13 @@ fn insert_entry(
     let tick = due.tick().clamp(now + 1, now + SLOT_COUNT as u64 - 1);
     entry.queued_tick.store(Deadline::at_tick(tick).0.get(), SeqCst);
     if let Some(slot) = slots.get_mut(slot_index(tick)) {
+        // Entries of dropped alarms, which else stay until the slot is processed: most connections
+        // are short, or leave hyper with their first response.
+        if slot.len() == slot.capacity() {
+            slot.retain(|entry| entry.due_tick.load(SeqCst) != NO_TICK);
+            // So that as many insertions come before the next pass over the slot.
+            slot.reserve(slot.len() + 1);
+        }
         slot.push(Arc::clone(entry));
     }
 }
@@ -227,11 +234,13 @@ pub(crate) struct Alarm {
     entry: Arc<WakeState>,
 }
 
-/// Returns whether the entry is in the slot of `due` or in an earlier one, which is as good: when
-/// that is processed, the entry moves on.
-fn is_queued_by(entry: &WakeState, due: Deadline) -> bool {
-    let queued = entry.queued_tick.load(SeqCst);
-    queued != NO_TICK && queued <= due.0.get()
+impl WakeState {
+    /// Returns whether the entry is in the slot of `due` or in an earlier one, which is as good:
+    /// when that is processed, the entry moves on.
+    fn is_queued_by(&self, due: Deadline) -> bool {
+        let queued = self.queued_tick.load(SeqCst);
+        queued != NO_TICK && queued <= due.0.get()
+    }
 }
 
 impl Alarm {
@@ -392,6 +401,36 @@ mod tests {
         assert_eq!(Arc::strong_count(&counter), 1);
         tokio::time::sleep(Duration::from_secs(200)).await;
         assert_eq!(counter.count(), 0);
+        stop.cancel();
+        task.await.unwrap();
+    }
+
+    #[test]
+    fn alarms_that_are_dropped_early_do_not_pile_up_in_their_slot() {
+        let wheel = TimerWheel::new();
+        let due = wheel.deadline_after(Duration::from_secs(60));
+        let kept = Alarm::new(&wheel);
+        kept.set(due, Waker::noop());
+        for _ in 0..1000 {
+            Alarm::new(&wheel).set(due, Waker::noop());
+        }
+        let queued: usize = wheel.slots().iter().map(Vec::len).sum();
+        assert!(queued <= 8, "{queued}");
+        assert_eq!(Arc::strong_count(&kept.entry), 2, "the slot has the alarm that is not dropped");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_alarm_that_shares_its_waker_wakes_the_task_that_registered_last() {
+        let (wheel, stop, task) = running_wheel();
+        let state = Arc::new(WakeState::default());
+        let alarm = Alarm::sharing(&wheel, &state);
+        let (counter, waker) = wake_counter();
+        alarm.set(wheel.deadline_after(Duration::from_secs(1)), &waker);
+        state.waker.wake();
+        assert_eq!(counter.count(), 1, "the other owner wakes what the alarm has registered");
+        state.waker.register(&waker);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(counter.count(), 2, "the alarm wakes what the other owner has registered");
         stop.cancel();
         task.await.unwrap();
     }

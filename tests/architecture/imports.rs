@@ -21,6 +21,7 @@ const ORDER: [&str; 38] = [
     "log_limit",
     "wall_clock",
     "near_name",
+    "wake_state",
     "timer_wheel",
     "shutdown",
     "join_woken",

@@ -4,7 +4,7 @@
 //! operator stream is no subscriber: no list and no metric counts it, the drain does not wait for
 //! it, and it is disconnected after the last events.
 //!
-//! May use: `auth`, `event`, `net`.
+//! May use: `event`, `net`.
 
 use std::sync::Arc;
 
