@@ -3,7 +3,7 @@
 //! The subscriber is reached through [`SubscriberSlot::wake`] alone, which ends its rest, so that
 //! nothing sees it without what was delivered meanwhile.
 //!
-//! May use: `subscriber`, `subscription`.
+//! May use: `subscriber`, `subscription`, `timer_wheel`.
 
 use std::{collections::VecDeque, mem, sync::Arc};
 

@@ -18,7 +18,7 @@ const PARTS: [(&str, usize, usize); 6] = [
     ("slot of the shard", SLOT_BYTES, 128),
     ("waker of the shard", ARC_BYTES + SUBSCRIBER_WAKER_BYTES, 48),
     ("signal and alarm", ARC_BYTES + size_of::<WakeState>(), 56),
-    ("admission", ARC_BYTES + size_of::<AdmittedSubscriber>(), 104),
+    ("admission", ARC_BYTES + size_of::<AdmittedSubscriber>(), 112),
     ("entry of the list of the admitted", size_of::<(u64, Arc<AdmittedSubscriber>)>(), 16),
 ];
 
