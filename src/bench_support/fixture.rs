@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use crate::{
     envelope,
     event::{Draft, Entry, Event, Only, ProductId, Scope, StartPosition},
-    fanout::Fanout,
+    fanout::{Fanout, SubscriberSignal},
     log::{Log, MemoryBounds, Numbering},
     metrics::Metrics,
     sse::{Decoded, Decoder},
@@ -63,8 +63,12 @@ impl FanoutBench {
         let subscribe = |number| {
             let sessions = Only::These(events.draft(number).session.into_iter().collect());
             let scope = Scope { sessions, kinds: Only::Everything };
-            let mut subscriber =
-                Subscription::start(&fanout, Arc::default(), scope, &StartPosition::Now);
+            let mut subscriber = Subscription::start(
+                &fanout,
+                SubscriberSignal::default(),
+                scope,
+                &StartPosition::Now,
+            );
             assert!(subscriber.poll_next(&mut Context::from_waker(&waker)).is_pending());
             subscriber
         };

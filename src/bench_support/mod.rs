@@ -155,7 +155,12 @@ pub fn notify_shard_subscribers(stream: &[u8]) -> impl FnMut() -> Batch {
 pub fn deliver_to_shard_subscribers(stream: &[u8]) -> impl FnMut() -> Batch {
     let mut bench = FanoutBench::new(stream);
     let all = |_| {
-        Subscription::start(&bench.fanout, Arc::default(), Scope::EVERYTHING, &StartPosition::Now)
+        Subscription::start(
+            &bench.fanout,
+            SubscriberSignal::default(),
+            Scope::EVERYTHING,
+            &StartPosition::Now,
+        )
     };
     bench.subscribers = (0..bench.events.payloads.len()).map(all).collect();
     move || {
