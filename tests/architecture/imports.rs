@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// The top-level modules, lowest first. A module may use any before it, and none after it.
-const ORDER: [&str; 37] = [
+const ORDER: [&str; 38] = [
     "sse",
     "event",
     "ws_frame",
