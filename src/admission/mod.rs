@@ -24,8 +24,9 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
     },
+    time::SystemTime,
 };
 
 use dashmap::DashMap;
@@ -129,7 +130,7 @@ impl Subscribers {
             self.admitted.fetch_sub(1, Ordering::SeqCst);
             return Err(ShedReason::PerIp);
         }
-        if !try_increment(&self.by_holder, request.identity.holder.clone(), per_key) {
+        if !try_increment(&self.by_holder, request.holder.clone(), per_key) {
             self.admitted.fetch_sub(1, Ordering::SeqCst);
             decrement(&self.by_address, &request.address.block());
             return Err(ShedReason::PerKey);
@@ -142,7 +143,12 @@ impl Subscribers {
         }
         // Relaxed: only uniqueness is needed, and a read-modify-write on one atomic gives it.
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let subscriber = Arc::new(AdmittedSubscriber::new(request));
+        let subscriber = Arc::new(AdmittedSubscriber {
+            request,
+            connected_at: SystemTime::now(),
+            position: AtomicU64::new(CAUGHT_UP),
+            disconnect_reason: AtomicU8::new(DisconnectReason::NONE_YET),
+        });
         self.by_id.insert(id, Arc::clone(&subscriber));
         // After the insertion. `set_access` first replaces the rules and then visits the list:
         // either it finds this subscriber there, or the rules read here are already the new ones.
@@ -155,7 +161,7 @@ impl Subscribers {
     fn release(&self, request: &AdmissionRequest) {
         self.admitted.fetch_sub(1, Ordering::SeqCst);
         decrement(&self.by_address, &request.address.block());
-        decrement(&self.by_holder, &request.identity.holder);
+        decrement(&self.by_holder, &request.holder);
     }
 
     /// Replaces the limits. They refuse further subscribers only: a lower limit disconnects no

@@ -12,7 +12,7 @@ use std::{
 
 use super::disconnect_reason::DisconnectReason;
 use crate::{
-    auth::{Access, CredentialIdentity},
+    auth::{Access, CredentialHolder, CredentialProof},
     client_address::ClientAddress,
     config::Permission,
     event::ProductId,
@@ -28,8 +28,12 @@ pub(crate) struct AdmissionRequest {
     pub(crate) product: ProductId,
     /// Transport over which it reads them.
     pub(crate) transport: Transport,
-    /// Credential with which it was authorized; judged again when keys change.
-    pub(crate) identity: Arc<CredentialIdentity>,
+    /// Name of its key, as the admin API shows it.
+    pub(crate) key: Arc<str>,
+    /// Holder of the credential, under which the limit per key counts it.
+    pub(crate) holder: CredentialHolder,
+    /// Proof with which it was authorized; judged again when keys change.
+    pub(crate) proof: Arc<CredentialProof>,
     /// Client address, under which the limit per address counts it.
     pub(crate) address: ClientAddress,
     /// Signal that wakes its task.
@@ -43,7 +47,7 @@ pub(crate) struct AdmissionRequest {
 #[derive(Debug)]
 pub(crate) struct AdmittedSubscriber {
     pub(super) request: AdmissionRequest,
-    connected_at: SystemTime,
+    pub(super) connected_at: SystemTime,
     /// Position of the last entry that it has been given; [`CAUGHT_UP`] while it waits at the end
     /// of its log.
     pub(super) position: AtomicU64,
@@ -52,16 +56,6 @@ pub(crate) struct AdmittedSubscriber {
 }
 
 impl AdmittedSubscriber {
-    /// Returns a subscriber that is admitted now.
-    pub(super) fn new(request: AdmissionRequest) -> Self {
-        Self {
-            request,
-            connected_at: SystemTime::now(),
-            position: AtomicU64::new(CAUGHT_UP),
-            disconnect_reason: AtomicU8::new(DisconnectReason::NONE_YET),
-        }
-    }
-
     /// Returns the request that was admitted.
     pub(crate) fn request(&self) -> &AdmissionRequest {
         &self.request
@@ -94,8 +88,8 @@ impl AdmittedSubscriber {
 
     /// Disconnects it if `access` would no longer admit it.
     pub(super) fn disconnect_if_revoked(&self, access: &Access) {
-        let AdmissionRequest { identity, product, .. } = &self.request;
-        if !access.still_grants(&identity.proof, product, Permission::Subscribe) {
+        let AdmissionRequest { proof, product, .. } = &self.request;
+        if !access.still_grants(proof, product, Permission::Subscribe) {
             self.disconnect(DisconnectReason::Revoked);
         }
     }

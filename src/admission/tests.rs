@@ -2,18 +2,20 @@
 
 use super::*;
 use crate::{
-    auth::{CredentialIdentity, ListenerKey},
+    auth::{CredentialProof, ListenerKey},
     client_address::ClientAddress,
     config::{AllowAnonymous, Config, Environment},
     fanout::SubscriberSignal,
     metrics::Transport,
 };
 
-fn request(identity: Arc<CredentialIdentity>) -> AdmissionRequest {
+fn request(proof: Arc<CredentialProof>) -> AdmissionRequest {
     AdmissionRequest {
         product: ProductId::new("p").unwrap(),
         transport: Transport::Sse,
-        identity,
+        key: "a".into(),
+        holder: CredentialHolder::Key("a".into()),
+        proof,
         address: ClientAddress::new([192, 0, 2, 1].into()),
         listener: SubscriberSignal::default(),
         forced_close: None,
@@ -32,13 +34,13 @@ fn subscribers(max: usize, access: &Arc<Access>) -> Arc<Subscribers> {
 fn a_subscriber_admitted_by_rules_that_have_gone_is_disconnected() {
     let (old, new) = (ListenerKey::new(Some("one")), ListenerKey::new(Some("two")));
     let subscribers = subscribers(10, &Arc::new(old.to_access()));
-    let early = subscribers.admit(request(old.identity())).unwrap();
+    let early = subscribers.admit(request(old.proof())).unwrap();
     assert_eq!(early.disconnect_reason(), None);
     subscribers.set_access(&Arc::new(new.to_access()));
     assert_eq!(early.disconnect_reason(), Some(DisconnectReason::Revoked));
-    let late = subscribers.admit(request(old.identity())).unwrap(); // authorized by the old key
+    let late = subscribers.admit(request(old.proof())).unwrap(); // authorized by the old key
     assert_eq!(late.disconnect_reason(), Some(DisconnectReason::Revoked));
-    assert_eq!(subscribers.admit(request(new.identity())).unwrap().disconnect_reason(), None);
+    assert_eq!(subscribers.admit(request(new.proof())).unwrap().disconnect_reason(), None);
 }
 
 #[test]
@@ -46,9 +48,7 @@ fn a_limit_that_comes_later_counts_existing_subscribers_and_disconnects_none_of_
     let key = ListenerKey::new(None);
     let subscribers = subscribers(10, &Arc::new(key.to_access()));
     let admit = || {
-        subscribers
-            .admit(request(key.identity()))
-            .map(|permit| (permit.disconnect_reason(), permit))
+        subscribers.admit(request(key.proof())).map(|permit| (permit.disconnect_reason(), permit))
     };
     let permits: Vec<_> = (0..3).map(|_| admit().unwrap()).collect();
     let set_limits = |lines: &str| {

@@ -18,8 +18,10 @@ use crate::{
 /// Permissions of one credential.
 #[derive(Clone, Debug)]
 pub(crate) struct Grant {
-    /// The credential that the grant was given for.
-    pub(crate) identity: Arc<CredentialIdentity>,
+    /// Name of the key in the configuration; the same name for all scoped tokens.
+    pub(crate) key: Arc<str>,
+    /// Holder that limits are counted for: the key, or each token by itself.
+    pub(crate) holder: CredentialHolder,
     pub(super) products: Only<ProductId>,
     pub(super) permissions: Permissions,
     /// Sessions and kinds that may be seen and published.
@@ -27,18 +29,8 @@ pub(crate) struct Grant {
     /// Time from which the grant allows nothing.
     pub(super) expires_at: Option<Instant>,
     pub(super) is_anonymous: bool,
-}
-
-/// What is known of a credential beyond its permissions, and no secret. All requests with one key
-/// share it.
-#[derive(Debug)]
-pub(crate) struct CredentialIdentity {
-    /// Name of the key in the configuration; the same name for all scoped tokens.
-    pub(crate) key: Box<str>,
-    /// Holder that limits are counted for: the key, or each token by itself.
-    pub(crate) holder: CredentialHolder,
-    /// What it was authenticated by.
-    pub(crate) proof: CredentialProof,
+    /// The credential that the grant was given for.
+    pub(crate) proof: Arc<CredentialProof>,
 }
 
 /// The credential that a grant was given for: enough to judge it again after keys have changed, and
@@ -56,13 +48,6 @@ pub(crate) enum CredentialProof {
         /// The claim `aud`.
         audience: Box<[Box<str>]>,
     },
-}
-
-impl CredentialIdentity {
-    /// Returns the identity of the key of this name, or of requests without a credential.
-    pub(crate) fn of_key(name: &str, proof: CredentialProof) -> Arc<Self> {
-        Arc::new(Self { key: name.into(), holder: CredentialHolder::Key(name.into()), proof })
-    }
 }
 
 impl Grant {

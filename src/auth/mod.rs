@@ -26,7 +26,7 @@ use self::{
 };
 pub(crate) use self::{
     denial::Denial,
-    grant::{CredentialHolder, CredentialIdentity, CredentialProof, Grant, StreamExpiry},
+    grant::{CredentialHolder, CredentialProof, Grant, StreamExpiry},
     token::{TokenSpec, mint},
 };
 use crate::{
@@ -49,25 +49,26 @@ impl Access {
         let keys = auth.keys.iter().map(|key| {
             let key_fingerprint = fingerprint(key.key.expose().as_bytes());
             let grant = Grant {
-                identity: CredentialIdentity::of_key(
-                    key.name.as_str(),
-                    CredentialProof::Key(key_fingerprint),
-                ),
+                key: key.name.as_str().into(),
+                holder: CredentialHolder::Key(key.name.as_str().into()),
                 products: key.products.clone(),
                 permissions: key.permissions.clone(),
                 scope: Scope::EVERYTHING,
                 expires_at: None,
                 is_anonymous: false,
+                proof: Arc::new(CredentialProof::Key(key_fingerprint)),
             };
             (key_fingerprint, grant)
         });
         let anonymous = auth.allow_anonymous.then(|| Grant {
-            identity: CredentialIdentity::of_key(ANONYMOUS_KEY_NAME, CredentialProof::Anonymous),
+            key: ANONYMOUS_KEY_NAME.into(),
+            holder: CredentialHolder::Key(ANONYMOUS_KEY_NAME.into()),
             products: Only::Everything,
             permissions: auth.anonymous_permissions.clone(),
             scope: Scope::EVERYTHING,
             expires_at: None,
             is_anonymous: true,
+            proof: Arc::new(CredentialProof::Anonymous),
         });
         Self {
             keys: keys.collect(),
@@ -163,21 +164,19 @@ pub(crate) enum Credential<'a> {
 /// several ways.
 fn grant_for_claims(claims: VerifiedClaims, signed_by: [u8; 32], token: &[u8]) -> Grant {
     let signed_len = token.iter().rposition(|byte| *byte == b'.').unwrap_or(token.len());
-    let identity = CredentialIdentity {
-        key: TOKEN_KEY_NAME.into(),
-        holder: CredentialHolder::Token(fingerprint(token.split_at(signed_len).0)),
-        proof: CredentialProof::Token { signed_by, audience: claims.audience },
-    };
+    let holder = fingerprint(token.split_at(signed_len).0);
     let remaining = Duration::try_from_secs_f64(claims.seconds_left)
         .unwrap_or(grant::MAX_TOKEN_LIFETIME)
         .min(grant::MAX_TOKEN_LIFETIME);
     Grant {
-        identity: Arc::new(identity),
+        key: TOKEN_KEY_NAME.into(),
+        holder: CredentialHolder::Token(holder),
         products: Only::These(claims.products.into()),
         permissions: claims.permissions,
         scope: claims.scope,
         expires_at: Some(Instant::now() + remaining),
         is_anonymous: false,
+        proof: Arc::new(CredentialProof::Token { signed_by, audience: claims.audience }),
     }
 }
 
@@ -191,22 +190,24 @@ impl ListenerKey {
         Self(key.map(|key| fingerprint(key.as_bytes())))
     }
 
-    /// Returns the identity of an admitted request.
-    pub(crate) fn identity(&self) -> Arc<CredentialIdentity> {
-        let proof = self.0.map_or(CredentialProof::Anonymous, CredentialProof::Key);
-        CredentialIdentity::of_key(ADMIN_KEY_NAME, proof)
+    /// Returns the proof of an admitted request.
+    pub(crate) fn proof(&self) -> Arc<CredentialProof> {
+        Arc::new(self.0.map_or(CredentialProof::Anonymous, CredentialProof::Key))
     }
 
     /// Returns the same rule as [`Access`]: everything is granted to requests with the key, or to
     /// every request where there is no key.
     pub(crate) fn to_access(&self) -> Access {
+        let proof = self.proof();
         let grant = Grant {
-            identity: self.identity(),
+            key: ADMIN_KEY_NAME.into(),
+            holder: CredentialHolder::Key(ADMIN_KEY_NAME.into()),
             products: Only::Everything,
             permissions: BTreeSet::from([Permission::Subscribe]),
             scope: Scope::EVERYTHING,
             expires_at: None,
             is_anonymous: self.0.is_none(),
+            proof,
         };
         match self.0 {
             Some(key) => Access { keys: vec![(key, grant)], token_verifier: None, anonymous: None },

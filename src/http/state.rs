@@ -125,7 +125,7 @@ impl Relay {
     ) -> Result<(), Denial> {
         grant.check_not_expired()?;
         // By the rules in force now, not by `self.access`, which a reload may have replaced.
-        match self.subscribers.access().still_grants(&grant.identity.proof, product, permission) {
+        match self.subscribers.access().still_grants(&grant.proof, product, permission) {
             true => Ok(()),
             false => Err(Denial::Unauthenticated),
         }

@@ -4,7 +4,7 @@
 //! operator stream is no subscriber: no list and no metric counts it, the drain does not wait for
 //! it, and it is disconnected after the last events.
 //!
-//! May use: `event`, `net`.
+//! May use: `auth`, `event`, `net`.
 
 use std::sync::Arc;
 
@@ -16,6 +16,7 @@ use hyper::{HeaderMap, Method, StatusCode};
 
 use super::state::AdminState;
 use crate::{
+    auth::{ADMIN_KEY_NAME, CredentialHolder},
     event::ProductId,
     http::{
         problem::Problem,
@@ -57,7 +58,9 @@ pub(in crate::http) async fn tail(
     let source = SubscriptionSource {
         subscribers: &admin.operator_tails,
         wheel: &admin.relay.wheel,
-        identity: admin.key.identity(),
+        key: ADMIN_KEY_NAME.into(),
+        holder: CredentialHolder::Key(ADMIN_KEY_NAME.into()),
+        proof: admin.key.proof(),
         max_age: None,
         expiry: None,
         shards: None, // the socket belongs to the admin runtime, shards to others

@@ -124,7 +124,7 @@ impl SubscriberView {
         let newest = newest.get(&newcomer.product).copied().unwrap_or_default();
         Self {
             id: number.to_string(),
-            key: newcomer.identity.key.to_string(),
+            key: newcomer.key.to_string(),
             transport: newcomer.transport.as_str(),
             product_id: newcomer.product.as_str().to_owned(),
             since: rfc3339(subscriber.connected_at()),

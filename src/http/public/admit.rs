@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::request::SubscriptionRequest;
 use crate::{
     admission::{AdmissionRequest, DisconnectReason, Subscribers},
-    auth::{CredentialIdentity, Grant, StreamExpiry},
+    auth::{CredentialHolder, CredentialProof, Grant, StreamExpiry},
     fanout::SubscriberSignal,
     feed::Feed,
     http::state::Relay,
@@ -38,8 +38,12 @@ pub(crate) struct SubscriptionSource<'a> {
     pub(crate) subscribers: &'a Arc<Subscribers>,
     /// Timer of the listener's runtime.
     pub(crate) wheel: &'a Arc<TimerWheel>,
+    /// Name of the key, for the list of subscribers.
+    pub(crate) key: Arc<str>,
+    /// Holder that the subscriber counts for in limits.
+    pub(crate) holder: CredentialHolder,
     /// Credential that must stay valid while the stream is open.
-    pub(crate) identity: Arc<CredentialIdentity>,
+    pub(crate) proof: Arc<CredentialProof>,
     /// Age at about which the stream is rotated.
     pub(crate) max_age: Option<Duration>,
     /// End of the stream with its token, if there is one.
@@ -57,7 +61,9 @@ impl<'a> SubscriptionSource<'a> {
         Self {
             subscribers: &relay.subscribers,
             wheel: &relay.wheel,
-            identity: Arc::clone(&grant.identity),
+            key: Arc::clone(&grant.key),
+            holder: grant.holder.clone(),
+            proof: Arc::clone(&grant.proof),
             max_age: relay.max_connection_age,
             expiry: grant.stream_expiry(),
             shards: can_detach.then_some(&relay.shards),
@@ -85,11 +91,13 @@ impl<'a> SubscriptionSource<'a> {
         relay.ensure_not_draining()?;
         let signal = SubscriberSignal::default();
         let address = relay.client_address(peer, headers);
-        let replay_client = ReplayClient::new(&self.identity.holder, &address.block());
+        let replay_client = ReplayClient::new(&self.holder, &address.block());
         let permit = self.subscribers.admit(AdmissionRequest {
             product: feed.id.clone(),
             transport,
-            identity: Arc::clone(&self.identity),
+            key: Arc::clone(&self.key),
+            holder: self.holder.clone(),
+            proof: Arc::clone(&self.proof),
             address,
             listener: signal.clone(),
             forced_close: forced_close.cloned(),

@@ -83,7 +83,7 @@ pub(crate) async fn page(
         return Ok((head, body_for_head()).into_response());
     }
     let address = relay.client_address(connection.peer.ip(), &headers);
-    let replay_client = ReplayClient::new(&grant.identity.holder, &address.block());
+    let replay_client = ReplayClient::new(&grant.holder, &address.block());
     let mut permit = relay.page_quota.permit_for(address);
     permit.grow_to(1).await?;
     let start = match requested.start {

@@ -3,6 +3,7 @@
 use std::{
     io::{ErrorKind, Read},
     net::{Ipv4Addr, TcpListener},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -12,7 +13,7 @@ use tokio::{net::TcpStream, task::yield_now};
 
 use super::{SseConnection, SseSubscriber};
 use crate::{
-    auth::{CredentialIdentity, CredentialProof, StreamExpiry},
+    auth::{CredentialHolder, CredentialProof, StreamExpiry},
     event::{Kind, Only, Scope, StartPosition},
     http::{
         public::{admit::SubscriptionSource, request::SubscriptionRequest},
@@ -77,7 +78,9 @@ impl SchedulerHarness {
         let source = SubscriptionSource {
             subscribers: &self.relay.subscribers,
             wheel: &self.relay.wheel,
-            identity: CredentialIdentity::of_key("anybody", CredentialProof::Anonymous),
+            key: "anybody".into(),
+            holder: CredentialHolder::Key("anybody".into()),
+            proof: Arc::new(CredentialProof::Anonymous),
             max_age: None,
             expiry,
             shards: Some(&self.relay.shards),
