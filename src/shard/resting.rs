@@ -69,6 +69,11 @@ impl RestingSubscriber {
         })
     }
 
+    /// Returns whether the scope admits every event.
+    pub(super) fn admits_everything(&self) -> bool {
+        self.admits_everything
+    }
+
     /// Returns the socket to the subscriber, and records what was delivered while it rested.
     pub(super) fn settle(self, parts: SubscriberParts<'_>) {
         let SubscriberParts { connected, socket, .. } = parts;

@@ -22,7 +22,8 @@ use crate::{
 
 /// A subscriber on a shard.
 pub(super) struct SubscriberSlot {
-    /// Set while the subscriber rests: first, as all that a delivery needs.
+    /// Set while the subscriber rests. Before `subscriber`, so that its socket is closed before the
+    /// permit is returned.
     resting: Option<RestingSubscriber>,
     /// Index of the first event in the group's batch for this subscriber, while it is a recipient.
     pub(super) first_event: Option<usize>,
@@ -76,9 +77,14 @@ impl SubscriberSlot {
         self.resting.is_some()
     }
 
-    /// Returns whether the slot is neither scheduled nor a recipient of a batch.
-    pub(super) fn is_idle(&self) -> bool {
-        !self.is_in_run_queue && self.first_event.is_none()
+    /// Returns whether the subscriber is one of everything, and the slot neither scheduled nor a
+    /// recipient of a batch.
+    pub(super) fn is_movable(&mut self) -> bool {
+        let admits_everything = match &self.resting {
+            Some(resting) => resting.admits_everything(),
+            None => self.subscriber.parts().connected.scope().admits_everything(),
+        };
+        admits_everything && !self.is_in_run_queue && self.first_event.is_none()
     }
 
     /// Lets the subscriber rest if it can.

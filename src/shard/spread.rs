@@ -79,19 +79,25 @@ impl ShardSpread {
 }
 
 impl SpreadPlan {
-    /// Returns a plan if `own` is busy, and another shard has half of its work at most and fewer
-    /// subscribers.
+    /// Returns a plan if `own` is busy, and the shard with the least work has half of its work at
+    /// most: as many subscribers as make half of the difference in work.
+    ///
+    /// The work is booked to the target at once. So neither the next look, before the target has
+    /// measured itself, nor another busy shard gives it the same work again.
     fn for_shard(own: &Arc<ShardMailbox>, mailboxes: &[Arc<ShardMailbox>]) -> Option<Self> {
-        let share_of = |mailbox: &Arc<ShardMailbox>| mailbox.busy_permille.load(Ordering::Relaxed);
-        let load_of = |mailbox: &Arc<ShardMailbox>| mailbox.load.load(Ordering::Relaxed);
+        let work_of = |mailbox: &Arc<ShardMailbox>| mailbox.busy_permille.load(Ordering::Relaxed);
         let others = mailboxes.iter().filter(|it| own.is_busy() && !Arc::ptr_eq(it, own));
-        let target = others.min_by_key(|it| share_of(it))?;
-        let remaining = load_of(own).saturating_sub(load_of(target)) / 2;
-        (share_of(target) <= share_of(own) / 2 && remaining > 0).then(|| Self {
-            target: Arc::clone(target),
-            remaining,
-            next_slot: 0,
-        })
+        let target = others.min_by_key(|it| work_of(it))?;
+        let (own_work, target_work) = (work_of(own), work_of(target));
+        if target_work > own_work / 2 {
+            return None;
+        }
+        let given_work = (own_work - target_work) / 2;
+        target.busy_permille.fetch_add(given_work, Ordering::Relaxed);
+        // Both are thousandths, so the share is below a half.
+        let load = own.load.load(Ordering::Relaxed);
+        let remaining = load * given_work as usize / own_work as usize;
+        Some(Self { target: Arc::clone(target), remaining, next_slot: 0 })
     }
 }
 
@@ -109,31 +115,43 @@ const MEASURE_TICKS: u64 = 3;
 mod tests {
     use super::*;
 
-    /// Returns the number of subscribers that the first of these shards gives away, and the number
-    /// of the shard that gets them. Each shard is busy for so many thousandths and has a load.
-    fn given_by_first(shards: &[(u32, usize)]) -> Option<(usize, usize)> {
-        let mailboxes = (0..).zip(shards).map(|(shard, (busy, load))| {
+    /// Returns shards that are busy for so many thousandths, with a thousand subscribers each.
+    fn shards(busy: &[u32]) -> Vec<Arc<ShardMailbox>> {
+        let numbered = busy.iter().enumerate();
+        let mailbox = |(shard, busy): (usize, &u32)| {
             let mailbox = ShardMailbox::new(shard);
             mailbox.busy_permille.store(*busy, Ordering::Relaxed);
-            mailbox.load.store(*load, Ordering::Relaxed);
+            mailbox.load.store(1000, Ordering::Relaxed);
             Arc::new(mailbox)
-        });
-        let mailboxes: Vec<_> = mailboxes.collect();
-        let plan = SpreadPlan::for_shard(&mailboxes[0], &mailboxes)?;
+        };
+        numbered.map(mailbox).collect()
+    }
+
+    /// Returns how many subscribers a shard gives to which.
+    fn given_by(own: usize, shards: &[Arc<ShardMailbox>]) -> Option<(usize, usize)> {
+        let plan = SpreadPlan::for_shard(&shards[own], shards)?;
         Some((plan.remaining, plan.target.shard))
     }
 
     #[test]
-    fn a_busy_shard_gives_half_of_the_difference_to_the_shard_with_the_least_work() {
-        assert_eq!(given_by_first(&[(900, 1000), (300, 0), (100, 200)]), Some((400, 2)));
+    fn a_busy_shard_gives_half_of_the_difference_in_work_to_the_shard_with_the_least() {
+        assert_eq!(given_by(0, &shards(&[900, 300, 100])), Some((444, 2)));
+        assert_eq!(given_by(1, &shards(&[0, 1000])), Some((500, 0)));
     }
 
     #[test]
     fn a_shard_keeps_its_subscribers_while_it_has_time_or_the_others_have_not() {
-        assert_eq!(given_by_first(&[(500, 1000), (0, 0)]), None, "half busy is not busy");
-        assert_eq!(given_by_first(&[(900, 1000), (460, 0)]), None, "it would be given back");
-        assert_eq!(given_by_first(&[(900, 1000), (0, 1000)]), None, "no fewer subscribers there");
-        assert_eq!(given_by_first(&[(900, 1000)]), None, "there is no other shard");
+        assert_eq!(given_by(0, &shards(&[500, 0])), None, "half busy is not busy");
+        assert_eq!(given_by(0, &shards(&[900, 460])), None, "it would be given back");
+        assert_eq!(given_by(0, &shards(&[900])), None, "there is no other shard");
+    }
+
+    #[test]
+    fn a_shard_gets_no_work_twice_before_it_has_measured_itself() {
+        let shards = shards(&[1000, 1000, 1000, 0]);
+        assert_eq!(given_by(0, &shards), Some((500, 3)));
+        assert_eq!(given_by(1, &shards), Some((250, 3)));
+        assert_eq!([given_by(0, &shards), given_by(2, &shards)], [None, None]);
     }
 
     #[test]

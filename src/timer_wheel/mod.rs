@@ -249,7 +249,8 @@ impl Alarm {
         Self::sharing(wheel, &Arc::default())
     }
 
-    /// Creates an alarm of the task that `entry` wakes already, with the same waker.
+    /// Creates an alarm of the task that `entry` wakes already, with the same waker. No alarm has
+    /// had this entry before: a dropped alarm's may look as if it were in a slot.
     pub(crate) fn sharing(wheel: &Arc<TimerWheel>, entry: &Arc<WakeState>) -> Self {
         Self { wheel: Arc::clone(wheel), entry: Arc::clone(entry) }
     }
@@ -273,8 +274,8 @@ impl Alarm {
 
 impl Drop for Alarm {
     fn drop(&mut self) {
-        // The entry stays in its slot until that slot is processed; it must not keep the task alive
-        // until then.
+        // The entry stays in its slot until that slot is processed or full; it must not keep the
+        // task alive until then.
         self.entry.due_tick.store(NO_TICK, SeqCst);
         drop(self.entry.waker.take());
     }

@@ -268,8 +268,8 @@ impl ShardScheduler {
         Some(slot)
     }
 
-    /// Gives subscribers of everything that have nothing to do to another shard, within the bounds
-    /// of a turn.
+    /// Gives subscribers of everything that have nothing to do to another shard. Looks at no more
+    /// slots than a turn may deliver to.
     fn give_away(&mut self, plan: &mut SpreadPlan) {
         for _ in 0..MAX_SUBSCRIBERS_PER_TURN {
             let key = plan.next_slot;
@@ -277,13 +277,9 @@ impl ShardScheduler {
                 return plan.remaining = 0;
             }
             plan.next_slot += 1;
-            let Some(slot) = self.slots.get_mut(key).filter(|slot| slot.is_idle()) else {
-                continue;
-            };
-            if !slot.subscription().scope().admits_everything() {
-                continue;
-            }
-            let Some(slot) = self.take_out(key) else { continue };
+            // Not by waking it: a subscriber that stays goes on resting.
+            let is_movable = self.slots.get_mut(key).is_some_and(SubscriberSlot::is_movable);
+            let Some(slot) = (if is_movable { self.take_out(key) } else { None }) else { continue };
             let (subscriber, waker) = slot.into_parts();
             plan.remaining -= 1;
             // Returned by a shard that is ending: this one ends as well, and lets it finish here.
