@@ -315,7 +315,7 @@ impl EncodedPayload {
         }
     }
 
-    /// Returns the payload of the event that was encoded as `chunk`, without a reference of its own.
+    /// Returns the payload of the event that was encoded as `chunk`, without another reference.
     pub(crate) fn slice_of<'a>(&'a self, chunk: &'a Bytes) -> &'a [u8] {
         match self {
             Self::InChunk(range) => chunk.get(range.clone()).unwrap_or_default(),
