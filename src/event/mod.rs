@@ -104,6 +104,11 @@ impl Event {
         self.payload.bytes_in(&self.chunk)
     }
 
+    /// Returns the payload without a reference of its own, which would be an allocation.
+    pub(crate) fn payload_slice(&self) -> &[u8] {
+        self.payload.slice_of(&self.chunk)
+    }
+
     /// Returns when the event's last byte came from the upstream; none for an event from the store.
     pub(crate) fn received(&self) -> Option<Instant> {
         self.received

@@ -315,6 +315,14 @@ impl EncodedPayload {
         }
     }
 
+    /// Returns the payload of the event that was encoded as `chunk`, without another reference.
+    pub(crate) fn slice_of<'a>(&'a self, chunk: &'a Bytes) -> &'a [u8] {
+        match self {
+            Self::InChunk(range) => chunk.get(range.clone()).unwrap_or_default(),
+            Self::Own(payload) => payload,
+        }
+    }
+
     /// Returns the length of the payload in bytes.
     pub(crate) fn len(&self) -> usize {
         match self {

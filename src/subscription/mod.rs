@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!  start.rs     start position ─► cursor, or waits for an id that the log may still get
-//!  read.rs      cursor ─► ring or store ─► read buffer, 16 entries ─► poll_next
+//!  read.rs      cursor ─► ring or store ─► read buffer ─► poll_next
 //!  queued.rs    queued events of the shard ─► accept, advance_to, or resync_from
 //! ```
 //!
@@ -89,6 +89,8 @@ struct Backlog {
     awaited_start: Option<AwaitedStart>,
     /// Set while the next entries are in the store.
     catch_up: Option<Box<CatchUp>>,
+    /// Reads of the store in a row during which the subscriber's socket was not full.
+    steady_reads: u32,
     /// When to read again what the store could not read.
     retry_at: Option<Instant>,
     read_buffer: VecDeque<Entry>,

@@ -364,6 +364,51 @@ async fn delivered_and_announced_is_sent_through_restarts_and_crashes() {
     }
 }
 
+/// Reads a store of 1500 events on a shard, and returns the number of events in the largest buffer.
+/// `is_full` says whether the socket is full after this many of them.
+async fn largest_read_on_shard(is_full: impl Fn(usize) -> bool) -> usize {
+    let directory = tempfile::tempdir().unwrap();
+    let keeps_all = |rng: &Rng| !rng.clone().bool();
+    let mut rng = (0..).map(Rng::with_seed).find(keeps_all).unwrap();
+    let mut relay = RelayInstance::begin(directory.path(), &mut rng);
+    for number in 0..1500 {
+        relay.append(&SentEntry { number, session: 0, kind: 0, is_gap: false });
+        if number % 16 == 15 {
+            relay.wait_persisted(); // memory has no more
+        }
+    }
+    relay.dispatch(usize::MAX);
+    let (scope, start) = (Scope::EVERYTHING, StartPosition::Oldest);
+    let signal = SubscriberSignal::default();
+    let mut subscription = Subscription::start(&relay.fanout, signal, scope, &start);
+    subscription.is_indexed = false;
+    let (mut got, mut largest) = (Vec::new(), 0);
+    while got.len() < 1500 {
+        match poll_fn(|context| subscription.poll_next(context)).await {
+            SubscriptionItem::Event { event, .. } => got.push(event.position()),
+            SubscriptionItem::Gap(gap) => panic!("{gap:?} after {got:?}"),
+        }
+        let (entries, bytes) = subscription.buffered();
+        assert!(entries < 64 && bytes <= 64 * 1024, "{entries}, {bytes}");
+        largest = largest.max(entries + 1);
+        if is_full(got.len()) {
+            subscription.give_back_read_ahead();
+            let (entries, bytes) = subscription.buffered();
+            assert!(entries < 16 && bytes <= 32 * 1024, "a full socket pins {entries}, {bytes}");
+            assert_eq!(subscription.returned_through(), *got.last().unwrap());
+        }
+    }
+    assert!(got.is_sorted_by(|one, next| one + 1 == *next), "{got:?}");
+    largest
+}
+
+#[tokio::test]
+async fn a_long_replay_reads_more_at_once_while_its_subscriber_keeps_up() {
+    assert_eq!(largest_read_on_shard(|_| false).await, 64);
+    assert_eq!(largest_read_on_shard(|got| got % 100 == 0).await, 16, "never keeps up");
+    assert_eq!(largest_read_on_shard(|got| got % 350 == 0).await, 64, "keeps up in between");
+}
+
 const SESSIONS: [&str; 5] = ["", "a", "b", "c", "d"];
 
 const KINDS: [&str; 3] = ["actions", "summary", "x"];

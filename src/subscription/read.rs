@@ -20,12 +20,19 @@ impl Subscription {
     /// Fills the read buffer from the log and moves the cursor over what was read, or notes why
     /// there was nothing to read.
     pub(super) fn read_log(&mut self) {
+        let is_on_shard = self.is_on_shard();
         let backlog = self.backlog.get_or_insert_default();
+        // A subscription that no shard polls keeps its buffer while its socket is full.
+        let limits = match is_on_shard && backlog.steady_reads >= MIN_STEADY_READS {
+            true => READ_AHEAD_LIMITS,
+            false => READ_BUFFER_LIMITS,
+        };
         let buffer = &mut backlog.read_buffer;
-        match self.fanout.log().read_after(self.cursor, &self.scope, READ_BUFFER_LIMITS, buffer) {
+        match self.fanout.log().read_after(self.cursor, &self.scope, limits, buffer) {
             ReadOutcome::Entries { read_through, reached_end, examined } => {
                 let skipped = examined.saturating_sub(backlog.read_buffer.len());
                 backlog.catch_up = None;
+                backlog.steady_reads = 0;
                 self.charge(skipped);
                 self.wants_oldest = false;
                 self.cursor = read_through;
@@ -45,6 +52,20 @@ impl Subscription {
                 self.skip_or_announce(reason, lost_through);
                 self.is_lagging = true;
             }
+        }
+    }
+
+    /// Forgets what was read ahead and not returned, and makes the next reads small. The caller's
+    /// socket is full: a subscriber that takes its entries slowly must not pin more of them than
+    /// its write batch, nor have entries read that it does not take.
+    pub(crate) fn give_back_read_ahead(&mut self) {
+        let returned_through = self.returned_through();
+        let Some(backlog) = &mut self.backlog else { return };
+        let has_read_ahead = mem::take(&mut backlog.steady_reads) > MIN_STEADY_READS;
+        if has_read_ahead && !backlog.read_buffer.is_empty() {
+            backlog.read_buffer.clear();
+            self.cursor = returned_through;
+            self.is_lagging = true;
         }
     }
 
@@ -97,6 +118,7 @@ impl Subscription {
             }
             Ok(chunk) => {
                 self.wants_oldest = false;
+                backlog.steady_reads = backlog.steady_reads.saturating_add(1);
                 backlog.read_buffer.extend(chunk.entries);
                 self.cursor = chunk.through;
                 if let Some(row) = chunk.damaged {
@@ -122,6 +144,15 @@ impl Subscription {
 /// One read: enough to fill a write, and little enough that a stalled subscriber pins at most 16
 /// entries or 32 KiB.
 const READ_BUFFER_LIMITS: ReadLimits = ReadLimits { entries: 16, bytes: 32 * 1024 };
+
+/// One read of a long replay whose subscriber keeps up: what a round trip to a reader thread costs
+/// is shared by four times as many entries. No more than a shard writes in one poll, so that the
+/// buffer does not outlast the poll unless the socket is full.
+const READ_AHEAD_LIMITS: ReadLimits = ReadLimits { entries: 64, bytes: 64 * 1024 };
+
+/// Reads in a row that make a replay a long one. Also how much a subscriber must have taken since
+/// its socket was full last: what it gives back then is a small part of what it has got.
+const MIN_STEADY_READS: u32 = 8;
 
 /// Time between two reads of a subscription that waits for the store to recover.
 const STORE_RETRY_INTERVAL: Duration = Duration::from_secs(1);

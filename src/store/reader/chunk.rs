@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use rusqlite::{CachedStatement, Row};
+use rusqlite::{CachedStatement, Row, types::ValueRef};
 
 use crate::{
     event::{Entry, Event, Gap, GapReason, Kind, Only, Scope, SessionId},
@@ -14,6 +14,7 @@ use crate::{
     },
     store::sqlite::{
         FileFault,
+        checksum::{SummedPayload, find_damaged_payload},
         rows::read_event_id,
         schema::{entry_key, position_of},
     },
@@ -24,6 +25,9 @@ pub(super) struct ChunkBuilder<'a> {
     request: &'a ReadRequest,
     payload: CachedStatement<'a>,
     entries: Vec<Entry>,
+    /// Payloads of `entries` that have not been compared with their sums: several are summed side
+    /// by side.
+    unverified: Vec<UnverifiedPayload>,
     bytes: usize,
     /// Last position that was examined: everything that the scope admits up to here is in
     /// `entries`.
@@ -41,6 +45,7 @@ impl<'a> ChunkBuilder<'a> {
             request,
             payload,
             entries: Vec::new(),
+            unverified: Vec::new(),
             bytes: 0,
             through: request.after,
             is_full: false,
@@ -132,11 +137,16 @@ impl<'a> ChunkBuilder<'a> {
                 }))))
             }
             RowHeader::Event { kind, session } => {
+                let id = read_event_id(row, 1)?;
+                if let ValueRef::Blob(payload) = row.get_ref(9)? {
+                    return self.read_small(row, payload, |payload| {
+                        Event::restored(id, position, kind, session, payload)
+                    });
+                }
                 let mut rows = self.payload.query([row.get::<_, i64>(0)?])?;
                 let payload = rows
                     .next()?
                     .ok_or_else(|| FileFault::damage("a row is gone while it is read"))?;
-                let id = read_event_id(row, 1)?;
                 if payload.get(1)? {
                     let payload = read_payload(payload)?;
                     let event = Event::restored(id, position, kind, session, payload);
@@ -150,12 +160,77 @@ impl<'a> ChunkBuilder<'a> {
         }
     }
 
+    /// Returns the event of a payload that was read with its row. Its sum is compared later. `None`
+    /// if the next chunk must begin with it.
+    fn read_small(
+        &mut self,
+        row: &Row<'_>,
+        payload: &[u8],
+        event: impl FnOnce(&[u8]) -> Event,
+    ) -> Result<Option<Entry>, FileFault> {
+        let (key, sum) = (row.get(0)?, row.get(10)?);
+        if memchr::memchr(b'\r', payload).is_some() {
+            // Damage of the row if it does not fit its sum, else of the file. Rows before it count
+            // first.
+            let is_first = self.entries.is_empty();
+            let fits = find_damaged_payload(&[SummedPayload { key, payload, sum }]).is_none();
+            if is_first && fits {
+                return Err(FileFault::damage(CARRIAGE_RETURN));
+            }
+            if !is_first {
+                self.is_full = true;
+                return Ok(None);
+            }
+        }
+        self.unverified.push(UnverifiedPayload { index: self.entries.len(), key, sum });
+        Ok(Some(Entry::Event(Arc::new(event(payload)))))
+    }
+
+    /// Compares payloads with their sums, and ends the chunk before the first that does not fit.
+    /// Returns whether there is one. Called once, when all rows are read.
+    pub(super) fn end_before_damaged_payload(&mut self) -> bool {
+        let entries = &self.entries;
+        let event_of = |row: &UnverifiedPayload| match entries.get(row.index) {
+            Some(Entry::Event(event)) => Some(Arc::clone(event)),
+            _ => None,
+        };
+        let payloads: Vec<SummedPayload<'_>> = (self.unverified.iter())
+            .filter_map(|row| match entries.get(row.index) {
+                Some(Entry::Event(event)) => Some(SummedPayload {
+                    key: row.key,
+                    payload: event.payload_slice(),
+                    sum: row.sum,
+                }),
+                // The last row, which did not fit into the chunk any more.
+                _ => None,
+            })
+            .collect();
+        let damaged = find_damaged_payload(&payloads).and_then(|it| self.unverified.get(it));
+        let Some((index, event)) = damaged.and_then(|row| Some((row.index, event_of(row)?))) else {
+            return false;
+        };
+        self.entries.truncate(index);
+        let (kind, session) = (event.kind().clone(), event.session().cloned());
+        let damaged = DamagedEvent { id: event.id(), kind, session };
+        self.end_before(event.position(), event.position(), Some(damaged));
+        self.through = event.position() - 1;
+        true
+    }
+
     /// Returns the chunk. With `may_have_more`, rows behind the last one may not have been read.
     pub(super) fn finish(self, may_have_more: bool) -> StoredChunk {
         let end = self.request.through.max(self.request.after);
         let through = if self.is_full || may_have_more { self.through } else { end };
         StoredChunk { entries: self.entries, through, evicted_through: 0, damaged: self.damaged }
     }
+}
+
+/// Payload of an entry of the chunk that is still to be compared with its sum.
+struct UnverifiedPayload {
+    /// Index of the entry.
+    index: usize,
+    key: i64,
+    sum: i64,
 }
 
 /// Part of a row that fits its checksum. Both sums hold the row's key.
@@ -233,6 +308,8 @@ fn read_payload<'a>(row: &'a Row<'_>) -> Result<&'a [u8], FileFault> {
     // (WHATWG HTML §9.2: it ends a line).
     match memchr::memchr(b'\r', payload) {
         None => Ok(payload),
-        Some(_) => Err(FileFault::damage("a payload holds a carriage return")),
+        Some(_) => Err(FileFault::damage(CARRIAGE_RETURN)),
     }
 }
+
+const CARRIAGE_RETURN: &str = "a payload holds a carriage return";

@@ -107,12 +107,25 @@ impl StoreReader {
         self.require_persisted(request)?;
         let payload = self.connection.prepare_cached(SELECT_PAYLOAD)?;
         let mut chunk = ChunkBuilder::new(request, payload);
+        let read = self.read_range(request, indices, &mut chunk);
+        // Rows before the fault count first: it may be damage that follows from theirs.
+        let may_have_more = chunk.end_before_damaged_payload() || read?;
+        Ok(StoredChunk { evicted_through, ..chunk.finish(may_have_more) })
+    }
+
+    /// Reads rows of the range until the chunk is full. Returns whether there may be more of them.
+    fn read_range(
+        &self,
+        request: &ReadRequest,
+        indices: Indices,
+        chunk: &mut ChunkBuilder<'_>,
+    ) -> Result<bool, FileFault> {
         let (mut room, mut scannable) = (request.max_rows(), request.max_scanned_rows());
         if let Some((sessions, through)) = self.indexed_part(request, indices)? {
             let range = key_range(request, request.after, through)?;
             let keys = self.keys_of_sessions(sessions, range, room)?;
             chunk.is_indexed = true;
-            self.read_rows(&keys, &mut chunk)?;
+            self.read_rows(&keys, chunk)?;
             chunk.is_indexed = false;
             (room, scannable) = (room - keys.len(), scannable.saturating_sub(keys.len()));
             if room > 0 && !chunk.is_full {
@@ -122,9 +135,9 @@ impl StoreReader {
         if room > 0 && !chunk.is_full && chunk.through() < request.through {
             let range = key_range(request, chunk.through(), request.through)?;
             room = room.max(scannable);
-            room -= self.scan_range(range, room, &mut chunk)?;
+            room -= self.scan_range(range, room, chunk)?;
         }
-        Ok(StoredChunk { evicted_through, ..chunk.finish(room == 0) })
+        Ok(room == 0)
     }
 
     /// Returns the sessions that are asked for, and the position up to which the session index
@@ -359,14 +372,15 @@ const SELECT_PRODUCT: &str =
 
 const SELECT_HOLES: &str = "SELECT 1 FROM missing WHERE product = ?1 AND last > ?2 AND first <= ?3";
 
-/// Columns but for the payload, and a [`RowFit`]. The payload is read only where the other columns
-/// do not fit.
+/// Columns, and a [`RowFit`]. Of the payload only what lies in the page of its row: its length is
+/// known without reading it. Where the other columns do not fit, all of it is read.
 macro_rules! select_header {
     ($from:literal) => {
         concat!(
             "SELECT entry, epoch, sequence, suffix, gap, after, kind, session, iif(head_sum IS ",
             entry_sum!(),
-            ", 2, payload_sum IS row_sum(entry, payload))",
+            ", 2, payload_sum IS row_sum(entry, payload)), \
+             iif(octet_length(payload) <= 4096, payload, NULL), payload_sum",
             $from
         )
     };
@@ -382,8 +396,8 @@ const SELECT_ERASED: &str = "SELECT first, last, sum IS row_sum(product, first, 
 
 const SELECT_HEADER: &str = select_header!(" FROM entries WHERE entry = ?1");
 
-/// Apart from the rest of the row, so that the overflow pages of a large payload are read only if
-/// the scope admits it.
+/// Large payloads, apart from the rest of the row, so that their overflow pages are read only if
+/// the scope admits them.
 const SELECT_PAYLOAD: &str =
     "SELECT payload, payload_sum IS row_sum(entry, payload) FROM entries WHERE entry = ?1";
 

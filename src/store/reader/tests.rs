@@ -305,6 +305,26 @@ fn a_reader_that_is_not_meant_does_not_hear_of_a_damaged_payload() {
 }
 
 #[test]
+fn a_damaged_payload_ends_the_chunk_before_a_later_row_condemns_the_file() {
+    for payload in ["x'20'", "x'0D'"] {
+        let (_directory, file, reader) = stored(&five_events());
+        let change = |change: &str| file.connection().execute(change, []).unwrap();
+        change(&format!("UPDATE entries SET payload = {payload} WHERE entry & 0xFFFF = 2"));
+        change("UPDATE entries SET kind = NULL WHERE entry & 0xFFFF = 4");
+        change(concat!("UPDATE entries SET head_sum = ", entry_sum!()));
+        let read = |after| {
+            reader.fetch(&ReadRequest { after, through: 5, ..everything() }, Indices::Trusted)
+        };
+        let first = read(0).unwrap();
+        assert_eq!((positions(&first), first.through, first.damaged), (vec![1], 1, None));
+        let second = read(1).unwrap();
+        assert_eq!((positions(&second), second.through), (vec![], 1));
+        assert_eq!(second.damaged.map(|row| row.position), Some(2));
+        assert!(matches!(read(2), Err(FileError::Damaged { .. })));
+    }
+}
+
+#[test]
 fn a_row_under_a_key_behind_the_range_hides_no_row_in_silence() {
     let (_directory, file, reader) = stored(&five_events());
     let request = || ReadRequest { through: 4, ..everything() };

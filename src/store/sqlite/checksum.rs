@@ -48,6 +48,73 @@ fn row_sum(values: &Context<'_>) -> i64 {
     sum.finish().cast_signed()
 }
 
+/// Payload of an event's row, as it was read, and what its sum is made of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SummedPayload<'a> {
+    /// Key of the row.
+    pub(crate) key: i64,
+    /// Payload of the row.
+    pub(crate) payload: &'a [u8],
+    /// Sum that the row has: `row_sum(entry, payload)` when it was written.
+    pub(crate) sum: i64,
+}
+
+impl SummedPayload<'_> {
+    /// Returns the state of the sum before the payload's first byte.
+    fn begun(&self) -> FnvHasher {
+        let mut sum = FnvHasher::default();
+        write_value(&mut sum, 1, &self.key.to_le_bytes());
+        sum.write(&[4]);
+        sum.write(&(self.payload.len() as u64).to_le_bytes());
+        sum
+    }
+
+    fn has_sum(&self, sum: &FnvHasher) -> bool {
+        sum.finish().cast_signed() == self.sum
+    }
+}
+
+/// Returns the index of the first payload that does not fit its sum.
+pub(crate) fn find_damaged_payload(rows: &[SummedPayload<'_>]) -> Option<usize> {
+    let (groups, rest) = rows.as_chunks::<ROWS_AT_ONCE>();
+    for (index, group) in groups.iter().enumerate() {
+        let sums = sum_payloads(group);
+        let fits = group.iter().zip(&sums).map(|(row, sum)| row.has_sum(sum));
+        if let Some(damaged) = fits.into_iter().position(|fits| !fits) {
+            return Some(index * ROWS_AT_ONCE + damaged);
+        }
+    }
+    let damaged = rest.iter().position(|row| {
+        let mut sum = row.begun();
+        sum.write(row.payload);
+        !row.has_sum(&sum)
+    })?;
+    Some(groups.len() * ROWS_AT_ONCE + damaged)
+}
+
+/// Sums several payloads side by side. Each step of a sum waits for the multiplication of the step
+/// before, so the processor has room for those of other rows meanwhile.
+fn sum_payloads(rows: &[SummedPayload<'_>; ROWS_AT_ONCE]) -> [FnvHasher; ROWS_AT_ONCE] {
+    let common = rows.iter().map(|row| row.payload.len()).min().unwrap_or(0);
+    let [a, b, c, d] = rows.map(|row| row.payload.split_at(common).0);
+    let [mut sum_a, mut sum_b, mut sum_c, mut sum_d] = rows.map(|row| row.begun());
+    for (((byte_a, byte_b), byte_c), byte_d) in a.iter().zip(b).zip(c).zip(d) {
+        sum_a.write_u8(*byte_a);
+        sum_b.write_u8(*byte_b);
+        sum_c.write_u8(*byte_c);
+        sum_d.write_u8(*byte_d);
+    }
+    let mut sums = [sum_a, sum_b, sum_c, sum_d];
+    for (row, sum) in rows.iter().zip(&mut sums) {
+        sum.write(row.payload.split_at(common).1);
+    }
+    sums
+}
+
+/// Rows whose payloads are summed side by side: a multiplication takes some four cycles, and one
+/// can begin in each.
+const ROWS_AT_ONCE: usize = 4;
+
 fn write_value(sum: &mut FnvHasher, kind: u8, bytes: &[u8]) {
     sum.write(&[kind]);
     sum.write(&(bytes.len() as u64).to_le_bytes());
@@ -140,6 +207,34 @@ mod tests {
     #[test]
     fn the_sum_of_a_row_stays_what_files_hold() {
         assert_eq!(sum_of("1, NULL, 'a', x'62'"), STORED_SUM);
+    }
+
+    #[test]
+    fn payloads_that_are_summed_side_by_side_have_the_sums_of_their_rows() {
+        let bytes: Vec<u8> = (0..=255).cycle().take(900).collect();
+        let lengths = [0, 1, 7, 900, 900, 16, 5, 0, 300, 301, 2];
+        let payloads: Vec<&[u8]> = lengths.iter().map(|it| &bytes[..*it]).collect();
+        let connection = Connection::open_in_memory().unwrap();
+        register(&connection).unwrap();
+        let rows: Vec<SummedPayload<'_>> = (1..)
+            .zip(&payloads)
+            .map(|(key, payload)| {
+                let parameters = rusqlite::params![key, payload];
+                let sum =
+                    connection.query_row("SELECT row_sum(?1, ?2)", parameters, |it| it.get(0));
+                SummedPayload { key, payload, sum: sum.unwrap() }
+            })
+            .collect();
+        for count in 0..=rows.len() {
+            assert_eq!(find_damaged_payload(&rows[..count]), None);
+            for damaged in 0..count {
+                let mut changed = rows[..count].to_vec();
+                // The last one, too, so that the first one counts.
+                changed[count - 1].key += 1;
+                changed[damaged].sum ^= 1;
+                assert_eq!(find_damaged_payload(&changed), Some(damaged));
+            }
+        }
     }
 
     /// Sum that the first release of the format writes for these values.

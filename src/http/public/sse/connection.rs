@@ -91,6 +91,7 @@ impl SseConnection {
                     (reason == DisconnectReason::Kicked || reason.is_immediate())
                         .then_some(FINAL_WRITE_GRACE)
                 };
+                connected.subscription().give_back_read_ahead();
                 connected.record_backlog();
                 match connected.must_end_while_blocked(self.socket.write_due(), grace, context) {
                     true => Poll::Ready(false),

@@ -147,6 +147,7 @@ impl WsConnection {
     fn wait_for_writable(&mut self, context: &Context<'_>) -> WsStep {
         let write_due = self.socket().write_due();
         let connected = &mut self.subscriber.connected;
+        connected.subscription().give_back_read_ahead();
         connected.record_backlog();
         match connected.must_end_while_blocked(write_due, close_grace, context) {
             true => WsStep::Closed,
