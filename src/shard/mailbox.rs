@@ -11,9 +11,9 @@
 //! fan-out ─ GroupWaker, once until events are taken ────► with events: [ 0 ] ┘
 //! ```
 //!
-//! The lists need no bound of their own. A subscriber is in `woken` once (once more when it
-//! was removed or has just moved), a group in `groups_with_events` once per batch, and admission limits the
-//! subscribers.
+//! The lists need no bound of their own. A subscriber is in `woken` once (once more when it was
+//! removed or has just moved), a group in `groups_with_events` once per batch, and admission limits
+//! the subscribers.
 //!
 //! May use: `net`.
 
