@@ -94,6 +94,8 @@ fn a_kicked_subscriber_gets_a_proper_end_and_the_others_stay() {
     let mut link = connector.stream();
     let (mut kicked, mut other) = (open(&relay, ""), open(&relay, ""));
     link.event(event_of("a", 1));
+    let labels = [("product_id", PRODUCT), ("type", "actions")];
+    relay.wait_for_metric("autoplay_relay_upstream_events_total", &labels, 1.0);
     let path = format!("{LIST}/{}", list(&relay, "")["subscribers"][0]["id"].as_str().unwrap());
     let answer = ask(&relay, "DELETE", &path);
     assert_eq!((answer.status(), answer.body.len()), (204, 0));
