@@ -85,9 +85,13 @@ fn a_busy_shard_gives_subscribers_to_the_others_and_none_of_them_misses_an_event
     while (0..shards).filter(|shard| has_worked(&format!("shard-{shard}"))).count() < shards.min(2)
     {
         assert!(Instant::now() < until, "one shard does all the work");
-        // Some hundred milliseconds of work for one shard; the sockets hold it until it is read.
+        // One after the other: events that wait together cost a subscriber one write. The sockets
+        // hold them until they are read.
         let burst = published..published + BURST;
-        burst.clone().for_each(|n| publish(&mut link, PRODUCT, n));
+        for n in burst.clone() {
+            publish(&mut link, PRODUCT, n);
+            thread::sleep(Duration::from_millis(1));
+        }
         for subscriber in &mut subscribers {
             burst.clone().for_each(|n| assert_eq!(next(subscriber, PRODUCT), n));
         }
@@ -114,8 +118,8 @@ const PRODUCTS: [&str; 2] = ["one", "two"];
 
 const SUBSCRIBERS: usize = 300;
 
-/// Events that one shard is busy with for longer than it takes to find out.
-const BURST: usize = 200;
+/// Events, one each millisecond, that one shard is busy with for longer than it takes to find out.
+const BURST: usize = 500;
 
 /// Events that the connectors may be ahead of the slowest reader: enough to keep all shards busy.
 const MAX_AHEAD: usize = 50;
