@@ -169,7 +169,7 @@ impl<T: Clone> NarrowedSubscriber<T> {
 
 /// Entries by ascending key, side by side: visiting them goes through the subscribers' slots in the
 /// order of their addresses, which a table or a tree would not. Adding or removing one among ten
-/// thousand moves some ten kilobytes.
+/// thousand moves some tens of kilobytes.
 #[derive(Debug)]
 struct SortedEntries<T>(Vec<(usize, T)>);
 

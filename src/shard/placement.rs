@@ -67,9 +67,8 @@ impl ShardPlacement {
             Only::These(_) => load(mailbox) < MAX_HOME_SUBSCRIBERS,
             Only::Everything => load(mailbox) < MAX_HOME_SUBSCRIBERS_OF_ALL && !mailbox.is_busy(),
         };
-        let from_home = self.mailboxes.iter().cycle().skip(home).take(self.mailboxes.len());
-        let mailbox = from_home.into_iter().find(is_free);
-        let mailbox = mailbox.or_else(|| self.mailboxes.iter().min_by_key(load))?;
+        let mut from_home = self.mailboxes.iter().cycle().skip(home).take(self.mailboxes.len());
+        let mailbox = from_home.find(is_free).or_else(|| self.mailboxes.iter().min_by_key(load))?;
         // The socket is registered with the runtime that accepted it. `into_std` removes that
         // registration, and the shard registers the socket with its own runtime.
         match stream.into_std() {

@@ -1,4 +1,4 @@
-//! Resting subscriber: what delivering to a caught-up subscriber takes, side by side with others.
+//! Resting subscriber: the few things that a delivery to a caught-up subscriber needs, in its slot.
 //!
 //! ```text
 //!            polled, caught up, no TLS              anything but an event that the socket takes

@@ -85,8 +85,11 @@ impl SpreadPlan {
     /// The work is booked to the target at once. So neither the next look, before the target has
     /// measured itself, nor another busy shard gives it the same work again.
     fn for_shard(own: &Arc<ShardMailbox>, mailboxes: &[Arc<ShardMailbox>]) -> Option<Self> {
+        if !own.is_busy() {
+            return None;
+        }
         let work_of = |mailbox: &Arc<ShardMailbox>| mailbox.busy_permille.load(Ordering::Relaxed);
-        let others = mailboxes.iter().filter(|it| own.is_busy() && !Arc::ptr_eq(it, own));
+        let others = mailboxes.iter().filter(|it| !Arc::ptr_eq(it, own));
         let target = others.min_by_key(|it| work_of(it))?;
         let (own_work, target_work) = (work_of(own), work_of(target));
         if target_work > own_work / 2 {

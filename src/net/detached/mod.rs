@@ -83,8 +83,8 @@ impl DetachedConnection {
     /// [`DetachedConnection::restore_socket`]. `None` with TLS, whose records only the session can
     /// write.
     ///
-    /// Whatever uses the connection meanwhile gets an error. Its readiness still wakes the waker
-    /// that was registered.
+    /// Whatever uses the connection meanwhile gets an error. The socket's readiness still wakes the
+    /// waker that was registered for it.
     pub(crate) fn lend_socket(&mut self) -> Option<TcpStream> {
         if self.session.is_some() { None } else { self.socket.take() }
     }
