@@ -23,8 +23,23 @@ impl Outbox {
 
     /// Returns the next batch if there is any change, also one that is not urgent, and no batch is
     /// in flight.
+    #[cfg(test)]
     pub(in crate::webhook) fn take_all_changes(&mut self) -> Option<WebhookChanges> {
-        self.journal.has_changes(self.cursor).then(|| self.take_batch())
+        if self.journal.has_changes(self.cursor) {
+            self.urge_changes();
+        }
+        self.take_urgent_changes()
+    }
+
+    /// Makes every change urgent.
+    pub(in crate::webhook) fn urge_changes(&mut self) {
+        self.journal.urge_all(self.cursor);
+    }
+
+    /// Makes changes urgent that were here at the last call already: a delivery that is settled
+    /// between two calls needs no row.
+    pub(in crate::webhook) fn urge_aged_changes(&mut self) {
+        self.journal.urge_aged(self.cursor);
     }
 
     /// Returns whether there is any change, also one that is not urgent, and no batch is in flight.

@@ -53,6 +53,11 @@ pub(super) struct OutboxJournal {
     /// A change is worth a batch at once. First rows of owed deliveries alone are not: most are
     /// settled before they are ever written.
     is_urgent: bool,
+    /// Every batch reaches up to here; what comes behind waits. Urgent changes and settlements are
+    /// all at or before it, and so are first rows that have waited for long.
+    urgent_through: u64,
+    /// The cursor when rows were last looked at for their age.
+    aged_through: u64,
     /// The last commit failed, or the store is degraded: dead letters are bounded.
     is_store_degraded: bool,
     committing: Option<CommittingBatch>,
@@ -85,13 +90,26 @@ struct CommittingBatch {
 impl OutboxJournal {
     /// Creates the journal of a webhook whose cursor in the store is `cursor`.
     pub(super) fn new(cursor: u64) -> Self {
-        Self { committed_cursor: cursor, max_batch_rows: MAX_BATCH_ROWS, ..Self::default() }
+        Self {
+            committed_cursor: cursor,
+            aged_through: cursor,
+            max_batch_rows: MAX_BATCH_ROWS,
+            ..Self::default()
+        }
     }
 
     /// Records that a delivery is newly owed, or that its row has changed; the latter is urgent.
     pub(super) fn mark_dirty(&mut self, position: u64, is_urgent: bool) {
         self.dirty.insert(position);
-        self.is_urgent |= is_urgent;
+        if is_urgent {
+            self.urge(position);
+        }
+    }
+
+    /// Makes the next batch urgent, and lets it reach up to `position` at least.
+    fn urge(&mut self, position: u64) {
+        self.urgent_through = self.urgent_through.max(position);
+        self.is_urgent = true;
     }
 
     /// Records that no owed row of this delivery is to be written.
@@ -108,10 +126,10 @@ impl OutboxJournal {
         }
     }
 
-    /// Occupies a slot until the next batch is committed.
-    pub(super) fn occupy_slot(&mut self) {
+    /// Occupies the slot of a settled delivery until the next batch is committed.
+    pub(super) fn occupy_slot(&mut self, position: u64) {
         self.occupied_slots += 1;
-        self.is_urgent = true;
+        self.urge(position);
     }
 
     /// Returns the slots of settled deliveries whose settlement a crash would lose.
@@ -139,12 +157,11 @@ impl OutboxJournal {
     pub(super) fn settle(&mut self, position: u64) {
         self.remove_dead_letter(position);
         self.settled.insert(position);
-        self.is_urgent = true;
+        self.urge(position);
     }
 
     /// Records a dead letter.
     pub(super) fn record_dead_letter(&mut self, dead_letter: DeadLetter, has_row: bool) {
-        self.is_urgent = true;
         self.insert_dead_letter(dead_letter, has_row);
         // Bounded only while degraded: otherwise the next batch takes them.
         if self.is_store_degraded {
@@ -157,6 +174,7 @@ impl OutboxJournal {
         self.remove_dead_letter(position);
         // The dead letter replaces the owed row, so it settles the position as well.
         self.settled.remove(&position);
+        self.urge(position);
         self.dead_letter_bytes += dead_letter.payload.len();
         self.dead_letters.insert(position, UnwrittenDeadLetter { dead_letter, has_row });
     }
@@ -206,26 +224,54 @@ impl OutboxJournal {
 
     /// Returns whether there is any change and no batch is in flight.
     pub(super) fn has_changes(&self, cursor: u64) -> bool {
-        let has_deliveries =
-            !(self.dirty.is_empty() && self.settled.is_empty() && self.dead_letters.is_empty());
         self.committing.is_none()
-            && (self.is_urgent || has_deliveries || cursor > self.committed_cursor)
+            && (self.is_urgent || self.has_deliveries() || cursor > self.committed_cursor)
+    }
+
+    /// Makes all changes urgent that were here at the last call. The caller calls this at even
+    /// intervals, so that the cursor is behind by two of them at most.
+    pub(super) fn urge_aged(&mut self, cursor: u64) {
+        let aged_through = std::mem::replace(&mut self.aged_through, cursor);
+        self.urgent_through = self.urgent_through.max(aged_through);
+        let first_dirty = self.dirty.first().copied();
+        let reach = self.first_waiting().map_or(cursor, |waiting| waiting.saturating_sub(1));
+        self.is_urgent |= first_dirty.is_some_and(|first| first <= self.urgent_through)
+            || reach > self.committed_cursor;
+    }
+
+    /// Makes all changes urgent, if there are any.
+    pub(super) fn urge_all(&mut self, cursor: u64) {
+        if cursor > self.committed_cursor || self.has_deliveries() {
+            self.urge(cursor);
+        }
+    }
+
+    fn has_deliveries(&self) -> bool {
+        !(self.dirty.is_empty() && self.settled.is_empty() && self.dead_letters.is_empty())
+    }
+
+    /// Returns the first row that is not urgent.
+    fn first_waiting(&self) -> Option<u64> {
+        self.dirty.range(self.urgent_through.saturating_add(1)..).next().copied()
     }
 
     /// Takes the changes of one batch; `row_of` gives the row of an owed delivery and what the
     /// store has of it.
     ///
-    /// Changes beyond the bound stay, and the batch's cursor stays before the lowest of them: a
-    /// cursor past a delivery without a row would declare it settled. If anything stays, occupied
-    /// slots stay occupied, because settlements behind the cursor are not recorded by this batch.
+    /// First rows behind the last urgent change stay, and so do changes beyond the bound. The
+    /// batch's cursor stays before the lowest of them: a cursor past a delivery without a row would
+    /// declare it settled. If an urgent change stays, occupied slots stay occupied, because
+    /// settlements behind the cursor are not recorded by this batch.
     pub(super) fn take_batch(
         &mut self,
         cursor: u64,
         row_of: impl Fn(u64) -> Option<(OwedDelivery, RowState)>,
     ) -> WebhookChanges {
-        let deferred = self.first_deferred();
+        let beyond_bound = self.first_deferred();
+        let deferred = beyond_bound.into_iter().chain(self.first_waiting()).min();
         let cursor = deferred.map_or(cursor, |rest| cursor.min(rest.saturating_sub(1)));
-        let slots = if deferred.is_none() { std::mem::take(&mut self.occupied_slots) } else { 0 };
+        let leaves_urgent = deferred.is_some_and(|rest| rest <= self.urgent_through);
+        let slots = if leaves_urgent { 0 } else { std::mem::take(&mut self.occupied_slots) };
         let mut committing =
             CommittingBatch { cursor, occupied_slots: slots, ..CommittingBatch::default() };
         let mut deliveries = BTreeMap::new();
@@ -256,7 +302,7 @@ impl OutboxJournal {
             deliveries.insert(position, DeliveryChange::Dead(dead_letter));
         }
         // What was deferred follows at once, so that its slots are free soon.
-        (self.is_urgent, self.committing) = (deferred.is_some(), Some(committing));
+        (self.is_urgent, self.committing) = (leaves_urgent, Some(committing));
         WebhookChanges { position: cursor, deliveries }
     }
 
@@ -305,7 +351,8 @@ impl OutboxJournal {
         is_owed: impl Fn(u64) -> bool,
     ) -> BTreeSet<u64> {
         let Some(committing) = self.committing.take() else { return BTreeSet::new() };
-        self.is_urgent = true;
+        // Also for its cursor, which may have been committed: the next one is not before it.
+        self.urge(committing.cursor);
         // A row that may not exist must not be relied on to bring a dropped dead letter back.
         for position in &committing.new_rows {
             if let Some(unwritten_letter) = self.dead_letters.get_mut(position) {

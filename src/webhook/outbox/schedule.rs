@@ -333,7 +333,7 @@ impl Outbox {
     fn finish(&mut self, position: u64, outcome: FinalOutcome) {
         let Some(item) = self.remove_item(position) else { return };
         // The attempt's slot passes on to the settlement until that is committed.
-        self.journal.occupy_slot();
+        self.journal.occupy_slot(position);
         let row = self.journal.row_state(position, item.row, item.item_kind);
         match (item.item_kind, outcome) {
             // The store has the dead letter already.

@@ -57,8 +57,8 @@ pub(super) struct StoreSync {
     registration_waiters: Vec<oneshot::Sender<Result<(), StoreUnwritable>>>,
     journal: InFlight<Result<(), WebhookChanges>>,
     journal_at: Instant,
-    /// Time from which changes that are not urgent are written too.
-    full_journal_at: Instant,
+    /// Time of the next look for changes that have waited for long.
+    ageing_at: Instant,
     dead_letters: InFlight<Result<Vec<DeadLetter>, StoreUnreadable>>,
     /// Received and not handed over yet: the notice of the store is applied first.
     received_dead_letters: Option<Vec<DeadLetter>>,
@@ -93,7 +93,7 @@ impl StoreSync {
             registration_waiters: waiter.into_iter().collect(),
             journal: None,
             journal_at: now,
-            full_journal_at: now,
+            ageing_at: now,
             dead_letters: None,
             received_dead_letters: None,
             dead_letters_at: now,
@@ -132,6 +132,10 @@ impl StoreSync {
         if is_ahead || self.store.is_degraded() {
             outbox.mark_store_degraded();
         }
+        if now >= self.ageing_at {
+            outbox.urge_aged_changes();
+            self.ageing_at = now + POSITION_WRITE_INTERVAL;
+        }
         if !self.is_registered || self.journal.is_some() || now < self.journal_at {
             return;
         }
@@ -139,16 +143,7 @@ impl StoreSync {
             self.journal_at = now + JOURNAL_RETRY_DELAY;
             return;
         }
-        let changes = if now >= self.full_journal_at {
-            outbox.take_all_changes()
-        } else {
-            outbox.take_urgent_changes()
-        };
-        self.full_journal_at = if now >= self.full_journal_at {
-            now + POSITION_WRITE_INTERVAL
-        } else {
-            self.full_journal_at
-        };
+        let changes = outbox.take_urgent_changes();
         self.journal = changes.map(|changes| Box::pin(self.store.journal(&self.id, changes)) as _);
     }
 
@@ -218,8 +213,8 @@ impl StoreSync {
         let journal_due = Some(self.journal_at).filter(|at| *at > now);
         let can_write = self.is_registered && self.journal.is_none();
         // Not before `journal_at`, so that a journal that cannot be written yet is no busy loop.
-        let changes_due = (can_write && outbox.has_changes())
-            .then_some(self.full_journal_at.max(self.journal_at));
+        let changes_due =
+            (can_write && outbox.has_changes()).then_some(self.ageing_at.max(self.journal_at));
         [dead_letters_due.filter(|at| *at > now), registration_due, journal_due, changes_due]
             .into_iter()
             .flatten()
@@ -276,7 +271,8 @@ impl StoreSync {
     /// Writes every change, within [`FINAL_FLUSH_TIMEOUT`] and unless the store cannot be written.
     pub(super) async fn flush(&mut self, outbox: &mut Outbox, committed: u64) {
         let now = Instant::now();
-        (self.register_at, self.journal_at, self.full_journal_at) = (now, now, now);
+        (self.register_at, self.journal_at) = (now, now);
+        outbox.urge_changes();
         let write = async {
             loop {
                 self.start_writes(outbox, committed);
@@ -313,7 +309,8 @@ fn poll_in_flight<T>(in_flight: &mut InFlight<T>, context: &mut Context<'_>) -> 
     polled
 }
 
-/// Longest time for which a cursor waits to be written while no change is urgent.
+/// Interval between looks for changes that are not urgent: the second look after a change has it
+/// written, so that a delivery that is settled within a second needs no row.
 const POSITION_WRITE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Pause after a journal that could not be written.

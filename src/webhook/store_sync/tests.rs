@@ -152,7 +152,7 @@ async fn uncommitted_events_are_not_reported_as_passed_and_delivery_continues() 
     let Some(TakenCommand::Journal(changes)) = testing::take_command(&mut harness.inbox) else {
         panic!("all is committed")
     };
-    assert_eq!((changes.position, changes.deliveries.into_keys().collect()), (8, vec![7, 8]));
+    assert_eq!((changes.position, changes.deliveries.len()), (6, 0), "7 and 8 were never sent");
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,6 +9,7 @@ fn a_batch_has_a_bound_and_its_position_stays_before_what_is_left() {
     harness.enqueue_many(1..=2500);
     assert_eq!(harness.send_all(), [1, 2]);
     (1..=2).for_each(|position| harness.accept(position));
+    harness.outbox.urge_changes();
     let batch = |harness: &mut OutboxHarness| {
         let changes = harness.commit();
         (changes.position, changes.deliveries.len(), harness.send_all().len())
@@ -55,7 +56,7 @@ fn while_nothing_can_be_written_slots_are_free() {
     (3..=4).for_each(|position| harness.accept(position));
     assert_eq!(
         (harness.send_all(), harness.commit().position),
-        (vec![], 8),
+        (vec![], 4),
         "and held again once it can be written"
     );
 }
@@ -83,7 +84,7 @@ fn only_exceptions_are_written_and_only_what_should_not_wait_asks_for_it() {
     assert_eq!(harness.outbox.take_urgent_changes(), None);
     harness.send_all();
     harness.accept(1);
-    let changes = harness.outbox.take_urgent_changes().unwrap();
+    let changes = harness.outbox.take_all_changes().unwrap();
     assert_eq!(
         (changes.position, changes.deliveries.keys().copied().collect::<Vec<_>>()),
         (9, vec![2, 3])
@@ -113,12 +114,33 @@ fn only_exceptions_are_written_and_only_what_should_not_wait_asks_for_it() {
 }
 
 #[test]
+fn a_batch_goes_no_further_than_the_last_settlement_until_deliveries_have_waited_for_long() {
+    let mut harness = OutboxHarness::new(4);
+    harness.enqueue_many(1..=9);
+    assert_eq!(harness.send_all(), [1, 2, 3, 4]);
+    harness.accept(3);
+    let batch = |changes: WebhookChanges| {
+        (changes.position, changes.deliveries.into_keys().collect::<Vec<_>>())
+    };
+    assert_eq!(batch(harness.commit()), (3, vec![1, 2]), "4 to 9 are behind the position");
+    assert_eq!(harness.send_all(), [5], "and the slot is free");
+    harness.outbox.urge_aged_changes();
+    assert_eq!(harness.outbox.take_urgent_changes(), None, "they have just come");
+    harness.enqueue(10, "");
+    harness.outbox.urge_aged_changes();
+    assert_eq!(batch(harness.commit()), (9, vec![4, 5, 6, 7, 8, 9]));
+    harness.outbox.urge_changes();
+    assert_eq!(batch(harness.commit()), (10, vec![10]));
+    assert_eq!(harness.outbox.take_all_changes(), None);
+}
+
+#[test]
 fn changes_of_a_failed_commit_are_merged_under_newer_ones() {
     let mut harness = OutboxHarness::new(16);
     harness.enqueue_many(1..=4);
     harness.send_all();
     harness.settle(1, 400, &Disposition::Refused);
-    let changes = harness.outbox.take_urgent_changes().unwrap();
+    let changes = harness.outbox.take_all_changes().unwrap();
     harness.accept(2);
     harness.settle(3, 400, &Disposition::Refused);
     harness.outbox.record_commit_failure(changes);

@@ -65,6 +65,13 @@ impl OutboxHarness {
         changes
     }
 
+    /// Commits everything, as after a while without a settlement.
+    pub(super) fn commit_all(&mut self) -> WebhookChanges {
+        let changes = self.outbox.take_all_changes().unwrap_or_default();
+        self.outbox.record_commit();
+        changes
+    }
+
     pub(super) fn endpoint_state(&self) -> EndpointState {
         self.outbox.endpoint_status().state
     }

@@ -165,7 +165,7 @@ fn a_restart_continues_from_the_state_in_the_store() {
     }
     harness.send_all();
     harness.fail(1);
-    let changes = harness.commit();
+    let changes = harness.commit_all();
     let owed = changes.deliveries.into_values().filter_map(|change| {
         if let DeliveryChange::Owed(owed) = change { Some(owed) } else { None }
     });
@@ -259,7 +259,7 @@ fn an_expired_delivery_is_dropped_silently_unless_it_is_accepted_after_all() {
     harness.accept(1);
     harness.fail(2);
     harness.settle(3, 400, &Disposition::Refused);
-    let changes = harness.commit();
+    let changes = harness.commit_all();
     assert_eq!(changes.deliveries.keys().copied().collect::<Vec<_>>(), [1, 4, 6]);
     assert_eq!(
         (&changes.deliveries[&1], &changes.deliveries[&4]),
@@ -295,7 +295,7 @@ fn an_erased_session_leaves_no_record_for_any_outcome_of_attempts_in_flight() {
         harness.send_all();
         harness.accept(1);
         harness.accept(3);
-        harness.commit();
+        harness.commit_all();
         assert_eq!(harness.send_all(), [2, 5]);
         harness.outbox.erase(&SessionId::new("a").unwrap());
         assert_eq!(harness.outbox.owed().0, 1);
