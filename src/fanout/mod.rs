@@ -124,13 +124,10 @@ impl Fanout {
             position += 1;
             match entry {
                 Entry::Event(event) => {
-                    let (session, kind) = (event.session(), event.kind());
-                    registry.subscribers.for_each_match(
-                        session,
-                        kind,
-                        BucketFilter::ALL,
-                        |_, signal| signal.notify(position),
-                    );
+                    let subscribers = &registry.subscribers;
+                    subscribers.for_each_match(event.scope_key(), BucketFilter::ALL, |_, signal| {
+                        signal.notify(position);
+                    });
                     let interested_shards = registry.shard_bitmap.shards_for(event);
                     self.queues_of(interested_shards).for_each(|queue| queue.push(event));
                     shards_to_wake |= interested_shards;

@@ -30,8 +30,9 @@ impl Fanout {
 
     /// Returns how many signals an event is shown to.
     pub(crate) fn count_visits(&self, event: &Event) -> usize {
-        let (session, kind, mut visits) = (event.session(), event.kind(), 0);
-        self.registry().subscribers.for_each_match(session, kind, BucketFilter::ALL, |_, _| {
+        let mut visits = 0;
+        let registry = self.registry();
+        registry.subscribers.for_each_match(event.scope_key(), BucketFilter::ALL, |_, _| {
             visits += 1;
         });
         visits
@@ -69,6 +70,7 @@ impl FanoutHarness {
         let draft = Draft {
             kind: Kind::new(kind),
             session,
+            user: None,
             forwarded_at: None,
             payload,
             received: Instant::now(),

@@ -28,6 +28,7 @@ pub fn reads(input: &[u8]) {
             0 => Only::Everything,
             _ => Only::These((0..named).map(session).collect()),
         },
+        users: Only::Everything,
         kinds: match kinds % 3 {
             0 => Only::Everything,
             1 => Only::These([Kind::new("z")].into()),
@@ -76,6 +77,7 @@ fn log_of(entries: &[LawEntry]) -> Log {
             Some(number) => drop(log.append(Draft {
                 kind: kind(position),
                 session: Some(session(*number)),
+                user: None,
                 forwarded_at: None,
                 payload: Bytes::from_static(b"{}"),
                 received: Instant::now(),

@@ -69,6 +69,7 @@ impl RelayInstance {
         self.fanout.log().append(Draft {
             kind,
             session,
+            user: None,
             forwarded_at: None,
             payload,
             received: Instant::now(),
@@ -157,6 +158,7 @@ impl ModelClient {
             } else {
                 Only::These(sessions)
             },
+            users: Only::Everything,
             kinds: if self.kinds.is_empty() { Only::Everything } else { Only::These(kinds) },
         }
     }

@@ -91,6 +91,7 @@ pub(crate) fn scope(sessions: &[&str], kinds: &[&str]) -> Scope {
     let kinds: BTreeSet<_> = kinds.iter().map(|kind| Kind::new(kind)).collect();
     Scope {
         sessions: if sessions.is_empty() { Only::Everything } else { Only::These(sessions.into()) },
+        users: Only::Everything,
         kinds: if kinds.is_empty() { Only::Everything } else { Only::These(kinds.into()) },
     }
 }

@@ -35,6 +35,7 @@ fn push(ring: &mut Ring, sessions: &str) {
         let draft = Draft {
             kind: Kind::new(if position.is_multiple_of(2) { "even" } else { "odd" }),
             session: (session != "-").then(|| SessionId::new(session).unwrap()),
+            user: None,
             forwarded_at: None,
             payload: Bytes::from_static(b"0123456789"),
             received: Instant::now(),
@@ -49,10 +50,10 @@ fn push(ring: &mut Ring, sessions: &str) {
 fn only(sessions: &str) -> Scope {
     let sessions =
         sessions.split_whitespace().map(|session| SessionId::new(session).unwrap()).collect();
-    Scope { sessions: Only::These(sessions), kinds: Only::Everything }
+    Scope { sessions: Only::These(sessions), ..Scope::EVERYTHING }
 }
 
-const EVERYTHING: Scope = Scope { sessions: Only::Everything, kinds: Only::Everything };
+const EVERYTHING: Scope = Scope::EVERYTHING;
 
 /// Returns the positions of one read, its last position, and whether it reached the end.
 fn read(ring: &Ring, after: u64, scope: &Scope, limits: ReadLimits) -> (Vec<u64>, u64, bool) {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    event::{Event, GapReason, Kind, SessionId, StartPosition},
+    event::{Event, GapReason, ScopeKey, StartPosition},
     fanout::{FanoutHarness, MAX_QUEUED_EVENTS, QueueContents, SubscriberSignal},
     shard::index::ShardIndex,
     subscription::{Subscription, SubscriptionItem, scope},
@@ -42,8 +42,8 @@ fn shard_with(
     (shard_index, subscriptions, wakes)
 }
 
-fn keys(events: &[Arc<Event>]) -> impl ExactSizeIterator<Item = (Option<&SessionId>, &Kind)> {
-    events.iter().map(|event| (event.session(), event.kind()))
+fn keys(events: &[Arc<Event>]) -> impl ExactSizeIterator<Item = ScopeKey<'_>> {
+    events.iter().map(|event| event.scope_key())
 }
 
 fn positions(events: &[Arc<Event>]) -> Vec<u64> {
@@ -119,7 +119,7 @@ fn when_a_shard_queue_overflows_only_matching_subscribers_resync_from_their_firs
     assert!(events.is_empty());
     let most = MAX_QUEUED_EVENTS as u64;
     let mut resyncs = Vec::new();
-    let mark_keys = marks.iter().map(|mark| (mark.session.as_ref(), &mark.kind));
+    let mark_keys = marks.iter().map(|mark| mark.scope_key());
     shard_index.for_each_interested(mark_keys, |at, key| resyncs.push((key, marks[at].position)));
     resyncs.sort_unstable();
     assert_eq!(resyncs, [(0, 2), (1, most + 2), (1, most + 3), (3, most + 3)]);

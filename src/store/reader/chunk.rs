@@ -140,7 +140,7 @@ impl<'a> ChunkBuilder<'a> {
                 let id = read_event_id(row, 1)?;
                 if let ValueRef::Blob(payload) = row.get_ref(9)? {
                     return self.read_small(row, payload, |payload| {
-                        Event::restored(id, position, kind, session, payload)
+                        Event::restored(id, position, kind, (session, None), payload)
                     });
                 }
                 let mut rows = self.payload.query([row.get::<_, i64>(0)?])?;
@@ -149,7 +149,7 @@ impl<'a> ChunkBuilder<'a> {
                     .ok_or_else(|| FileFault::damage("a row is gone while it is read"))?;
                 if payload.get(1)? {
                     let payload = read_payload(payload)?;
-                    let event = Event::restored(id, position, kind, session, payload);
+                    let event = Event::restored(id, position, kind, (session, None), payload);
                     return Ok(Some(Entry::Event(Arc::new(event))));
                 }
                 drop(rows);
@@ -286,7 +286,8 @@ impl RowHeader {
     /// Decides as [`Scope::admits`] does, before the payload is read.
     fn is_admitted(&self, scope: &Scope) -> bool {
         let Self::Event { kind, .. } = self else { return true };
-        self.is_of_sessions(scope) && scope.kinds.admits(kind)
+        // Until the store knows users.
+        self.is_of_sessions(scope) && scope.kinds.admits(kind) && scope.users == Only::Everything
     }
 
     /// Returns whether the row is a gap, or of a session of the scope.

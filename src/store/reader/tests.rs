@@ -38,7 +38,7 @@ fn request_for(sessions: Only<SessionId>, kinds: Only<Kind>, limits: ReadLimits)
         product_number: 1,
         after: 0,
         through: 10_000,
-        scope: Scope { sessions, kinds },
+        scope: Scope { sessions, users: Only::Everything, kinds },
         limits,
     }
 }
@@ -292,9 +292,9 @@ fn a_reader_that_is_not_meant_does_not_hear_of_a_damaged_payload() {
         .execute("UPDATE entries SET payload = x'20' WHERE session = 's3'", [])
         .unwrap();
     for (filter, is_meant) in [
-        (Scope { sessions: sessions(&["s3"]), kinds: Only::Everything }, true),
-        (Scope { sessions: sessions(&["s2"]), kinds: Only::Everything }, false),
-        (Scope { sessions: Only::Everything, kinds: only([Kind::new("other")]) }, false),
+        (Scope { sessions: sessions(&["s3"]), ..Scope::EVERYTHING }, true),
+        (Scope { sessions: sessions(&["s2"]), ..Scope::EVERYTHING }, false),
+        (Scope { kinds: only([Kind::new("other")]), ..Scope::EVERYTHING }, false),
     ] {
         for through in [4, 10_000] {
             let request = ReadRequest { scope: filter.clone(), through, ..everything() };

@@ -8,7 +8,7 @@ use crate::{
 
 /// Scope of everything.
 pub(in crate::store) const EVERYTHING: Scope =
-    Scope { sessions: Only::Everything, kinds: Only::Everything };
+    Scope::EVERYTHING;
 
 /// Returns a webhook of product `p` that begins behind `position` and receives everything.
 pub(in crate::store) fn webhook(id: &str, position: u64) -> WebhookRegistration {

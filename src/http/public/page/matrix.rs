@@ -156,6 +156,7 @@ impl ProductHarness {
         let draft = Draft {
             kind: Kind::new(kind),
             session,
+            user: None,
             forwarded_at: None,
             payload,
             received: Instant::now(),

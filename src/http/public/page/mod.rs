@@ -329,7 +329,7 @@ mod tests {
         metrics::Metrics,
     };
 
-    const ALL: Scope = Scope { sessions: Only::Everything, kinds: Only::Everything };
+    const ALL: Scope = Scope::EVERYTHING;
 
     fn fanout() -> Arc<Fanout> {
         let product = ProductId::new("p").unwrap();

@@ -68,6 +68,7 @@ fn event_as(id: EventId, position: u64, session_id: &str, kind: &str, payload: &
     let draft = Draft {
         kind: Kind::new(kind),
         session,
+        user: None,
         forwarded_at: None,
         payload,
         received: Instant::now(),
@@ -140,7 +141,7 @@ pub(in crate::store) fn visible_facts(entry: &Entry) -> String {
 
 /// Reads all entries of a product in one chunk.
 fn read_back(path: &Path, number: u32) -> Vec<Entry> {
-    let scope = Scope { sessions: Only::Everything, kinds: Only::Everything };
+    let scope = Scope::EVERYTHING;
     let limits = ReadLimits { entries: 1000, bytes: usize::MAX };
     let newest = "SELECT newest FROM products WHERE number = ?1";
     let through: i64 =

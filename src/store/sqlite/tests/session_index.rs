@@ -22,7 +22,7 @@ pub(super) fn replay(path: &Path, name: &str, after: u64, indices: Indices) -> V
         product_number: 1,
         after: after.max(evicted),
         through: newest,
-        scope: Scope { sessions: Only::These([session(name)].into()), kinds: Only::Everything },
+        scope: Scope { sessions: Only::These([session(name)].into()), ..Scope::EVERYTHING },
         limits: ReadLimits { entries: 3, bytes: usize::MAX },
     };
     let mut positions = Vec::new();
@@ -169,7 +169,7 @@ fn a_damaged_extent_of_the_index_is_found_by_every_use_and_made_anew() {
             product_number: 1,
             after: 0,
             through: 6,
-            scope: Scope { sessions: Only::These([session("a")].into()), kinds: Only::Everything },
+            scope: Scope { sessions: Only::These([session("a")].into()), ..Scope::EVERYTHING },
             limits: ReadLimits { entries: 9, bytes: usize::MAX },
         };
         for error in [

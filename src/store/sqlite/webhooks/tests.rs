@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    event::{EventId, Kind, Only, Scope},
+    event::{EventId, Kind, Only, Scope, UserId},
     log::Hole,
     store::{
         sqlite::{
@@ -236,14 +236,17 @@ fn a_webhook_is_deleted_in_steps_and_the_others_stay() {
 fn a_scope_reads_back_as_it_was_written() {
     let these =
         |texts: &[&str]| Only::These(texts.iter().map(|it| SessionId::new(it).unwrap()).collect());
+    let users = Only::These([UserId::new("\"u").unwrap()].into());
     let kinds = Only::These([Kind::Actions, Kind::new("odd \" kind")].into());
     for scope in [
-        Scope { sessions: Only::Everything, kinds: Only::Everything },
-        Scope { sessions: these(&["\u{e4}", "\"b"]), kinds },
-        Scope { sessions: these(&[]), kinds: Only::Everything },
+        Scope::EVERYTHING,
+        Scope { sessions: these(&["\u{e4}", "\"b"]), users, kinds },
+        Scope { sessions: these(&[]), ..Scope::EVERYTHING },
     ] {
         assert_eq!(read_scope(&write_scope(&scope).unwrap()).unwrap(), scope);
     }
+    let former = r#"{"sessions":null,"kinds":null}"#;
+    assert_eq!(read_scope(former).unwrap(), Scope::EVERYTHING, "of a file without users");
     assert!(matches!(read_scope("[]"), Err(FileFault::Damage(_))));
 }
 

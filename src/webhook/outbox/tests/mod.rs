@@ -376,7 +376,7 @@ fn a_delivery_is_as_old_as_its_event_if_that_is_known() {
     harness.enqueue(1, "");
     let (payload, received) =
         (Bytes::from_static(b"{}"), harness.base.instant + Duration::from_secs(2));
-    let draft = Draft { kind: Kind::Actions, session: None, forwarded_at: None, payload, received };
+    let draft = Draft { kind: Kind::Actions, session: None, user: None, forwarded_at: None, payload, received };
     harness.outbox.enqueue(Arc::new(Event::new(EventId::new(7, 2), 2, draft)), harness.now());
     let created: Vec<u64> = harness
         .outbox
