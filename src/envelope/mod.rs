@@ -86,6 +86,12 @@ pub(crate) fn parse_draft(
     parse_payload(payload, product, received, |_| Ok(())).map(|(draft, _)| draft)
 }
 
+/// Returns the user that a payload names which was accepted before users were read.
+pub(crate) fn user_in(payload: &[u8]) -> Option<UserId> {
+    let fields: PayloadFields<'_> = serde_json::from_slice(payload).ok()?;
+    fields.user_id.text().and_then(|user| UserId::new(user).ok())
+}
+
 /// Parses a payload, and returns also whether it names the product itself. `check` may refuse the
 /// fields before they are used.
 ///

@@ -200,6 +200,25 @@ impl UserId {
     }
 }
 
+/// A session or a user: whose events an erasure takes, or an index lists.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum VisitorId {
+    /// One session.
+    Session(SessionId),
+    /// One user, in all sessions and without one.
+    User(UserId),
+}
+
+impl VisitorId {
+    /// Returns the name as the connector sends it.
+    pub(crate) fn as_str(&self) -> &str {
+        match self {
+            Self::Session(session) => session.as_str(),
+            Self::User(user) => user.as_str(),
+        }
+    }
+}
+
 /// Checks the name of a session or of a user.
 fn check_visitor_name(text: &str) -> Result<(), InvalidName> {
     if text.is_empty() {

@@ -10,6 +10,7 @@
 //!
 //! May use: `sse`.
 
+mod erased;
 mod id;
 mod kind;
 mod scope;
@@ -21,10 +22,10 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 pub(crate) use self::{
-    id::{EventId, ProductId, SessionId, StartPosition, UserId},
+    erased::ErasedEvents,
+    id::{EventId, InvalidName, ProductId, SessionId, StartPosition, UserId, VisitorId},
     kind::Kind,
     scope::{NarrowestLimit, Only, Scope, ScopeKey},
-    value_set::ValueSet,
 };
 use crate::sse::{self, EncodedEvent, EncodedPayload};
 

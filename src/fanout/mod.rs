@@ -125,9 +125,13 @@ impl Fanout {
             match entry {
                 Entry::Event(event) => {
                     let subscribers = &registry.subscribers;
-                    subscribers.for_each_match(event.scope_key(), BucketFilter::ALL, |_, signal| {
-                        signal.notify(position);
-                    });
+                    subscribers.for_each_match(
+                        event.scope_key(),
+                        BucketFilter::ALL,
+                        |_, signal| {
+                            signal.notify(position);
+                        },
+                    );
                     let interested_shards = registry.shard_bitmap.shards_for(event);
                     self.queues_of(interested_shards).for_each(|queue| queue.push(event));
                     shards_to_wake |= interested_shards;

@@ -93,10 +93,8 @@ impl ShardQueue {
             (Some(position), _) => QueueContents::Overflowed(position),
             (None, None) => QueueContents::Events,
             (None, Some(marks)) => {
-                let mut marks: Vec<_> = marks
-                    .into_iter()
-                    .map(|(key, position)| ResyncMark { position, key })
-                    .collect();
+                let mut marks: Vec<_> =
+                    marks.into_iter().map(|(key, position)| ResyncMark { position, key }).collect();
                 marks.sort_unstable_by_key(|mark| mark.position);
                 QueueContents::Marks(marks)
             }

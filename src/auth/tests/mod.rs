@@ -490,8 +490,7 @@ fn scope() -> impl Strategy<Value = Scope> {
         .prop_map(|it| it.map_or(Only::Everything, |these| Only::These(these.into())));
     let kinds = option::of(btree_set(kind, 1..5))
         .prop_map(|it| it.map_or(Only::Everything, |these| Only::These(these.into())));
-    (sessions, users, kinds)
-        .prop_map(|(sessions, users, kinds)| Scope { sessions, users, kinds })
+    (sessions, users, kinds).prop_map(|(sessions, users, kinds)| Scope { sessions, users, kinds })
 }
 
 /// Returns every combination of session, including none, user, including none, and kind.

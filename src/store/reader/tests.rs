@@ -5,7 +5,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::{
-    event::{Entry, EventId, GapReason, Kind, Scope},
+    event::{Entry, EventId, GapReason, Kind, Scope, SessionId},
     log::{DamagedEvent, DamagedRow, ReadLimits},
     store::sqlite::{
         StoreFile,
@@ -53,9 +53,9 @@ fn stored_with_tail(indexed: &[Entry], tail: &[Entry]) -> (TempDir, StoreFile, S
     file.append_one(1, 1, indexed, 1);
     if tail.is_empty() {
         mark_fully_persisted(&file);
-        assert_eq!(file.index_sessions().ok(), Some(false));
+        assert_eq!(file.index_names().ok(), Some(false));
     } else {
-        assert_eq!(file.index_sessions().ok(), Some(false));
+        assert_eq!(file.index_names().ok(), Some(false));
         file.append_one(1, indexed.len() as u64 + 1, tail, 1);
         mark_fully_persisted(&file);
     }

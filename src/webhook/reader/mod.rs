@@ -25,7 +25,7 @@ use tokio::{sync::watch, time};
 
 pub(super) use self::progress::ReadProgress;
 use crate::{
-    event::{Entry, Event, GapReason, Only, Scope},
+    event::{Entry, Event, GapReason, Scope},
     fanout::{Fanout, SubscriberSignal},
     log::{
         DamagedEvent, ReadLimits, ReadOutcome, ReplayClient,

@@ -324,7 +324,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        event::{GapReason, Only, ProductId},
+        event::{GapReason, ProductId},
         log::{Log, MemoryBounds, Numbering},
         metrics::Metrics,
     };

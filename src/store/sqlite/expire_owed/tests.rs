@@ -113,11 +113,7 @@ fn only_events_that_its_scope_admits_become_dead_letters_of_a_webhook() {
     let (_directory, mut file) = file_with_product();
     let sessions = |these: &[&str]| Only::These(these.iter().map(|it| session(it)).collect());
     let scopes = [
-        (
-            "everything",
-            Scope::EVERYTHING,
-            &[1, 2, 4, 5][..],
-        ),
+        ("everything", Scope::EVERYTHING, &[1, 2, 4, 5][..]),
         ("session", Scope { sessions: sessions(&["a"]), ..Scope::EVERYTHING }, &[1, 4]),
         (
             "kind",

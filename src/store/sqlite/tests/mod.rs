@@ -22,6 +22,7 @@ use super::{
 use crate::{
     event::{
         Draft, Entry, Event, EventId, Gap, GapReason, Kind, Only, ProductId, Scope, SessionId,
+        UserId, VisitorId,
     },
     log::{
         EmptyEpoch, Hole, IdSpan, MAX_EMPTY_EPOCHS, PersistedLog, ReadLimits, backing::ReadRequest,
@@ -48,6 +49,10 @@ pub(in crate::store) fn product(id: &str) -> ProductId {
     ProductId::new(id).unwrap()
 }
 
+pub(in crate::store) fn of_session(id: &str) -> VisitorId {
+    VisitorId::Session(session(id))
+}
+
 pub(in crate::store) fn session(id: &str) -> SessionId {
     SessionId::new(id).unwrap()
 }
@@ -62,13 +67,16 @@ pub(in crate::store) fn event(
     event_as(EventId::new(7, position), position, session_id, kind, payload)
 }
 
+/// Returns an event. What stands behind a slash in its session is its user.
 fn event_as(id: EventId, position: u64, session_id: &str, kind: &str, payload: &[u8]) -> Entry {
+    let (session_id, user_id) = session_id.split_once('/').unwrap_or((session_id, ""));
     let session = (!session_id.is_empty()).then(|| session(session_id));
+    let user = (!user_id.is_empty()).then(|| UserId::new(user_id).unwrap());
     let payload = payload.to_vec().into();
     let draft = Draft {
         kind: Kind::new(kind),
         session,
-        user: None,
+        user,
         forwarded_at: None,
         payload,
         received: Instant::now(),

@@ -59,7 +59,7 @@ fn the_file_of_every_released_version_is_opened_with_all_that_it_has() {
             assert_eq!(unindexed, positions_of(name), "before the index is copied");
         }
         file.append_one(1, 41, &[event(41, "a", "actions", b"{}")], 1);
-        while file.index_sessions().unwrap() {}
+        while file.index_names().unwrap() {}
         let mut of_a = positions_of("a");
         of_a.push(41);
         assert_eq!(replay(&path, "a", 0, Indices::Trusted), of_a);
@@ -123,14 +123,16 @@ fn the_former_index_is_copied_in_steps_between_which_the_store_does_its_other_wo
     let mut file = StoreFile::open(&path).unwrap();
     let (mut newest, mut steps, mut copied) = (9000, 0, 0);
     assert_eq!(indexed(&file).len(), 0, "opening copies nothing");
-    while file.index_sessions().unwrap() {
+    while file.index_names().unwrap() {
         (newest, steps) = (newest + 1, steps + 1);
         let now_copied = indexed(&file).len();
         assert!(now_copied <= copied + 2050, "a small step");
         match steps {
             1 => assert!(file.retire(6, 1, 9).unwrap().is_some()),
             2 => {
-                assert!(file.erase(1, &session("s7"), 0, Indices::Unchecked).unwrap().events > 800);
+                assert!(
+                    file.erase(1, &of_session("s7"), 0, Indices::Unchecked).unwrap().events > 800
+                );
             }
             // Ended in between, and begun anew.
             3 => {
@@ -173,7 +175,7 @@ fn a_former_index_that_is_damaged_costs_no_event() {
     bytes[page + 4] -= 1;
     fs::write(&path, bytes).unwrap();
     let mut file = StoreFile::open(&path).unwrap();
-    while file.index_sessions().unwrap() {}
+    while file.index_names().unwrap() {}
     let reader = StoreReader::open(&path).unwrap();
     let found = check_indices(&reader).unwrap_err();
     assert!(matches!(found, FileError::Damaged { .. }), "{found:?}");

@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    event::{EventId, Kind, Only, Scope, UserId},
+    event::{EventId, Kind, Only, Scope, UserId, VisitorId},
     log::Hole,
     store::{
         sqlite::{
@@ -167,7 +167,7 @@ fn an_erased_event_does_not_come_back_with_a_workers_copy_of_it() {
         AppendBatch { product_number: 1, first: 1, entries: &entries, spans: &[], holes: &missing };
     file.append(&[batch], SyncMode::Normal, 1).unwrap();
     let session = SessionId::new("s").unwrap();
-    file.erase(1, &session, 0, Indices::Trusted).unwrap();
+    file.erase(1, &VisitorId::Session(session), 0, Indices::Trusted).unwrap();
     // 4 is a hole, whose event the worker has; the file's newest position is 4, so 5 is unknown.
     let dead = [2, 3, 4, 5].map(|position| DeliveryChange::Dead(dead_letter(position, b"a")));
     journal(&mut file, "w", &changes(1, dead.into_iter().chain([DeliveryChange::Owed(owed(1))])));
