@@ -242,7 +242,8 @@ fn a_changed_column_is_a_damaged_row_and_the_others_are_read() {
         "suffix = 1",
         "kept_at = 2",
         "gap = 'evicted'",
-        "after = '7-1'",
+        "after_or_user = 'u'",
+        "after_or_user = NULL",
         "kind = 'K'",
         "session = 's4'",
         "session = NULL",
@@ -465,7 +466,9 @@ fn values_that_the_writer_never_writes_are_damage_even_under_their_checksum() {
         "suffix = -1",
         "suffix = 4294967296",
         "gap = 'whatever'",
-        "gap = 'evicted', after = CAST(x'FF' AS TEXT)",
+        "gap = 'evicted', after_or_user = CAST(x'FF' AS TEXT)",
+        "after_or_user = CAST(x'FF' AS TEXT)",
+        "after_or_user = 'a' || char(10)",
     ] {
         let (_directory, file, reader) = stored(&[event(1, "s", "k", b"x")]);
         file.connection().execute(&format!("UPDATE entries SET {change}"), []).unwrap();

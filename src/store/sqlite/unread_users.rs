@@ -83,10 +83,8 @@ pub(super) fn read_step(connection: &Connection) -> Result<bool, FileFault> {
         count += 1;
     }
     drop(rows);
-    if count == 0 {
-        drop_mark(connection)?;
-        return Ok(false);
-    }
+    // Rows that come from now on have their users in their own column.
+    let is_last = count < READ_STEP_ROWS && bytes < READ_STEP_BYTES;
     let mut insert = connection.prepare_cached(concat!(
         "INSERT OR IGNORE INTO user_index SELECT user, entry FROM ( \
              SELECT ",
@@ -95,9 +93,13 @@ pub(super) fn read_step(connection: &Connection) -> Result<bool, FileFault> {
          WHERE user IS NOT NULL ORDER BY user, entry"
     ))?;
     insert.execute([first, last])?;
-    connection.execute("DELETE FROM unread_users", [])?;
-    connection.execute("INSERT INTO unread_users VALUES (?1)", [last])?;
-    Ok(true)
+    if is_last {
+        drop_mark(connection)?;
+    } else {
+        connection.execute("DELETE FROM unread_users", [])?;
+        connection.execute("INSERT INTO unread_users VALUES (?1)", [last])?;
+    }
+    Ok(!is_last)
 }
 
 /// Drops the mark at once if there are no rows, as in a new file.

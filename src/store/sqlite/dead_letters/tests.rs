@@ -167,7 +167,7 @@ fn dead_letters_do_not_drive_out_events() {
     let entries: Vec<_> =
         (1..=100).map(|position| event(position, "s", "k", &[b'x'; 1000])).collect();
     file.append_one(1, 1, &entries, 1);
-    let bound = 300 << 10;
+    let bound = 320 << 10;
     assert_eq!(file.retire(0, bound, 1).unwrap(), None);
     insert_dead_letters(
         &mut file,

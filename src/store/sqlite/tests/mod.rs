@@ -120,7 +120,8 @@ impl StoreFile {
     pub(in crate::store) fn assert_counters_fit(&mut self, id: &str) {
         let persisted = self.find_or_add_product(&product(id)).unwrap();
         let query = "SELECT count(*), ifnull(sum(ifnull(length(payload), 0) + ifnull(octet_length(session), 0) \
-                     + ifnull(octet_length(kind), 0)), 0) FROM entries WHERE entry >> 40 = ?1";
+                     + ifnull(octet_length(kind), 0) \
+                     + iif(gap IS NULL, ifnull(octet_length(after_or_user), 0), 0)), 0) FROM entries WHERE entry >> 40 = ?1";
         let (events, bytes): (i64, i64) = self
             .connection
             .query_row(query, [persisted.product_number], |row| Ok((row.get(0)?, row.get(1)?)))

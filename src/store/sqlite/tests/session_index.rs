@@ -94,7 +94,7 @@ fn indexed_users(file: &StoreFile) -> Vec<(u64, String)> {
     rows.map(Result::unwrap).collect()
 }
 
-fn of_user(name: &str) -> VisitorId {
+pub(super) fn of_user(name: &str) -> VisitorId {
     VisitorId::User(UserId::new(name).unwrap())
 }
 
