@@ -104,7 +104,8 @@ impl<T: Ord> Only<T> {
         }
     }
 
-    /// Returns whether a value that may be absent is within the limit: an absent one is within none.
+    /// Returns whether a value that may be absent is within the limit: an absent one is within
+    /// none.
     pub(crate) fn admits_some(&self, value: Option<&T>) -> bool {
         match self {
             Self::Everything => true,

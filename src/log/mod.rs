@@ -278,9 +278,9 @@ impl Log {
     }
 
     /// Removes events from memory: those of `sessions`, and those of `users` with all of the
-    /// sessions in which they acted, which are added to `sessions`. Returns their positions, and how
-    /// many of them the store does not have. The store has copies of the others and erases them by a
-    /// command of its own.
+    /// sessions in which they acted, which are added to `sessions`. Returns their positions, and
+    /// how many of them the store does not have. The store has copies of the others and erases them
+    /// by a command of its own.
     pub(crate) fn erase(
         &self,
         sessions: &mut BTreeSet<SessionId>,

@@ -51,8 +51,9 @@ impl ShardPlacement {
     /// the client.
     ///
     /// A subscriber goes to its product's home shard, where an event for it wakes no second thread,
-    /// and to the next shard once the home shard is full. A subscriber of all sessions and users also
-    /// goes on if the shard is busy. Once all are full or busy, the one with the lowest load takes it.
+    /// and to the next shard once the home shard is full. A subscriber of all sessions and users
+    /// also goes on if the shard is busy. Once all are full or busy, the one with the lowest load
+    /// takes it.
     pub(crate) fn take(
         &self,
         socket: AcceptedSocket,

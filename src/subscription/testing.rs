@@ -85,8 +85,8 @@ impl FanoutReader {
     }
 }
 
-/// Returns the scope of these sessions and kinds; no value is no limit. A name behind a slash is one
-/// of a user.
+/// Returns the scope of these sessions and kinds; no value is no limit. A name behind a slash is
+/// one of a user.
 pub(crate) fn scope(names: &[&str], kinds: &[&str]) -> Scope {
     let users = names.iter().filter_map(|name| name.strip_prefix('/'));
     let users: BTreeSet<_> = users.map(|user| UserId::new(user).unwrap()).collect();

@@ -1,7 +1,7 @@
 //! Chains of the ring: the positions of the entries that have a name in common.
 //!
-//! A session's entries are such a chain, and so are a user's. An event may be in one of each, and an
-//! erasure by the one leaves holes in the other.
+//! A session's entries are such a chain, and so are a user's. An event may be in one of each, and
+//! an erasure by the one leaves holes in the other.
 //!
 //! May use: no other module.
 

@@ -142,8 +142,8 @@ impl Ring {
     }
 
     /// Replaces events by [`Entry::Erased`]: those of `sessions`, and those of `users` with all of
-    /// the sessions in which they acted, which are added to `sessions`. Returns their positions. The
-    /// positions stay, so ids and cursors are as before.
+    /// the sessions in which they acted, which are added to `sessions`. Returns their positions.
+    /// The positions stay, so ids and cursors are as before.
     pub(crate) fn erase(
         &mut self,
         sessions: &mut BTreeSet<SessionId>,
@@ -377,6 +377,6 @@ const UNPERSISTED_EXCESS_BYTES: u64 = 32 << 20;
 /// tens with a filter of a thousand sessions or users.
 const MAX_ENTRIES_EXAMINED: usize = 256;
 
-/// Sessions or users up to which a read looks at their chains: some ten microseconds under the log's
-/// lock. A reader of more walks the ring, and so looks at each entry once at most.
+/// Sessions or users up to which a read looks at their chains: some ten microseconds under the
+/// log's lock. A reader of more walks the ring, and so looks at each entry once at most.
 const MAX_CHAINS: usize = 64;

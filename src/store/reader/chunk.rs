@@ -1,6 +1,6 @@
 //! One chunk of entries while it is being read: entries that the scope admits and the limits allow.
 //!
-//! May use: `event`, `log`.
+//! May use: `envelope`, `event`, `log`.
 
 use std::sync::Arc;
 
@@ -171,8 +171,8 @@ impl<'a> ChunkBuilder<'a> {
         }
     }
 
-    /// Returns the user of a row of a version that kept it in the payload alone. `None` if the payload
-    /// is damaged: then the chunk ends before the row, because the scope may admit it.
+    /// Returns the user of a row of a version that kept it in the payload alone. `None` if the
+    /// payload is damaged: then the chunk ends before the row, because the scope may admit it.
     fn read_user(&mut self, row: &Row<'_>, position: u64) -> Result<Option<StoredUser>, FileFault> {
         let mut rows = self.payload.query([row.get::<_, i64>(0)?])?;
         let payload =
@@ -358,8 +358,8 @@ impl RowHeader {
         self.scope_key().is_none_or(|key| scope.includes(key))
     }
 
-    /// Returns whether an index names the row rightly: it is a gap, or of a session of the scope, or
-    /// of a user where the scope names no session.
+    /// Returns whether an index names the row rightly: it is a gap, or of a session of the scope,
+    /// or of a user where the scope names no session.
     fn is_indexed_for(&self, scope: &Scope) -> bool {
         self.scope_key().is_none_or(|key| match scope.narrowest_limit() {
             NarrowestLimit::Sessions(_) => scope.sessions.admits_some(key.session),

@@ -141,8 +141,8 @@ impl StoreReader {
         Ok(room == 0)
     }
 
-    /// Returns the position up to which an index by session or by user serves the request; `None` if
-    /// it serves no part of it.
+    /// Returns the position up to which an index by session or by user serves the request; `None`
+    /// if it serves no part of it.
     fn indexed_part(
         &self,
         request: &ReadRequest,
@@ -363,8 +363,8 @@ struct FirstKeys {
 }
 
 impl FirstKeys {
-    /// Adds the keys of the entries of a session or a user, or of the gaps, as far as they are among
-    /// the lowest.
+    /// Adds the keys of the entries of a session or a user, or of the gaps, as far as they are
+    /// among the lowest.
     fn add(&mut self, list: &mut CachedStatement<'_>, name: Option<&str>) -> Result<(), FileFault> {
         let (after, through) = self.range;
         let mut rows = list.query(params![after, through, self.limit as i64, name])?;

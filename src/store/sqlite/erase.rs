@@ -40,8 +40,8 @@ impl Indices {
 impl StoreFile {
     /// Deletes the events, owed deliveries and dead letters of a session or a user in one
     /// transaction, and returns their numbers. Of the dead letters, those count whose event is
-    /// neither in the file nor behind `in_memory_from`. By user, dead letters whose payload does not
-    /// fit its checksum go as well: they may be the user's, and are never sent again.
+    /// neither in the file nor behind `in_memory_from`. By user, dead letters whose payload does
+    /// not fit its checksum go as well: they may be the user's, and are never sent again.
     ///
     /// No read finds the rows any more. Their bytes stay in the write-ahead log until it begins
     /// anew, and even with `secure_delete` SQLite leaves parts of rows where it has moved them from
@@ -50,8 +50,8 @@ impl StoreFile {
     /// # Errors
     ///
     /// When the file cannot be written. `Damaged` when an index of owed deliveries or dead letters
-    /// leaves out a row of the session. The indices by session and by user are trusted as far as the
-    /// check has found them whole, at the start or after a repair.
+    /// leaves out a row of the session. The indices by session and by user are trusted as far as
+    /// the check has found them whole, at the start or after a repair.
     pub(crate) fn erase(
         &mut self,
         number: u32,

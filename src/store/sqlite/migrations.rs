@@ -25,8 +25,8 @@
 //! dead letter is its share of the file, which `log.dead_letter_bytes` bounds: whole pages for a
 //! large one, an even share of a page for a small one.
 //!
-//! `after_or_user` of a gap is the id before it. Of an event it is the user, empty for none, and null
-//! in a row of a version before 4: there the payload alone tells.
+//! `after_or_user` of a gap is the id before it. Of an event it is the user, empty for none, and
+//! null in a row of a version before 4: there the payload alone tells.
 //!
 //! May use: no other module.
 

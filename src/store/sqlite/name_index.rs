@@ -16,10 +16,10 @@
 //! erasures look into an index up to that position, and at the rows behind it. Retention deletes
 //! from all three.
 //!
-//! A file of version 2 has an SQLite index by session instead. The writer copies that in small steps
-//! beside its other work (`former_index`), and drops it. Then it reads the users of the rows of
-//! versions before 4 (`unread_users`). Until both are done the check waits, so readers use neither
-//! index.
+//! A file of version 2 has an SQLite index by session instead. The writer copies that in small
+//! steps beside its other work (`former_index`), and drops it. Then it reads the users of the rows
+//! of versions before 4 (`unread_users`). Until both are done the check waits, so readers use
+//! neither index.
 //!
 //! May use: no other module.
 
@@ -35,8 +35,8 @@ use super::{
 };
 
 impl StoreFile {
-    /// Adds the oldest entries of the tails to the indices, [`INDEX_STEP_ROWS`] at most, and makes a
-    /// step with the rows of a former version. Returns whether there is more to do.
+    /// Adds the oldest entries of the tails to the indices, [`INDEX_STEP_ROWS`] at most, and makes
+    /// a step with the rows of a former version. Returns whether there is more to do.
     ///
     /// # Errors
     ///
@@ -275,7 +275,8 @@ const UNKNOWN_EXTENT: FileFault = FileFault::DamagedIndex("the extent of an inde
 
 const DAMAGED_FORMER: FileFault = FileFault::DamagedIndex("the former index cannot be read");
 
-/// Rows that one step adds to the indices: some tens of milliseconds if each is on a page of its own.
+/// Rows that one step adds to the indices: some tens of milliseconds if each is on a page of its
+/// own.
 pub(crate) const INDEX_STEP_ROWS: u64 = 4096;
 
 /// Bits of an entry's key that hold the position.

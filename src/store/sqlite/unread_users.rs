@@ -1,10 +1,10 @@
 //! Rows of versions before 4, whose users stand in their payloads alone: reading them for the index
 //! by user, and the SQL expression of a row's user.
 //!
-//! The rows stay as they are until retention deletes them. Writing them anew would make each longer,
-//! and so split every page of the table.
+//! The rows stay as they are until retention deletes them. Writing them anew would make each
+//! longer, and so split every page of the table.
 //!
-//! May use: `envelope`.
+//! May use: `envelope`, `event`.
 
 use rusqlite::{
     Connection, OptionalExtension,
@@ -58,8 +58,8 @@ pub(super) fn exist(connection: &Connection) -> Result<bool, FileFault> {
     Ok(connection.prepare(query)?.exists([])?)
 }
 
-/// Adds the users of the next rows to the index, in the order of the rows. Returns whether there are
-/// more rows; the mark is dropped behind the last.
+/// Adds the users of the next rows to the index, in the order of the rows. Returns whether there
+/// are more rows; the mark is dropped behind the last.
 ///
 /// # Errors
 ///
@@ -126,6 +126,6 @@ pub(super) fn drop_mark(connection: &Connection) -> Result<(), FileFault> {
 /// Rows that one step reads, at most.
 const READ_STEP_ROWS: i64 = 2048;
 
-/// Bytes of payloads after which a step ends: some ten milliseconds for reading, summing and parsing
-/// them.
+/// Bytes of payloads after which a step ends: some ten milliseconds for reading, summing and
+/// parsing them.
 const READ_STEP_BYTES: i64 = 4 << 20;

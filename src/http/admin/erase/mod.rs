@@ -13,7 +13,7 @@
 //!            again: sessions that were in memory alone ◄─────────────────────────────────────┘
 //! ```
 //!
-//! May use: `config`, `event`.
+//! May use: `event`, `store`.
 
 mod request;
 
@@ -25,7 +25,7 @@ use axum::{
 };
 use hyper::StatusCode;
 
-use self::request::ErasureRequest;
+use self::request::{ErasureRequest, MAX_NAMES};
 use super::{
     extract::{RequestBody, read_body},
     state::AdminState,
@@ -180,7 +180,3 @@ fn cannot_erase(_: StoreUnwritable) -> Problem {
         repeat this until it is answered by 200";
     Problem::retry_later(StatusCode::SERVICE_UNAVAILABLE, detail, STORE_RETRY_AFTER)
 }
-
-/// Bound on one request, because each session and each user is a transaction of its own in the
-/// store.
-const MAX_NAMES: usize = 1000;

@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, de::IgnoredAny};
 
-use super::MAX_NAMES;
 use crate::{
     config::FieldError,
     event::{InvalidName, SessionId, UserId},
@@ -115,6 +114,10 @@ struct ErasureBody {
     #[serde(flatten)]
     unknown: BTreeMap<String, IgnoredAny>,
 }
+
+/// Bound on one request, because each session and each user is a transaction of its own in the
+/// store.
+pub(super) const MAX_NAMES: usize = 1000;
 
 #[cfg(test)]
 mod tests {

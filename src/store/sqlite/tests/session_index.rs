@@ -332,7 +332,7 @@ fn visitors() -> [VisitorId; 5] {
         .unwrap()
 }
 
-fn is_of(names: &str, visitor: &VisitorId) -> bool {
+fn belongs_to(names: &str, visitor: &VisitorId) -> bool {
     let (session, user) = names.split_once('/').unwrap_or((names, ""));
     match visitor {
         VisitorId::Session(_) => session == visitor.as_str(),
@@ -367,7 +367,7 @@ proptest! {
                     let visitor = &visitors()[of];
                     let erased = file.erase(1, visitor, 0, indices).unwrap();
                     let before = rows.len();
-                    rows.retain(|_, (names, _)| !is_of(names, visitor));
+                    rows.retain(|_, (names, _)| !belongs_to(names, visitor));
                     prop_assert_eq!(erased.events as usize, before - rows.len());
                 }
                 IndexStep::Retire(back) => {
@@ -380,7 +380,7 @@ proptest! {
             }
             for visitor in &visitors() {
                 let expected: Vec<_> = rows.iter()
-                    .filter(|(position, (names, _))| is_of(names, visitor) && **position > after)
+                    .filter(|(position, (names, _))| belongs_to(names, visitor) && **position > after)
                     .map(|(position, _)| *position)
                     .collect();
                 for indices in [Indices::Trusted, Indices::Unchecked] {
@@ -388,10 +388,10 @@ proptest! {
                 }
             }
             for (position, name) in indexed(&file) {
-                prop_assert!(rows.get(&position).is_some_and(|(of, _)| is_of(of, &of_session(&name))));
+                prop_assert!(rows.get(&position).is_some_and(|(of, _)| belongs_to(of, &of_session(&name))));
             }
             for (position, name) in indexed_users(&file) {
-                prop_assert!(rows.get(&position).is_some_and(|(of, _)| is_of(of, &of_user(&name))));
+                prop_assert!(rows.get(&position).is_some_and(|(of, _)| belongs_to(of, &of_user(&name))));
             }
             file.assert_counters_fit("p");
         }
