@@ -82,9 +82,7 @@ impl ShardBitmap {
     /// Returns the shards that have a subscriber which may see `event`.
     pub(super) fn shards_for(&self, event: &Event) -> u64 {
         let of_session = event.session().and_then(|session| self.sessions.get(session));
-        // Most products have subscribers of no user: then there is no name to hash.
-        let user = event.user().filter(|_| !self.users.is_empty());
-        let of_user = user.and_then(|user| self.users.get(user));
+        let of_user = event.user().and_then(|user| self.users.get(user));
         let of_kind = self.kinds.get(event.kind());
         self.everything
             | of_user.copied().unwrap_or_default()

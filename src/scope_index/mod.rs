@@ -135,8 +135,7 @@ impl<T: Clone> ScopeIndex<T> {
         if let Some(session) = event.session.filter(|_| buckets.session) {
             self.sessions.for_each_at(session, &mut visit_admitting);
         }
-        // Most products have subscribers of no user: then there is no name to hash.
-        if let Some(user) = event.user.filter(|_| buckets.user && !self.users.0.is_empty()) {
+        if let Some(user) = event.user.filter(|_| buckets.user) {
             self.users.for_each_at(user, &mut visit_admitting);
         }
         if buckets.kind {

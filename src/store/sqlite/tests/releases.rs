@@ -2,7 +2,7 @@
 //! they become files of the newest.
 
 use super::{
-    session_index::{of_user, replay, replay_of},
+    session_index::{indexed_users, of_user, replay, replay_of},
     *,
 };
 use crate::store::{DeadLetterState, sqlite::tests::session_index::indexed};
@@ -211,7 +211,7 @@ fn schema_of(file: &StoreFile) -> Vec<(String, Option<String>)> {
     objects.map(Result::unwrap).collect()
 }
 
-/// Writes a file of version 2 with `rows` events of ten sessions.
+/// Writes a file of version 2 with `rows` events of ten sessions and seven users.
 fn write_version_2(path: &Path, rows: u64) {
     let mut former = Connection::open(path).unwrap();
     former.pragma_update(None, "page_size", 8192).unwrap();
@@ -219,12 +219,13 @@ fn write_version_2(path: &Path, rows: u64) {
     checksum::register(&former).unwrap();
     schema::migrate(&mut former, 0, &migrations::MIGRATIONS[..2]).unwrap();
     let fill = format!(
-        "INSERT INTO products VALUES (1, 'p', {rows}, 0, {rows}, {rows} * 4, 7, \
-             row_sum(1, 'p', {rows}, 0, {rows}, {rows} * 4, 7));
+        "INSERT INTO products VALUES (1, 'p', {rows}, 0, {rows}, {rows} * 19, 7, \
+             row_sum(1, 'p', {rows}, 0, {rows}, {rows} * 19, 7));
          INSERT INTO spans VALUES (1, 1, 7, 1, 0, row_sum(1, 1, 7, 1, 0));
          WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})
-         INSERT INTO entries SELECT 1 << 40 | i, 7, i, 0, 5, NULL, NULL, 'k', 's' || (i % 10), \
-             row_sum(1 << 40 | i, 7, i, 0, 5, NULL, NULL, 'k', 's' || (i % 10)), row_sum(1 << 40 | i, x'78'), x'78' FROM n;"
+         INSERT INTO entries SELECT key, 7, i, 0, 5, NULL, NULL, 'k', 's' || (i % 10), \
+             row_sum(key, 7, i, 0, 5, NULL, NULL, 'k', 's' || (i % 10)), row_sum(key, payload), payload \
+             FROM (SELECT i, 1 << 40 | i AS key, CAST('{{\"user_id\":\"u' || (i % 7) || '\"}}' AS BLOB) AS payload FROM n);"
     );
     former.execute_batch(&fill).unwrap();
 }
@@ -234,12 +235,15 @@ fn the_former_index_is_copied_in_steps_between_which_the_store_does_its_other_wo
     let (_directory, path) = temporary_path();
     write_version_2(&path, 9000);
     let mut file = StoreFile::open(&path).unwrap();
-    let (mut newest, mut steps, mut copied) = (9000, 0, 0);
+    let (mut newest, mut steps, mut copied, mut read) = (9000, 0, 0, 0);
     assert_eq!(indexed(&file).len(), 0, "opening copies nothing");
     while file.index_names().unwrap() {
         (newest, steps) = (newest + 1, steps + 1);
         let now_copied = indexed(&file).len();
         assert!(now_copied <= copied + 2050, "a small step");
+        let now_read = indexed_users(&file).len();
+        assert!(now_read <= read + 2048, "a small step");
+        read = now_read.max(read);
         match steps {
             1 => assert!(file.retire(6, 1, 9).unwrap().is_some()),
             2 => {
@@ -258,13 +262,14 @@ fn the_former_index_is_copied_in_steps_between_which_the_store_does_its_other_wo
         file.append_one(1, newest, &[event(newest, "s1", "k", b"x")], 9);
     }
     assert!(steps >= 5, "{steps}");
-    let listed = |table: &str| -> String {
+    let listed = |name: &str, table: &str| -> String {
         let query = format!(
-            "SELECT group_concat(it) FROM (SELECT entry || session AS it FROM {table} ORDER BY entry)"
+            "SELECT group_concat(it) FROM (SELECT entry || {name} AS it FROM {table} ORDER BY entry)"
         );
         file.connection.query_row(&query, [], |row| row.get(0)).unwrap()
     };
-    assert_eq!(listed("session_index"), listed("entries"));
+    assert_eq!(listed("session", "session_index"), listed("session", "entries"));
+    assert_eq!(listed("user", "user_index"), listed("payload_user(payload)", "entries"));
     assert_is_newest(file);
 }
 

@@ -86,7 +86,7 @@ pub(super) fn indexed(file: &StoreFile) -> Vec<(u64, String)> {
 }
 
 /// Returns the positions and users that the index has.
-fn indexed_users(file: &StoreFile) -> Vec<(u64, String)> {
+pub(super) fn indexed_users(file: &StoreFile) -> Vec<(u64, String)> {
     let mut rows =
         file.connection.prepare("SELECT entry, user FROM user_index ORDER BY entry").unwrap();
     let rows =
