@@ -9,8 +9,8 @@
 //! file when the writer executes the command.
 //!
 //! ```text
-//! store: sessions of users ─► ring ─► WebSocket messages ─► rejected frames ─► webhooks ─► store
-//!            again: sessions that were in memory alone ◄─────────────────────────────────────┘
+//! store: sessions of users ─► ring    twice
+//! WebSocket messages ─► rejected frames ─► webhooks ─► store ─► messages, webhooks again
 //! ```
 //!
 //! May use: `event`, `store`.
@@ -25,13 +25,13 @@ use axum::{
 };
 use hyper::StatusCode;
 
-use self::request::{ErasureRequest, MAX_NAMES};
+use self::request::ErasureRequest;
 use super::{
     extract::{RequestBody, read_body},
     state::AdminState,
 };
 use crate::{
-    event::{ErasedEvents, ProductId, SessionId, UserId, VisitorId},
+    event::{ErasedEvents, ProductId, UserId, VisitorId},
     http::{
         Product,
         problem::{Problem, STORE_RETRY_AFTER},
@@ -86,48 +86,33 @@ async fn erase_all(
     product: &Product,
     request: ErasureRequest,
 ) -> Result<u64, Problem> {
-    let ErasureRequest { sessions, users } = request;
-    let mut erased = 0;
-    let mut done = BTreeSet::new();
-    let mut wanted = sessions;
+    let ErasureRequest { mut sessions, users } = request;
+    let (mut erased, mut positions) = (0, BTreeSet::new());
     // Twice: the store may get to know a user's entry, and so a session, between the look at it and
     // the erasure in memory.
     for _ in 0..if users.is_empty() { 1 } else { 2 } {
         let mut found = find_traces(admin, product, &users).await?;
-        found.sessions.append(&mut wanted);
-        let (positions, in_memory_alone) = product.feed.log.erase(&mut found.sessions, &users);
-        found.positions.extend(positions);
+        sessions.append(&mut found.sessions);
+        positions.append(&mut found.positions);
+        let (mut in_memory, in_memory_alone) = product.feed.log.erase(&mut sessions, &users);
+        positions.append(&mut in_memory);
         erased += in_memory_alone;
-        erase_copies(admin, product, &Arc::new(found), &mut done, &mut erased).await?;
     }
-    // What has no session. The sessions come first: the users' events tell which they are, should
-    // the request fail and be repeated.
-    let visitors = users.into_iter().map(VisitorId::User);
-    erased += erase_from_store(admin, product, visitors).await?;
-    Ok(erased)
-}
-
-/// Erases what the ring has given up from everything else that holds copies. Adds the sessions to
-/// `done`, and the events that the store had to `erased`.
-async fn erase_copies(
-    admin: &AdminState,
-    product: &Product,
-    found: &Arc<ErasedEvents>,
-    done: &mut BTreeSet<SessionId>,
-    erased: &mut u64,
-) -> Result<(), Problem> {
+    let found = Arc::new(ErasedEvents { sessions, positions });
     product.feed.clear_ws_messages();
     // All excerpts of the product: a rejected frame has no session that could be trusted.
     admin.rejected.erase(&product.feed.id);
-    admin.webhooks.erase(&product.feed.id, found).await;
-    let new: Vec<_> = found.sessions.difference(done).cloned().collect();
-    done.extend(new.iter().cloned());
-    *erased += erase_from_store(admin, product, new.into_iter().map(VisitorId::Session)).await?;
+    admin.webhooks.erase(&product.feed.id, &found).await;
+    // Users last, with what they have without a session: their rows tell which sessions are theirs,
+    // should this be cut short and the request repeated.
+    let sessions = found.sessions.iter().cloned().map(VisitorId::Session);
+    let visitors = sessions.chain(users.into_iter().map(VisitorId::User));
+    erased += erase_from_store(admin, product, visitors).await?;
     // Again: meanwhile a subscriber may have had a message encoded from an entry that it held, and
     // a webhook may have read owed events from the store.
     product.feed.clear_ws_messages();
-    admin.webhooks.erase(&product.feed.id, found).await;
-    Ok(())
+    admin.webhooks.erase(&product.feed.id, &found).await;
+    Ok(erased)
 }
 
 /// Returns the sessions in which the users acted, and the positions of their events without one, as
@@ -158,14 +143,14 @@ async fn erase_from_store(
     visitors: impl Iterator<Item = VisitorId>,
 ) -> Result<u64, Problem> {
     let store = admin.webhooks.store();
-    // As in `find_traces`, some hundred at a time: a person may have had thousands of sessions, and
-    // the writer refuses further commands once too many wait.
+    // Queued together: the writer rewrites the file once no command waits, and then not for an
+    // hour.
     let mut erased = 0;
     let mut visitors = visitors.peekable();
     while visitors.peek().is_some() {
         let erasures: Vec<_> = visitors
             .by_ref()
-            .take(MAX_NAMES)
+            .take(MAX_QUEUED_ERASURES)
             .map(|visitor| store.erase(product.feed.id.clone(), visitor))
             .collect();
         for erasure in erasures {
@@ -180,3 +165,7 @@ fn cannot_erase(_: StoreUnwritable) -> Problem {
         repeat this until it is answered by 200";
     Problem::retry_later(StatusCode::SERVICE_UNAVAILABLE, detail, STORE_RETRY_AFTER)
 }
+
+/// Erasures that wait for the store's writer at one time: far below the commands that it takes, and
+/// more sessions than one person has.
+const MAX_QUEUED_ERASURES: usize = 4096;

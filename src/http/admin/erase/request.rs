@@ -117,7 +117,7 @@ struct ErasureBody {
 
 /// Bound on one request, because each session and each user is a transaction of its own in the
 /// store.
-pub(super) const MAX_NAMES: usize = 1000;
+const MAX_NAMES: usize = 1000;
 
 #[cfg(test)]
 mod tests {
