@@ -1,7 +1,7 @@
 //! `[[webhooks]]`: receivers that events are pushed to.
 //!
-//! In: the array of tables. Out: [`WebhookConfig`]s, in which an empty list of types or sessions
-//! has become "everything". `json` reads webhooks of the admin API by the same rules.
+//! In: the array of tables. Out: [`WebhookConfig`]s, in which an empty list of types, sessions
+//! or users has become "everything". `json` reads webhooks of the admin API by the same rules.
 //!
 //! May use: `event`.
 
@@ -23,7 +23,7 @@ use super::{
     upstream::{UpstreamConfig, parse_product_id},
     values,
 };
-use crate::event::{Only, ProductId, SessionId};
+use crate::event::{Only, ProductId, SessionId, UserId};
 
 config_keys! {
     /// A receiver, the events that it gets, and how often delivery is attempted.
@@ -43,6 +43,9 @@ config_keys! {
         /// Sessions of the delivered events.
         session_ids: Only<SessionId> =
             WithTable(read_filter(&entry(), parse_session_id).unwrap_or(Only::Everything));
+        /// Users of the delivered events.
+        user_ids: Only<UserId> =
+            WithTable(read_filter(&entry(), parse_user_id).unwrap_or(Only::Everything));
         /// Maximum duration of one attempt as a whole.
         // The time-out of the connector.
         timeout: Duration =
@@ -157,6 +160,10 @@ fn parse_session_id(text: &str) -> Result<SessionId, String> {
     SessionId::new(text).map_err(|error| error.to_string())
 }
 
+fn parse_user_id(text: &str) -> Result<UserId, String> {
+    UserId::new(text).map_err(|error| error.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,6 +198,7 @@ mod tests {
     fn the_documented_defaults_hold_and_empty_lists_limit_nothing() {
         let webhook = parsed(&format!("{MINIMAL}types = []")).webhooks.remove(0);
         assert_eq!((webhook.types, webhook.session_ids), (Only::Everything, Only::Everything));
+        assert_eq!(webhook.user_ids, Only::Everything);
         let webhook = parsed(MINIMAL).webhooks.remove(0);
         assert_eq!((webhook.types, webhook.session_ids), (default_types(), Only::Everything));
         assert_eq!((webhook.timeout, webhook.max_retries), (Duration::from_secs(10), 8));
@@ -204,6 +212,7 @@ mod tests {
         let bad = [
             "types = ['']",
             "session_ids = ['']",
+            "user_ids = ['']",
             "timeout = '0s'",
             "timeout = '601s'",
             "max_retries = 101",

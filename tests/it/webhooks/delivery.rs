@@ -77,6 +77,33 @@ fn is(request: &Request, path: &str, id: &str) -> bool {
 }
 
 #[test]
+fn a_webhook_of_users_gets_their_events_of_every_session() {
+    let (connector, receiver) = (Connector::new(), Receiver::accepting());
+    let tables = table("of-ada", &receiver, "user_ids = ['ada']")
+        + &table("both", &receiver, "user_ids = ['ada', 'bob']\nsession_ids = ['a']");
+    let relay = Setup::behind(&connector).more(&(tables + LOOPBACK)).start();
+    let mut link = connector.stream();
+    let user = |n: usize| [r#""ada""#, r#""bob""#, "null"][n % 3];
+    let session = |n: usize| ["a", "b"][n % 2];
+    publish(
+        &relay,
+        &mut link,
+        (0..12).map(|n| {
+            let (session, user) = (session(n), user(n));
+            format!(r#"{{"type":"actions","session_id":"{session}","user_id":{user},"count":{n}}}"#)
+        }),
+    );
+    for (id, expected) in [("of-ada", [0, 3, 6, 9].as_slice()), ("both", &[0, 4, 6, 10])] {
+        relay.wait_until_settled(id);
+        let path = format!("/hooks/{id}");
+        let of_hook = receiver.requests().into_iter().filter(|request| request.head.path() == path);
+        let mut numbers: Vec<_> = of_hook.map(|request| request.number()).collect();
+        numbers.sort_unstable();
+        assert_eq!(numbers, expected, "{id}");
+    }
+}
+
+#[test]
 fn a_webhook_gets_its_types_and_sessions_and_neither_gap_nor_heartbeat() {
     let (connector, receiver) = (Connector::new(), Receiver::accepting());
     let tables = table("all", &receiver, "")

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     config::address::HttpUrl,
-    event::{ProductId, SessionId},
+    event::{ProductId, SessionId, UserId},
 };
 
 fn minimal() -> Value {
@@ -43,6 +43,7 @@ fn required_fields_and_defaults_of_the_file_apply_here_too() {
     let webhook = minimal_webhook();
     assert_eq!(webhook.types, Only::These(["actions".to_owned()].into()));
     assert_eq!(webhook.session_ids, Only::Everything);
+    assert_eq!(webhook.user_ids, Only::Everything);
     assert_eq!((webhook.timeout, webhook.max_retries), (Duration::from_secs(10), 8));
 }
 
@@ -68,6 +69,7 @@ fn every_field_has_its_own_error_and_all_are_reported_at_once() {
         ("types[1]", json!(["actions", null])),
         ("types[1]", json!(["actions", [["hush"]]])),
         ("session_ids[0]", json!(["a\nb"])),
+        ("user_ids[1]", json!(["a", ""])),
         ("timeout", json!(10)),
         ("timeout", json!("10")),
         ("timeout", json!("601s")),
@@ -169,7 +171,7 @@ fn an_answer_has_the_documented_fields_and_can_be_sent_back() {
     assert_eq!(
         answer,
         json!({ "id": "crm", "product_id": "p", "url": "https://h/e?key=hush", "types": ["actions"],
-            "session_ids": ["a", "b"],
+            "session_ids": ["a", "b"], "user_ids": [],
             "timeout": "10s", "max_retries": 8, "initial_backoff": "2s", "max_backoff": "5m", "max_in_flight": 16,
             "secret": MASK })
     );
@@ -201,6 +203,7 @@ prop_compose! {
         secret in "[!-~]{9,40}",
         types in prop::collection::vec("\\PC{1,9}|.{1,9}", 0..3),
         sessions in prop::collection::vec("[^\r\n\0]{1,9}", 0..3),
+        users in prop::collection::vec("[^\r\n\0]{1,9}", 0..3),
         times in prop::array::uniform3(1_u64..600_000_000_000),
         max_retries in 0_u32..=100,
         max_in_flight in 1_usize..=1024,
@@ -213,6 +216,7 @@ prop_compose! {
             secret: Secret::inline(secret),
             types: only_of(types),
             session_ids: only_of(sessions.iter().map(|session| SessionId::new(session).unwrap()).collect()),
+            user_ids: only_of(users.iter().map(|user| UserId::new(user).unwrap()).collect()),
             timeout,
             max_retries,
             initial_backoff: one.min(other),
