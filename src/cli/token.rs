@@ -43,8 +43,8 @@ pub(super) fn run(args: TokenArgs) -> Result<(), CliError> {
     let config = Config::load(&file, &Environment::from_process(), AllowAnonymous::Anywhere)?;
     let (secret, audience) = signing_secret(&config)
         .map_err(|message| CliError::Usage(format!("{}: {message}", file.display())))?;
-    if !config.upstreams.iter().any(|upstream| upstream.product_id == product) {
-        tracing::warn!(%product, "the configuration has no upstream for this product");
+    if config.served_product(&product).is_none() {
+        tracing::warn!(%product, "the configuration does not have this product");
     }
     let spec = TokenSpec {
         product,

@@ -189,7 +189,7 @@ pub(super) fn report_duplicates<'a, T: Ord>(
     for (entry, value) in values {
         match first_by_value.get(&value) {
             Some(first) => {
-                entry.report(format!("is the same as {}; each needs its own", first.key()));
+                entry.report(format!("is the same as {}; each needs its own", first.place()));
             }
             None => drop(first_by_value.insert(value, entry)),
         }

@@ -168,7 +168,7 @@ pub(crate) enum WebhookError {
     )]
     TooManyVisitors,
     /// The relay has no such product.
-    #[error("is none of this relay's products; add it to [[upstreams]]")]
+    #[error("is none of this relay's products; add it to [[upstreams]] or [[products]]")]
     UnknownProduct,
     /// A webhook keeps its product: its positions count that product's log.
     #[error("cannot be changed; register another webhook")]

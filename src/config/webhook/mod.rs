@@ -20,7 +20,7 @@ use super::{
     keys::config_keys,
     secret::{Secret, SecretEntries, SecretRule},
     section::{Section, report_duplicate_texts},
-    upstream::{UpstreamConfig, parse_product_id},
+    upstream::parse_product_id,
     values,
 };
 use crate::event::{Only, ProductId, SessionId, UserId};
@@ -81,8 +81,8 @@ const MAX_IN_FLIGHT_ATTEMPTS: u32 = 1024;
 const MAX_WEBHOOK_ID_BYTES: usize = 64;
 
 impl WebhookConfig {
-    /// Reads all tables. Each must name the product of a configured upstream.
-    pub(super) fn read_all(root: &mut Section<'_>, upstreams: &[UpstreamConfig]) -> Vec<Self> {
+    /// Reads all tables. Each must name one of the configured products.
+    pub(super) fn read_all(root: &mut Section<'_>, products: &BTreeSet<&ProductId>) -> Vec<Self> {
         let mut sections = root.tables("webhooks");
         // The secret also travels as a bearer token, as it does from the connector.
         let read_secret = |section: &mut Section<'_>, key: &str| {
@@ -93,21 +93,21 @@ impl WebhookConfig {
             .filter_map(|section| Self::read_keys(section, read_secret))
             .collect();
         report_duplicate_texts(&mut sections, "id");
-        // An upstream with a finding of its own may be the missing one.
-        if root.context().accepts("upstreams") {
-            sections.iter_mut().for_each(|section| check_product(section, upstreams));
+        // A product with a finding of its own may be the missing one.
+        if ["upstreams", "products"].iter().all(|key| root.context().accepts(key)) {
+            sections.iter_mut().for_each(|section| check_product(section, products));
         }
         sections.into_iter().for_each(Section::finish);
         webhooks
     }
 }
 
-fn check_product(section: &mut Section<'_>, upstreams: &[UpstreamConfig]) {
+fn check_product(section: &mut Section<'_>, products: &BTreeSet<&ProductId>) {
     let product = section.entry("product_id");
-    let is_known = |text| upstreams.iter().any(|upstream| upstream.product_id.as_str() == text);
+    let is_known = |text| products.iter().any(|product| product.as_str() == text);
     if product.is_free_of_findings() && product.non_empty_text().is_some_and(|text| !is_known(text))
     {
-        product.report("has no upstream in [[upstreams]]; add one");
+        product.report("is in neither [[upstreams]] nor [[products]]; add it to one of them");
     }
 }
 
@@ -237,7 +237,7 @@ mod tests {
         let found = findings(&MINIMAL.replace("'p'", "'q'"));
         assert_eq!(
             found,
-            "relay.toml:3: webhooks[0].product_id: has no upstream in [[upstreams]]; add one"
+            "relay.toml:3: webhooks[0].product_id: is in neither [[upstreams]] nor [[products]]; add it to one of them"
         );
     }
 
@@ -251,7 +251,7 @@ mod tests {
         let found = findings(&format!("{MINIMAL}{MINIMAL}"));
         assert_eq!(
             found,
-            "relay.toml:7: webhooks[1].id: is the same as webhooks[0].id; each needs its own"
+            "relay.toml:7: webhooks[1].id: is the same as webhooks[0].id in line 2; each needs its own"
         );
     }
 }

@@ -133,10 +133,9 @@ fn too_large(max_bytes: usize) -> Problem {
 /// Returns the refusal of a relay whose ids come from its upstream: an id of its own would be
 /// unknown to other relays behind the same upstream, and clients move between them.
 fn numbered_elsewhere(product: &Product) -> Problem {
-    Problem::forbidden(format!(
-        "the ids of this relay come from its upstream: publish at {}",
-        product.upstream
-    ))
+    let place =
+        product.upstream.as_deref().map_or(String::new(), |at| format!(": publish at {at}"));
+    Problem::forbidden(format!("the ids of this relay come from its upstream{place}"))
 }
 
 #[cfg(test)]
