@@ -180,14 +180,14 @@ impl Load {
     }
 
     /// Disconnects all subscribers and checks their records, after a moment for duplicate events.
-    pub(crate) fn finish(self) -> Result<Tally> {
+    pub(crate) fn finish(mut self) -> Result<Tally> {
         thread::sleep(AFTERMATH);
         self.shared.stop.store(true, Ordering::Relaxed);
         let series = self.workload.series;
         let after = self.workload.after();
         let per_session = self.workload.own_session.then(|| series.per_session(after));
         let mut tally = Tally::new(series.events, self.workload.measured_from);
-        for thread in self.threads {
+        for thread in std::mem::take(&mut self.threads) {
             let results = thread.join().map_err(|_| "a thread of the load panicked")??;
             tally.merge(&results.tally);
             for record in &results.records {
@@ -198,6 +198,16 @@ impl Load {
             }
         }
         Ok(tally)
+    }
+}
+
+impl Drop for Load {
+    /// Closes the sockets of a load that failed: the next target needs the file descriptors.
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            drop(thread.join());
+        }
     }
 }
 
