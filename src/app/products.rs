@@ -5,8 +5,8 @@
 //! the subscribers of that shard on the thread that it came in on. A removed product's task is
 //! joined.
 //!
-//! May use: `config`, `event`, `http`, `ingest`, `join_woken`, `outbound`, `rejected`, `shard`,
-//! `upstream`.
+//! May use: `config`, `event`, `http`, `ingest`, `join_woken`, `log`, `outbound`, `rejected`,
+//! `shard`, `upstream`.
 
 use std::{collections::BTreeMap, sync::Arc};
 

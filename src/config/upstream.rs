@@ -1,7 +1,7 @@
 //! `[[upstreams]]`, the connectors or other relays that events come from, and `[[products]]`, which
 //! live by publishing.
 //!
-//! In: both arrays of tables. Out: [`UpstreamConfig`]s and [`ProductConfig`]s with one product each.
+//! In: both arrays of tables. Out: an [`UpstreamConfig`] or a [`ProductConfig`] for each product.
 //!
 //! May use: `event`.
 
