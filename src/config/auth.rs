@@ -47,6 +47,8 @@ config_keys! {
         products: Only<ProductId> = WithTable(read_products(&entry())?);
         /// Permissions on these products.
         permissions: Permissions = WithTable(read_permissions(&entry()));
+        /// Maximum events that the key publishes in a second; [`None`] = no limit.
+        max_publishes_per_second: Option<u32> = WithTable(entry().limit());
     }
 }
 

@@ -51,6 +51,7 @@ name = "agent-a"
 key_env = "AGENT_A_KEY"
 products = ["prod_abc"]          # ["*"] = all
 permissions = ["subscribe"]      # subscribe, publish
+max_publishes_per_second = 0     # 0 = no limit; 429 + Retry-After beyond it
 [auth.jwt]                       # scoped tokens, for browsers above all
 algorithm = "HS256"              # HS256, EdDSA, ES256, RS256
 secret_env = "RELAY_JWT_SECRET"  # 32 bytes or more; or public_key_file (may hold several keys)
