@@ -40,6 +40,11 @@ impl<'a> ConfigEntry<'a> {
         &self.key
     }
 
+    /// Returns whether the value is a table.
+    pub(super) fn is_table(&self) -> bool {
+        matches!(self.raw, RawConfigValue::Toml(DeValue::Table(_)))
+    }
+
     /// Returns the key and, if the file has it, its line.
     pub(super) fn place(&self) -> String {
         match &self.location {

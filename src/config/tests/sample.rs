@@ -77,6 +77,7 @@ secret_env = "CRM_SECRET"
 types = ["actions"]              # which events
 session_ids = []                 # [] = all
 user_ids = []                    # [] = all
+headers = {}                     # further headers, e.g. { "X-Gateway-Key" = { env = "NAME" }, "X-Tenant" = "a" } (or { file = "path" }); values are secrets
 timeout = "10s"
 max_retries = 8
 initial_backoff = "2s"

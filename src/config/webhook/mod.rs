@@ -5,12 +5,14 @@
 //!
 //! May use: `event`.
 
+mod headers;
 mod json;
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use self::headers::WebhookHeaders;
 pub(crate) use self::json::{FieldError, WebhookJson};
 
 use super::{
@@ -18,7 +20,7 @@ use super::{
     entry::ConfigEntry,
     findings::quoted,
     keys::config_keys,
-    secret::{Secret, SecretEntries, SecretRule},
+    secret::{Secret, SecretEntries, SecretRule, SecretSources},
     section::{Section, report_duplicate_texts},
     upstream::parse_product_id,
     values,
@@ -28,7 +30,7 @@ use crate::event::{Only, ProductId, SessionId, UserId};
 config_keys! {
     /// A receiver, the events that it gets, and how often delivery is attempted.
     struct WebhookConfig by id
-    |section, key, entry, read_secret: impl FnOnce(&mut Section<'_>, &str) -> Option<Secret>| {
+    |section, key, entry, read_secret: impl FnOnce(&mut Section<'_>, &str) -> Option<Secret>, header_sources: SecretSources| {
         /// Name in logs, metrics and the admin API.
         id: String = WithTable(entry().required(parse_webhook_id)?);
         /// Product whose events are delivered.
@@ -46,6 +48,9 @@ config_keys! {
         /// Users of the delivered events.
         user_ids: Only<UserId> =
             WithTable(read_filter(&entry(), parse_user_id).unwrap_or(Only::Everything));
+        /// Further headers of each request.
+        headers: WebhookHeaders =
+            WithTable(WebhookHeaders::read(section.section(key), header_sources));
         /// Maximum duration of one attempt as a whole.
         // The time-out of the connector.
         timeout: Duration =
@@ -90,7 +95,7 @@ impl WebhookConfig {
         };
         let webhooks = sections
             .iter_mut()
-            .filter_map(|section| Self::read_keys(section, read_secret))
+            .filter_map(|section| Self::read_keys(section, read_secret, SecretSources::All))
             .collect();
         report_duplicate_texts(&mut sections, "id");
         // A product with a finding of its own may be the missing one.
@@ -205,6 +210,39 @@ mod tests {
         let backoff = (webhook.initial_backoff, webhook.max_backoff);
         assert_eq!(backoff, (Duration::from_secs(2), Duration::from_secs(300)));
         assert_eq!(webhook.max_in_flight, 16);
+    }
+
+    #[test]
+    fn a_header_is_a_text_a_variable_or_a_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "from-file\n").unwrap();
+        let headers = format!(
+            "headers = {{ X-A = 'a b', X-B = {{ env = 'GATEWAY' }}, X-C = {{ file = '{}' }} }}",
+            file.path().display()
+        );
+        let environment = [("GATEWAY", "from-env")].into_iter().collect();
+        let text = format!("{MINIMAL}{headers}\n{UPSTREAM}");
+        let config = tests::parsed_with(&text, &environment);
+        let fields = config.webhooks[0].headers.to_fields();
+        let fields: Vec<_> =
+            fields.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+        assert_eq!(fields, [("x-a", "a b"), ("x-b", "from-env"), ("x-c", "from-file")]);
+        let printed = config.to_masked_toml();
+        assert!(printed.contains(r#"X-A = "********""#), "{printed}");
+        assert!(!printed.contains("from-") && !printed.contains("a b"), "{printed}");
+        for bad in [
+            "{ X-A = { env = 'ABSENT' } }",
+            "{ X-A = { env = 'A', file = 'b' } }",
+            "{ X-A = { } }",
+            "{ X-A = { path = 'b' } }",
+            "{ X-A = 1 }",
+            "{ X-A = 'a', x-a = 'b' }",
+            "{ Host = 'a' }",
+            "'X-A: a'",
+        ] {
+            let found = findings(&format!("{MINIMAL}headers = {bad}"));
+            assert!(found.contains("relay.toml:6: webhooks[0].headers"), "{bad}: {found}");
+        }
     }
 
     #[test]

@@ -77,6 +77,27 @@ fn is(request: &Request, path: &str, id: &str) -> bool {
 }
 
 #[test]
+fn a_webhook_s_own_headers_are_sent_and_never_shown() {
+    let (connector, receiver) = (Connector::new(), Receiver::accepting());
+    let headers = "headers = { X-Gateway-Key = { env = 'GATEWAY_KEY' }, X-Tenant = 'tenant a' }";
+    let relay = Setup::behind(&connector)
+        .more(&(table("hook", &receiver, headers) + LOOPBACK))
+        .start_with(&[("GATEWAY_KEY", "key-of-gateway"), ("RUST_LOG", "trace")]);
+    let mut link = connector.stream();
+    publish(&relay, &mut link, [event(1)]);
+    let request = &receiver.wait_for(1)[0];
+    assert_eq!(request.field("x-gateway-key"), "key-of-gateway");
+    assert_eq!(request.field("x-tenant"), "tenant a");
+    assert_signed(request, SECRET, SECRET.as_bytes());
+    let shown = relay.ask_admin("/api/v1/webhooks/hook").json();
+    let masked = json!({"X-Gateway-Key": "********", "X-Tenant": "********"});
+    assert_eq!(shown["headers"], masked);
+    relay.wait_until_settled("hook");
+    let metrics = relay.ask_admin("/metrics").text();
+    assert!(!metrics.contains("key-of-gateway"));
+}
+
+#[test]
 fn a_webhook_of_users_gets_their_events_of_every_session() {
     let (connector, receiver) = (Connector::new(), Receiver::accepting());
     let tables = table("of-ada", &receiver, "user_ids = ['ada']")

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
-    config::address::HttpUrl,
+    config::{address::HttpUrl, webhook::WebhookHeaders},
     event::{ProductId, SessionId, UserId},
 };
 
@@ -171,7 +171,7 @@ fn an_answer_has_the_documented_fields_and_can_be_sent_back() {
     assert_eq!(
         answer,
         json!({ "id": "crm", "product_id": "p", "url": "https://h/e?key=hush", "types": ["actions"],
-            "session_ids": ["a", "b"], "user_ids": [],
+            "session_ids": ["a", "b"], "user_ids": [], "headers": {},
             "timeout": "10s", "max_retries": 8, "initial_backoff": "2s", "max_backoff": "5m", "max_in_flight": 16,
             "secret": MASK })
     );
@@ -189,6 +189,44 @@ fn a_secret_is_in_the_store_and_nowhere_else() {
     assert!(!format!("{webhook:?}").contains("sesame"));
     assert!(!serde_json::to_string(&webhook.to_json()).unwrap().contains("sesame"));
     assert!(webhook.to_stored().contains("sesame"));
+}
+
+#[test]
+fn headers_are_texts_that_are_stored_and_shown_as_masks() {
+    let given = json!({"X-Gateway-Key": "open sesame", "X-Tenant": "a"});
+    let webhook = read(&with("headers", given), None).unwrap();
+    assert_eq!(webhook.headers.to_fields().len(), 2);
+    assert!(!format!("{webhook:?}").contains("sesame"));
+    let shown = serde_json::to_value(webhook.to_json()).unwrap();
+    assert_eq!(shown["headers"], json!({"X-Gateway-Key": MASK, "X-Tenant": MASK}));
+    assert_eq!(WebhookConfig::from_stored(&webhook.to_stored()).as_ref(), Ok(&webhook));
+    // What was shown is no value, and a change removes what it does not repeat.
+    let fields = ["headers.X-Gateway-Key", "headers.X-Tenant"];
+    assert_eq!(refused_fields(&shown, Some(&webhook)), fields);
+    let changed = read(&json!({"url": "https://h/e"}), Some(&webhook)).unwrap();
+    assert_eq!(changed.headers, WebhookHeaders::default());
+}
+
+#[test]
+fn headers_cannot_name_variables_or_files_of_the_relay() {
+    for value in [
+        json!({"env": "HOME"}),
+        json!({"file": "/etc/passwd"}),
+        json!({}),
+        json!(7),
+        json!(null),
+        json!(["a"]),
+        json!("a\nb"),
+    ] {
+        let refused = refused_fields(&with("headers", json!({"X-A": value})), None);
+        assert_eq!(refused, ["headers.X-A"], "{value}");
+    }
+    let refused = |headers: Value| refused_fields(&with("headers", headers), None);
+    assert_eq!(refused(json!({"Host": "h"})), ["headers.Host"]);
+    assert_eq!(refused(json!({"x-a": "1", "X-A": "2"})).len(), 1, "no name twice");
+    assert_eq!(refused(json!("X-A: 1")), ["headers"]);
+    let many: serde_json::Map<_, _> = (0..33).map(|n| (format!("X-{n}"), json!("v"))).collect();
+    assert_eq!(refused(many.into()), ["headers"]);
 }
 
 fn only_of<T: Ord>(values: Vec<T>) -> Only<T> {
@@ -217,6 +255,7 @@ prop_compose! {
             types: only_of(types),
             session_ids: only_of(sessions.iter().map(|session| SessionId::new(session).unwrap()).collect()),
             user_ids: only_of(users.iter().map(|user| UserId::new(user).unwrap()).collect()),
+            headers: WebhookHeaders::default(),
             timeout,
             max_retries,
             initial_backoff: one.min(other),
