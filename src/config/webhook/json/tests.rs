@@ -221,6 +221,8 @@ fn headers_cannot_name_variables_or_files_of_the_relay() {
         let refused = refused_fields(&with("headers", json!({"X-A": value})), None);
         assert_eq!(refused, ["headers.X-A"], "{value}");
     }
+    let named = read(&with("headers", json!({"X-A": {"env": "HOME"}})), None).unwrap_err();
+    assert_eq!(named[0].message, "must be a text");
     let refused = |headers: Value| refused_fields(&with("headers", headers), None);
     assert_eq!(refused(json!({"Host": "h"})), ["headers.Host"]);
     assert_eq!(refused(json!({"x-a": "1", "X-A": "2"})).len(), 1, "no name twice");
