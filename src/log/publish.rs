@@ -45,14 +45,15 @@ impl Log {
     async fn wait_durable_untimed(&self, position: u64) -> bool {
         let Some(backing) = &self.backing else { return false };
         let mut persisted = self.watch_persisted();
-        tokio::select! {
+        // The guard that `wait_for` returns is dropped before the log's lock is taken: the store's
+        // writer takes them the other way round.
+        let commit = async { drop(persisted.wait_for(|persisted| *persisted >= position).await) };
+        let is_persisted = tokio::select! {
             biased; // a commit counts although the store is degraded
-            // Cannot fail: the sender is part of this log.
-            _ = persisted.wait_for(|persisted| *persisted >= position) => {
-                self.has_committed(position)
-            }
+            () = commit => true,
             () = backing.wait_until_degraded() => false,
-        }
+        };
+        is_persisted && self.has_committed(position)
     }
 
     fn has_committed(&self, position: u64) -> bool {
