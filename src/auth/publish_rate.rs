@@ -4,11 +4,9 @@
 //!
 //! May use: no other module.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// A bucket that holds one second's worth of requests and is refilled evenly.
@@ -34,9 +32,9 @@ impl PublishRate {
     /// The time until the next request is refilled, if the bucket is empty. Nothing is taken then.
     pub(super) fn take(&self) -> Result<(), Duration> {
         let now = Instant::now();
-        let mut full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut full_at = self.full_at.lock();
         let next = (*full_at).max(now) + self.interval;
-        // The bucket is as empty as it will be full of again; its whole content takes a second.
+        // From empty to full takes a second: a request for which that is not enough has to wait.
         match next.duration_since(now).checked_sub(Duration::from_secs(1)) {
             None | Some(Duration::ZERO) => {
                 *full_at = next;

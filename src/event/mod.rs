@@ -10,7 +10,7 @@
 //!
 //! May use: `sse`.
 
-mod erased;
+mod erasure_scope;
 mod id;
 mod kind;
 mod scope;
@@ -22,7 +22,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 pub(crate) use self::{
-    erased::ErasedEvents,
+    erasure_scope::ErasureScope,
     id::{EventId, InvalidName, ProductId, SessionId, StartPosition, UserId, VisitorId},
     kind::Kind,
     scope::{NarrowestLimit, Only, Scope, ScopeKey},

@@ -124,13 +124,11 @@ impl Fanout {
             position += 1;
             match entry {
                 Entry::Event(event) => {
-                    let subscribers = &registry.subscribers;
-                    subscribers.for_each_match(
+                    let notify = |_, signal: &SubscriberSignal| signal.notify(position);
+                    registry.subscribers.for_each_match(
                         event.scope_key(),
                         BucketFilter::ALL,
-                        |_, signal| {
-                            signal.notify(position);
-                        },
+                        notify,
                     );
                     let interested_shards = registry.shard_bitmap.shards_for(event);
                     self.queues_of(interested_shards).for_each(|queue| queue.push(event));

@@ -46,7 +46,7 @@ use self::{
     upstream_link::{UpstreamLink, infer_numbering},
 };
 use crate::{
-    event::{Entry, EventId, GapReason, ProductId, SessionId, UserId},
+    event::{Entry, ErasureScope, EventId, GapReason, ProductId, SessionId, UserId},
     log_limit::LogRateLimit,
     metrics::LogMetrics,
     wall_clock,
@@ -277,23 +277,20 @@ impl Log {
         self.state().has_prior_entries
     }
 
-    /// Removes events from memory: those of `sessions`, and those of `users` with all of the
-    /// sessions in which they acted, which are added to `sessions`. Returns their positions, and
-    /// how many of them the store does not have. The store has copies of the others and erases them
-    /// by a command of its own.
-    pub(crate) fn erase(
-        &self,
-        sessions: &mut BTreeSet<SessionId>,
-        users: &BTreeSet<UserId>,
-    ) -> (BTreeSet<u64>, u64) {
+    /// Removes events from memory: those that `scope` takes by their sessions, and those of `users`
+    /// with all of the sessions in which they acted. Adds these sessions, and the positions of all
+    /// of them, to `scope`, and returns how many of them the store does not have. The store has
+    /// copies of the others and erases them by a command of its own.
+    pub(crate) fn erase(&self, scope: &mut ErasureScope, users: &BTreeSet<UserId>) -> u64 {
         let mut state = self.state();
-        let positions = state.ring.erase(sessions, users);
+        let mut positions = state.ring.erase(&mut scope.sessions, users);
         self.metrics.set_memory_usage(state.ring.len(), state.ring.bytes());
         let in_store = |position: &&u64| {
             state.durable.as_ref().is_some_and(|durable| durable.contains(**position))
         };
         let in_memory_alone = positions.len() - positions.iter().filter(in_store).count();
-        (positions, in_memory_alone as u64)
+        scope.positions.append(&mut positions);
+        in_memory_alone as u64
     }
 
     /// Returns the log's current size and its oldest and newest id.

@@ -64,3 +64,77 @@ impl Log {
 /// Longest wait for a commit. A store whose write takes longer than two seconds is degraded, which
 /// ends the wait; this bound is for a store that hangs without a sign of it.
 const DURABLE_WAIT_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, sync::mpsc, thread};
+
+    use bytes::Bytes;
+    use tokio::{runtime, time::Instant};
+
+    use super::*;
+    use crate::{
+        event::{Kind, ProductId},
+        log::{MemoryBounds, PersistedLog, backing::LogBacking},
+        metrics::Metrics,
+    };
+
+    fn durable_log() -> Arc<Log> {
+        let (product, bounds) =
+            (ProductId::new("p").unwrap(), MemoryBounds { events: 16, bytes: u64::MAX });
+        let persisted = PersistedLog {
+            product_number: 1,
+            newest: 0,
+            evicted_through: 0,
+            events: 0,
+            bytes: 0,
+            highest_epoch: 0,
+            spans: Vec::new(),
+            empty_epochs: Vec::new(),
+            holes: Vec::new(),
+        };
+        let metrics = Metrics::new().unwrap().log(&product);
+        let backing = LogBacking::new(1);
+        Arc::new(Log::restored(product, bounds, persisted, 7, false, backing, metrics))
+    }
+
+    fn publish_and_wait(log: &Log) -> bool {
+        let draft = Draft {
+            kind: Kind::Actions,
+            session: None,
+            user: None,
+            forwarded_at: None,
+            payload: Bytes::from_static(b"{}"),
+            received: Instant::now(),
+        };
+        let appended = log.publish(draft).unwrap();
+        let runtime = runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(log.wait_durable(appended.position))
+    }
+
+    #[test]
+    fn publishers_that_see_their_commits_and_the_writer_that_makes_them_do_not_wait_for_each_other()
+    {
+        const EVENTS: usize = 2000;
+        let (log, (published, done)) = (durable_log(), mpsc::channel());
+        for _ in 0..4 {
+            let (log, published) = (Arc::clone(&log), published.clone());
+            // Not joined: a thread that waits for good must not keep the test from failing.
+            thread::spawn(move || {
+                (0..EVENTS / 4).all(|_| published.send(publish_and_wait(&log)).is_ok())
+            });
+        }
+        let writer = Arc::clone(&log);
+        thread::spawn(move || {
+            while Arc::strong_count(&writer) > 1 {
+                if let Some(batch) = writer.next_unpersisted(1000) {
+                    writer.mark_persisted(&batch);
+                }
+            }
+        });
+        for nth in 0..EVENTS {
+            let is_durable = done.recv_timeout(Duration::from_secs(30));
+            assert_eq!(is_durable, Ok(true), "event {nth}");
+        }
+    }
+}

@@ -15,12 +15,9 @@ use std::{collections::VecDeque, iter, sync::Arc};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{
-    sqlite::UserTraces,
-    webhook_rows::{DeadLetterState, StoredWebhook, WebhookChanges, WebhookRegistration},
-};
+use super::webhook_rows::{DeadLetterState, StoredWebhook, WebhookChanges, WebhookRegistration};
 use crate::{
-    event::{EventId, ProductId, UserId, VisitorId},
+    event::{ErasureScope, EventId, ProductId, UserId, VisitorId},
     log::{Log, MemoryBounds},
     metrics::LogMetrics,
     webhook_delivery::DeadLetter,
@@ -32,7 +29,7 @@ pub(crate) enum StoreCommand {
     /// Erase the events of a session or a user from the store, and return their number.
     Erase { product: ProductId, visitor: VisitorId, answer: oneshot::Sender<u64> },
     /// Find what a user has left in the store.
-    FindTraces { product: ProductId, user: UserId, answer: oneshot::Sender<UserTraces> },
+    FindTraces { product: ProductId, user: UserId, answer: oneshot::Sender<ErasureScope> },
     /// Persist a webhook.
     Register { webhook: Box<WebhookRegistration>, answer: oneshot::Sender<()> },
     /// Remove a webhook and all that is stored for it.

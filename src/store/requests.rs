@@ -15,11 +15,10 @@ use super::{
         WebhookJournal,
     },
     handle::StoreHandle,
-    sqlite::UserTraces,
     webhook_rows::{DeadLetterSelection, DeadLetterState, WebhookChanges, WebhookRegistration},
 };
 use crate::{
-    event::{ProductId, UserId, VisitorId},
+    event::{ErasureScope, ProductId, UserId, VisitorId},
     log::{MemoryBounds, backing::StoreUnreadable},
     metrics::LogMetrics,
     webhook_delivery::DeadLetter,
@@ -50,7 +49,7 @@ impl StoreHandle {
         &self,
         product: ProductId,
         user: UserId,
-    ) -> impl Future<Output = Result<UserTraces, StoreUnwritable>> + use<> {
+    ) -> impl Future<Output = Result<ErasureScope, StoreUnwritable>> + use<> {
         let found = self.submit(|answer| StoreCommand::FindTraces { product, user, answer });
         async { found.await.map_err(|_| StoreUnwritable) }
     }

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     config::WebhookConfig,
-    event::{ErasedEvents, Only, ProductId},
+    event::{ErasureScope, Only, ProductId},
     store::StoreUnwritable,
     webhook_delivery::Attempt,
 };
@@ -193,7 +193,7 @@ impl Webhooks {
 
     /// Erases events from every outbox of the product: owed deliveries, listed deliveries, dead
     /// letters that are not written yet. The caller erases the store afterwards.
-    pub(crate) async fn erase(&self, product: &ProductId, erased: &Arc<ErasedEvents>) {
+    pub(crate) async fn erase(&self, product: &ProductId, erased: &Arc<ErasureScope>) {
         let affected = |view: &WebhookSummary| view.webhook.product_id == *product;
         for view in self.list().into_iter().filter(affected) {
             // A webhook that was removed meanwhile has no deliveries left, so its error is no loss.

@@ -105,7 +105,7 @@ const MAX_HEADERS: usize = 32;
 const MAX_VALUE_BYTES: usize = 4096;
 
 /// Names, in lower case, that the relay or HTTP itself sets.
-const RESERVED_NAMES: [&str; 10] = [
+const RESERVED_NAMES: [&str; 11] = [
     "host",
     "transfer-encoding",
     "connection",
@@ -116,11 +116,12 @@ const RESERVED_NAMES: [&str; 10] = [
     "expect",
     "authorization",
     "user-agent",
+    "accept-encoding",
 ];
 
 /// Beginnings, in lower case, of such names.
-const RESERVED_PREFIXES: [&str; 6] =
-    ["content-", "proxy-", "accept-encoding", "x-connector-", "x-autoplay-", "webhook-"];
+const RESERVED_PREFIXES: [&str; 5] =
+    ["content-", "proxy-", "x-connector-", "x-autoplay-", "webhook-"];
 
 #[cfg(test)]
 mod tests {
@@ -154,7 +155,15 @@ mod tests {
         ] {
             assert!(check_name(name).is_err(), "{name}");
         }
-        for name in ["X-Gateway-Key", "X-Tenant", "Accept", "Cookie", "x-connecto", "hosts"] {
+        for name in [
+            "X-Gateway-Key",
+            "X-Tenant",
+            "Accept",
+            "Cookie",
+            "x-connecto",
+            "hosts",
+            "Accept-Encodings",
+        ] {
             assert_eq!(check_name(name), Ok(()), "{name}");
         }
     }

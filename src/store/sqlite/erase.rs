@@ -16,7 +16,7 @@ use super::{
     schema::{MAX_POSITION, entry_key, position_of},
     unread_users::entry_user,
 };
-use crate::event::{SessionId, UserId, VisitorId};
+use crate::event::{ErasureScope, SessionId, UserId, VisitorId};
 
 /// Whether a read may rely on the indices by session, by user and of gaps.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -79,7 +79,7 @@ impl StoreFile {
         number: u32,
         user: &UserId,
         indices: Indices,
-    ) -> Result<UserTraces, FileError> {
+    ) -> Result<ErasureScope, FileError> {
         find_traces(&self.connection, number, user, indices)
             .map_err(|fault| fault.at(&self.path, "look for a user in"))
     }
@@ -140,33 +140,23 @@ pub(crate) struct ErasedRows {
     pub(crate) dead_letters: u64,
 }
 
-/// What a user has left in the file.
-#[derive(Debug, Default, Eq, PartialEq)]
-pub(crate) struct UserTraces {
-    /// Sessions in which the user acted.
-    pub(crate) sessions: BTreeSet<SessionId>,
-    /// Positions of the user's events without a session.
-    pub(crate) positions: BTreeSet<u64>,
-}
-
-impl UserTraces {
-    /// Adds the rows of a query for sessions and positions.
-    fn add(
-        &mut self,
-        connection: &Connection,
-        query: &str,
-        parameters: impl Params,
-    ) -> Result<(), FileFault> {
-        let mut select = connection.prepare(query)?;
-        let mut rows = select.query(parameters)?;
-        while let Some(row) = rows.next()? {
-            match row.get_ref(0)?.as_str_or_null().map_err(rusqlite::Error::from)? {
-                Some(session) => self.sessions.extend(SessionId::new(session).ok()),
-                None => drop(self.positions.insert(position_of(row.get(1)?))),
-            }
+/// Adds the rows of a query for sessions and positions to `found`: the sessions, and the positions
+/// of rows without one.
+fn add_rows(
+    connection: &Connection,
+    query: &str,
+    parameters: impl Params,
+    found: &mut ErasureScope,
+) -> Result<(), FileFault> {
+    let mut select = connection.prepare(query)?;
+    let mut rows = select.query(parameters)?;
+    while let Some(row) = rows.next()? {
+        match row.get_ref(0)?.as_str_or_null().map_err(rusqlite::Error::from)? {
+            Some(session) => found.sessions.extend(SessionId::new(session).ok()),
+            None => drop(found.positions.insert(position_of(row.get(1)?))),
         }
-        Ok(())
     }
+    Ok(())
 }
 
 fn find_traces(
@@ -174,21 +164,21 @@ fn find_traces(
     number: u32,
     user: &UserId,
     indices: Indices,
-) -> Result<UserTraces, FileFault> {
+) -> Result<ErasureScope, FileFault> {
     let rows = match indices {
         Indices::Trusted => USER_INDEXED_OR_IN_TAIL,
         Indices::Unchecked => USER_ROW_BY_ROW,
     };
     let (first, last) = (entry_key(number, 0)?, entry_key(number, MAX_POSITION)?);
     let indexed = indexed_through(connection, number, indices)?;
-    let mut traces = UserTraces::default();
+    let mut found = ErasureScope::default();
     let query = format!("SELECT session, entry FROM {rows}");
-    traces.add(connection, &query, params![user.as_str(), first, last, indexed])?;
+    add_rows(connection, &query, params![user.as_str(), first, last, indexed], &mut found)?;
     let query = format!(
         "SELECT session, place FROM dead_letters NOT INDEXED WHERE {DEAD_OF_USER} AND {DEAD_IS_WHOLE}"
     );
-    traces.add(connection, &query, params![user.as_str(), number])?;
-    Ok(traces)
+    add_rows(connection, &query, params![user.as_str(), number], &mut found)?;
+    Ok(found)
 }
 
 /// Returns the key up to which the indices are used.

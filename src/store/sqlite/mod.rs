@@ -42,7 +42,7 @@ mod webhooks;
 pub(crate) use self::{
     append::AppendBatch,
     dead_letters::{DEAD_LETTER_STEP_ROWS, DeadLetterBound, RetiredDeadLetters},
-    erase::{Indices, UserTraces},
+    erase::Indices,
     error::{FileError, FileFault},
     expire_owed::ExpiredDeliveries,
     file::{CheckpointProgress, IN_MEMORY_PATH, StoreFile, SyncMode},

@@ -6,13 +6,13 @@ use std::{sync::Arc, time::Instant};
 
 use super::{MAX_COMMAND_TIME, StoreWriter, WriterState, retention::SCRUB_INTERVAL};
 use crate::{
-    event::{ProductId, UserId, VisitorId},
+    event::{ErasureScope, ProductId, UserId, VisitorId},
     log::{Log, MemoryBounds},
     metrics::LogMetrics,
     store::{
         commands::{AddedProduct, RemainingRequeue, StoreCommand},
         opening::reserve_epoch,
-        sqlite::{DEAD_LETTER_STEP_ROWS, FileError, Indices, UserTraces},
+        sqlite::{DEAD_LETTER_STEP_ROWS, FileError, Indices},
     },
     wall_clock,
 };
@@ -112,11 +112,11 @@ impl StoreWriter {
     }
 
     /// Returns what a user has left in the file.
-    fn find_traces(&self, product: &ProductId, user: &UserId) -> Result<UserTraces, FileError> {
-        let WriterState::Open(file) = &self.state else { return Ok(UserTraces::default()) };
+    fn find_traces(&self, product: &ProductId, user: &UserId) -> Result<ErasureScope, FileError> {
+        let WriterState::Open(file) = &self.state else { return Ok(ErasureScope::default()) };
         match file.product_number(product)? {
             Some(number) => file.traces_of(number, user, self.usable_indices()),
-            None => Ok(UserTraces::default()),
+            None => Ok(ErasureScope::default()),
         }
     }
 

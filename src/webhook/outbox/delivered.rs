@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 
-use crate::{event::ErasedEvents, webhook_delivery::Delivery};
+use crate::{event::ErasureScope, webhook_delivery::Delivery};
 
 /// Length of the history, as the admin API documents it.
 pub(super) const MAX_DELIVERED_HISTORY: usize = 1000;
@@ -40,7 +40,7 @@ impl DeliveredHistory {
     }
 
     /// Removes the deliveries of erased events.
-    pub(super) fn erase(&mut self, erased: &ErasedEvents) {
+    pub(super) fn erase(&mut self, erased: &ErasureScope) {
         self.recent
             .retain(|(_, delivery)| !erased.contains(delivery.position, delivery.session.as_ref()));
     }

@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::item::{ItemKind, RowState};
 use crate::{
-    event::{ErasedEvents, SessionId},
+    event::{ErasureScope, SessionId},
     store::{DeliveryChange, OwedDelivery, WebhookChanges},
     webhook_delivery::DeadLetter,
 };
@@ -392,7 +392,7 @@ impl OutboxJournal {
 
     /// Removes the dead letters of erased events, and settles those that the batch in flight may be
     /// writing.
-    pub(super) fn erase(&mut self, erased: &ErasedEvents) {
+    pub(super) fn erase(&mut self, erased: &ErasureScope) {
         let is_erased = |unwritten_letter: &UnwrittenDeadLetter| {
             let delivery = &unwritten_letter.dead_letter.delivery;
             erased.contains(delivery.position, delivery.session.as_ref())

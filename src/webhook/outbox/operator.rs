@@ -8,7 +8,7 @@ use super::{
     Outbox,
     item::{ItemKind, OutboxItem, RowState},
 };
-use crate::event::ErasedEvents;
+use crate::event::ErasureScope;
 
 impl Outbox {
     /// Makes the endpoint active and every retry due at once.
@@ -62,7 +62,7 @@ impl Outbox {
     }
 
     /// Erases events: owed deliveries, redeliveries, the history, and unwritten dead letters.
-    pub(in crate::webhook) fn erase(&mut self, erased: &ErasedEvents) {
+    pub(in crate::webhook) fn erase(&mut self, erased: &ErasureScope) {
         self.delivered.erase(erased);
         self.journal.erase(erased);
         let of_sessions =

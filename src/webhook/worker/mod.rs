@@ -37,7 +37,7 @@ use super::{
     store_sync::StoreSync,
 };
 use crate::{
-    event::ErasedEvents,
+    event::ErasureScope,
     fanout::Fanout,
     metrics::WebhookMetrics,
     store::{OwedDelivery, StoreUnwritable, WebhookNotice, WebhookNotices},
@@ -65,7 +65,7 @@ pub(super) enum WebhookCommand {
         reply: oneshot::Sender<DeliveryPage>,
     },
     /// Erases events.
-    Erase(Arc<ErasedEvents>, oneshot::Sender<()>),
+    Erase(Arc<ErasureScope>, oneshot::Sender<()>),
 }
 
 /// State of one webhook's task.

@@ -31,7 +31,7 @@ use super::{
     state::AdminState,
 };
 use crate::{
-    event::{ErasedEvents, ProductId, UserId, VisitorId},
+    event::{ErasureScope, ProductId, UserId, VisitorId},
     http::{
         Product,
         problem::{Problem, STORE_RETRY_AFTER},
@@ -86,32 +86,29 @@ async fn erase_all(
     product: &Product,
     request: ErasureRequest,
 ) -> Result<u64, Problem> {
-    let ErasureRequest { mut sessions, users } = request;
-    let (mut erased, mut positions) = (0, BTreeSet::new());
+    let ErasureRequest { sessions, users } = request;
+    let (mut erased, mut scope) = (0, ErasureScope { sessions, ..ErasureScope::default() });
     // Twice: the store may get to know a user's entry, and so a session, between the look at it and
     // the erasure in memory.
-    for _ in 0..if users.is_empty() { 1 } else { 2 } {
-        let mut found = find_traces(admin, product, &users).await?;
-        sessions.append(&mut found.sessions);
-        positions.append(&mut found.positions);
-        let (mut in_memory, in_memory_alone) = product.feed.log.erase(&mut sessions, &users);
-        positions.append(&mut in_memory);
-        erased += in_memory_alone;
+    let looks = if users.is_empty() { 1 } else { 2 };
+    for _ in 0..looks {
+        scope.append(find_traces(admin, product, &users).await?);
+        erased += product.feed.log.erase(&mut scope, &users);
     }
-    let found = Arc::new(ErasedEvents { sessions, positions });
+    let scope = Arc::new(scope);
     product.feed.clear_ws_messages();
     // All excerpts of the product: a rejected frame has no session that could be trusted.
     admin.rejected.erase(&product.feed.id);
-    admin.webhooks.erase(&product.feed.id, &found).await;
+    admin.webhooks.erase(&product.feed.id, &scope).await;
     // Users last, with what they have without a session: their rows tell which sessions are theirs,
     // should this be cut short and the request repeated.
-    let sessions = found.sessions.iter().cloned().map(VisitorId::Session);
+    let sessions = scope.sessions.iter().cloned().map(VisitorId::Session);
     let visitors = sessions.chain(users.into_iter().map(VisitorId::User));
     erased += erase_from_store(admin, product, visitors).await?;
     // Again: meanwhile a subscriber may have had a message encoded from an entry that it held, and
     // a webhook may have read owed events from the store.
     product.feed.clear_ws_messages();
-    admin.webhooks.erase(&product.feed.id, &found).await;
+    admin.webhooks.erase(&product.feed.id, &scope).await;
     Ok(erased)
 }
 
@@ -121,17 +118,15 @@ async fn find_traces(
     admin: &AdminState,
     product: &Product,
     users: &BTreeSet<UserId>,
-) -> Result<ErasedEvents, Problem> {
+) -> Result<ErasureScope, Problem> {
     let store = admin.webhooks.store();
     // All commands are queued before the first is awaited: the writer need not wait for this task
     // between them.
     let lookups: Vec<_> =
         users.iter().map(|user| store.find_traces(product.feed.id.clone(), user.clone())).collect();
-    let mut found = ErasedEvents::default();
+    let mut found = ErasureScope::default();
     for lookup in lookups {
-        let mut traces = lookup.await.map_err(cannot_erase)?;
-        found.sessions.append(&mut traces.sessions);
-        found.positions.append(&mut traces.positions);
+        found.append(lookup.await.map_err(cannot_erase)?);
     }
     Ok(found)
 }

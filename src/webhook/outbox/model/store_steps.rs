@@ -159,7 +159,7 @@ impl OutboxModel {
             .dead_letters
             .retain(|_, (dead_letter, _)| dead_letter.delivery.session.as_ref() != Some(&session));
         let sessions = [session].into();
-        self.outbox.erase(&ErasedEvents { sessions, ..ErasedEvents::default() });
+        self.outbox.erase(&ErasureScope { sessions, ..ErasureScope::default() });
         let delivered = self.outbox.delivered(None, usize::MAX);
         assert!(
             delivered.iter().all(|(_, delivery)| !self.entry(delivery.position).is_erased),

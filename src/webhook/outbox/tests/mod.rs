@@ -16,7 +16,7 @@ use super::{
     *,
 };
 use crate::{
-    event::{Draft, ErasedEvents, EventId, Kind, SessionId},
+    event::{Draft, ErasureScope, EventId, Kind, SessionId},
     store::{DeliveryChange, WebhookChanges},
     webhook::Disposition,
     webhook_delivery::{Attempt, DeadLetter, DeadLetterReason, Outcome},
@@ -316,9 +316,9 @@ fn an_erased_session_leaves_no_record_for_any_outcome_of_attempts_in_flight() {
     }
 }
 
-fn erased_session(name: &str) -> ErasedEvents {
+fn erased_session(name: &str) -> ErasureScope {
     let sessions = [SessionId::new(name).unwrap()].into();
-    ErasedEvents { sessions, ..ErasedEvents::default() }
+    ErasureScope { sessions, ..ErasureScope::default() }
 }
 
 #[test]
@@ -328,7 +328,7 @@ fn erased_events_without_a_session_go_by_their_positions() {
     assert_eq!(harness.send_all(), [1, 2]);
     harness.accept(1);
     harness.commit_all();
-    let erased = ErasedEvents { positions: [1, 2, 4, 9].into(), ..ErasedEvents::default() };
+    let erased = ErasureScope { positions: [1, 2, 4, 9].into(), ..ErasureScope::default() };
     harness.outbox.erase(&erased);
     assert_eq!(harness.outbox.owed().0, 2, "3 and 5");
     assert!(harness.outbox.delivered(None, 9).is_empty());
