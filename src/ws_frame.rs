@@ -115,6 +115,7 @@ mod tests {
         let draft = Draft {
             kind: Kind::new("k"),
             session: None,
+            user: None,
             forwarded_at: None,
             payload,
             received: Instant::now(),

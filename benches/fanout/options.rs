@@ -118,4 +118,4 @@ fn list<T: std::str::FromStr>(name: &str, text: Option<String>) -> Result<Vec<T>
 }
 
 /// Printed after a parse error.
-pub(crate) const USAGE: &str = "usage: cargo bench --bench fanout -- [--quick] [--pairs N] [--all | --only relay,durable,websocket,bare,naive,nchan,pushpin,centrifugo,h2,naive-h2,tls,naive-tls,tls-h2,naive-tls-h2] [A A5 B C D L E U R S …]";
+pub(crate) const USAGE: &str = "usage: cargo bench --bench fanout -- [--quick] [--pairs N] [--all | --only relay,durable,websocket,bare,naive,nchan,pushpin,centrifugo,h2,naive-h2,tls,naive-tls,tls-h2,naive-tls-h2] [A A5 B C Cu D L E U R S …]";

@@ -13,7 +13,7 @@ use crate::{
 
 /// Returns a subscriber's request: the text of an HTTP/1.1 request, or the URL for HTTP/2.
 pub(crate) fn request(endpoint: Endpoint, session: Option<&str>, resume: Option<Resume>) -> String {
-    let query_session = session.map(|session| format!("session_id={session}"));
+    let query_session = session.map(|session| format!("{}={session}", endpoint.filter));
     let resume = resume.map(|resume| format!("last_event_id={resume}"));
     let query: Vec<String> = query_session.into_iter().chain(resume).collect();
     let query = if query.is_empty() { String::new() } else { format!("?{}", query.join("&")) };

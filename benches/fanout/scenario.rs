@@ -33,6 +33,8 @@ pub(crate) enum Scenario {
     B,
     /// Very many subscribers of one session each.
     C,
+    /// As C, by users.
+    Cu,
     /// The maximum rate of deliveries.
     D,
     /// Increasing rates, up to one that is too high.
@@ -67,6 +69,8 @@ impl Scenario {
         match self {
             Self::R | Self::S => vec![Kind::Durable],
             Self::U => vec![Kind::Relay, Kind::Durable],
+            // No other target knows users.
+            Self::Cu => vec![Kind::Relay, Kind::Durable],
             Self::K | Self::K2 | Self::Kc | Self::Kc2 => vec![Kind::Relay],
             Self::A | Self::A5 | Self::B => wanted.to_vec(),
             _ => wanted.iter().copied().filter(|kind| !kind.is_layered()).collect(),
@@ -80,6 +84,7 @@ impl Scenario {
             Self::A5 => Broadcast::rarely(size).title("A5"),
             Self::B => Idle::new(size).title(),
             Self::C => Sessions::new(size).title(),
+            Self::Cu => Sessions::new(size).of_users().title(),
             Self::D => Broadcast::full(size).title("D"),
             Self::L => Steps::new(size).title(),
             Self::E => Churn::new(size).title(),
@@ -104,6 +109,7 @@ impl Scenario {
             Self::A5 => Broadcast::rarely(size).run(kind),
             Self::B => Idle::new(size).run(kind),
             Self::C => Sessions::new(size).run(kind),
+            Self::Cu => Sessions::new(size).of_users().run(kind),
             Self::D => Broadcast::full(size).run(kind),
             Self::L => Steps::new(size).run(kind),
             Self::E => Churn::new(size).run(kind),
@@ -126,7 +132,7 @@ impl FromStr for Scenario {
         let named = |scenario: &Self| format!("{scenario:?}") == text;
         Self::ALL
             .into_iter()
-            .chain([Self::K, Self::K2, Self::Kc, Self::Kc2])
+            .chain([Self::Cu, Self::K, Self::K2, Self::Kc, Self::Kc2])
             .find(named)
             .ok_or_else(|| format!("there is no scenario {text:?}"))
     }

@@ -19,7 +19,7 @@ pub(crate) fn now_us() -> u64 {
     u64::try_from(START.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Returns the id of a session, always of the same length.
+/// Returns the id of a session, and of the user whose session it is, always of the same length.
 pub(crate) fn session_name(session: usize) -> String {
     format!("s{session:05}")
 }
@@ -66,6 +66,7 @@ pub(crate) struct Template {
     forwarded_at: Range<usize>,
     sequence: Range<usize>,
     sent: Range<usize>,
+    user: Range<usize>,
 }
 
 impl Template {
@@ -83,11 +84,8 @@ impl Template {
         let session = field(&mut text, "s00000", r#"", "forwarded_at": "#);
         let forwarded_at = field(&mut text, "1700000000.000000", r#", "sequence": ""#);
         let sequence = field(&mut text, "000000000000", r#"", "sent_us": ""#);
-        let sent = field(
-            &mut text,
-            "000000000000",
-            r#"", "user_id": "user_2481", "count": 2, "actions": ["#,
-        );
+        let sent = field(&mut text, "000000000000", r#"", "user_id": ""#);
+        let user = field(&mut text, "s00000", r#"", "count": 2, "actions": ["#);
         text.push_str(ACTION);
         text.push_str(", ");
         text.push_str(ACTION);
@@ -95,15 +93,17 @@ impl Template {
         let filling = PAYLOAD_BYTES - text.len() - 2;
         text.push_str(&"x".repeat(filling));
         text.push_str(r#""}"#);
-        Self { bytes: text.into_bytes(), session, forwarded_at, sequence, sent }
+        Self { bytes: text.into_bytes(), session, forwarded_at, sequence, sent, user }
     }
 
-    /// Writes the frame of one event, sent now, into `frame`.
+    /// Writes the frame of one event, sent now, into `frame`. Every session has a user of its own.
     pub(crate) fn write(&mut self, sequence: u64, session: usize, frame: &mut Vec<u8>) {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let forwarded_at =
             format!("{:010}.{:06}", since_1970.as_secs(), since_1970.subsec_micros());
-        self.bytes[self.session.clone()].copy_from_slice(session_name(session).as_bytes());
+        for name in [&self.session, &self.user] {
+            self.bytes[name.clone()].copy_from_slice(session_name(session).as_bytes());
+        }
         self.bytes[self.forwarded_at.clone()].copy_from_slice(forwarded_at.as_bytes());
         self.bytes[self.sequence.clone()].copy_from_slice(format!("{sequence:012}").as_bytes());
         self.bytes[self.sent.clone()].copy_from_slice(format!("{:012}", now_us()).as_bytes());
@@ -117,7 +117,10 @@ impl Template {
     pub(crate) fn read<'a>(&self, payload: &'a [u8]) -> Option<Event<'a>> {
         let is_intact = payload.len() == PAYLOAD_BYTES
             && payload[..self.session.start] == self.bytes[..self.session.start]
-            && payload[self.sent.end..] == self.bytes[self.sent.end..];
+            && payload[self.sent.end..self.user.start]
+                == self.bytes[self.sent.end..self.user.start]
+            && payload[self.user.clone()] == payload[self.session.clone()]
+            && payload[self.user.end..] == self.bytes[self.user.end..];
         if !is_intact {
             return None;
         }

@@ -87,7 +87,11 @@ impl TokenClaims {
         Ok(VerifiedClaims {
             products: products.ok_or(TokenError::Claim("product_id"))?,
             permissions: permissions.unwrap_or_else(|| BTreeSet::from([Permission::Subscribe])),
-            scope: Scope { sessions: to_only(sessions), kinds: to_only(kinds) },
+            scope: Scope {
+                sessions: to_only(sessions),
+                users: Only::Everything,
+                kinds: to_only(kinds),
+            },
             audience: token_audience,
             seconds_left: exp - now,
         })

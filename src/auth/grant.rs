@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::denial::Denial;
 use crate::{
     config::{Permission, Permissions},
-    event::{Kind, Only, ProductId, Scope, SessionId},
+    event::{Only, ProductId, Scope, ScopeKey},
 };
 
 /// Permissions of one credential.
@@ -24,7 +24,7 @@ pub(crate) struct Grant {
     pub(crate) holder: CredentialHolder,
     pub(super) products: Only<ProductId>,
     pub(super) permissions: Permissions,
-    /// Sessions and kinds that may be seen and published.
+    /// Sessions, users and kinds that may be seen and published.
     pub(super) scope: Scope,
     /// Time from which the grant allows nothing.
     pub(super) expires_at: Option<Instant>,
@@ -75,23 +75,20 @@ impl Grant {
     pub(crate) fn narrow(&self, requested: Scope) -> Result<Scope, Denial> {
         Ok(Scope {
             sessions: narrow_limit(&self.scope.sessions, requested.sessions)?,
+            users: narrow_limit(&self.scope.users, requested.users)?,
             kinds: narrow_limit(&self.scope.kinds, requested.kinds)?,
         })
     }
 
-    /// Checks whether an event of this session and kind may be published. The permission to publish
-    /// is checked by [`Grant::check`].
+    /// Checks whether an event with this key may be published. The permission to publish is checked
+    /// by [`Grant::check`].
     ///
     /// # Errors
     ///
     /// [`Denial::Forbidden`] outside the limits. An event without a session is outside every limit
-    /// to sessions.
-    pub(crate) fn check_publish(
-        &self,
-        session: Option<&SessionId>,
-        kind: &Kind,
-    ) -> Result<(), Denial> {
-        if self.scope.includes(session, kind) { Ok(()) } else { Err(Denial::Forbidden) }
+    /// to sessions, and one without a user outside every limit to users.
+    pub(crate) fn check_publish(&self, event: ScopeKey<'_>) -> Result<(), Denial> {
+        if self.scope.includes(event) { Ok(()) } else { Err(Denial::Forbidden) }
     }
 
     /// Checks that the grant has not expired. A request that waited, for its body or for its turn,

@@ -62,7 +62,7 @@ impl FanoutBench {
         let (wakes, waker) = BenchWakeCounter::new();
         let subscribe = |number| {
             let sessions = Only::These(events.draft(number).session.into_iter().collect());
-            let scope = Scope { sessions, kinds: Only::Everything };
+            let scope = Scope { sessions, ..Scope::EVERYTHING };
             let mut subscriber = Subscription::start(
                 &fanout,
                 SubscriberSignal::default(),

@@ -140,7 +140,7 @@ pub fn notify_shard_subscribers(stream: &[u8]) -> impl FnMut() -> Batch {
                 bench.notify(entry);
                 arrivals.clear();
                 assert_eq!(shard_index.take_queued(&mut arrivals), QueueContents::Events);
-                let news = arrivals.iter().map(|event| (event.session(), event.kind()));
+                let news = arrivals.iter().map(|event| event.scope_key());
                 shard_index.for_each_interested(news, |_, key| found.push(key));
             }
         });

@@ -1,4 +1,5 @@
-//! Classification of a frame: heartbeat, gap notice, or a payload with its kind, session and time.
+//! Classification of a frame: heartbeat, gap notice, or a payload with its kind, session, user and
+//! time.
 //!
 //! In: a frame of an upstream, or a published body. Out: a draft for the log, or the reason of a
 //! rejection.
@@ -24,7 +25,7 @@ use self::{
     payload::{PayloadFields, Scalar},
 };
 use crate::{
-    event::{Draft, GapReason, Kind, ProductId, SessionId},
+    event::{Draft, GapReason, Kind, ProductId, SessionId, UserId},
     sse::{self, Frame},
 };
 
@@ -85,6 +86,12 @@ pub(crate) fn parse_draft(
     parse_payload(payload, product, received, |_| Ok(())).map(|(draft, _)| draft)
 }
 
+/// Returns the user that a payload names which was accepted before users were read.
+pub(crate) fn user_in(payload: &[u8]) -> Option<UserId> {
+    let fields: PayloadFields<'_> = serde_json::from_slice(payload).ok()?;
+    fields.user_id.text().and_then(|user| UserId::new(user).ok())
+}
+
 /// Parses a payload, and returns also whether it names the product itself. `check` may refuse the
 /// fields before they are used.
 ///
@@ -130,9 +137,13 @@ fn parse_payload<E: From<Rejection>>(
         Some(session) => Some(SessionId::new(session).map_err(|_| Rejection::ControlCharacter)?),
         None => None,
     };
+    let user = match fields.user_id.text().filter(|user| !user.is_empty()) {
+        Some(user) => Some(UserId::new(user).map_err(|_| Rejection::ControlCharacter)?),
+        None => None,
+    };
     let kind = Kind::new(kind);
     Ok((
-        Draft { kind, session, forwarded_at: fields.forwarded_at, payload, received },
+        Draft { kind, session, user, forwarded_at: fields.forwarded_at, payload, received },
         names_product,
     ))
 }
@@ -162,8 +173,9 @@ pub(crate) enum Rejection {
     /// The payload is larger than `max_event_bytes`.
     #[error("payload is larger than max_event_bytes")]
     TooLarge,
-    /// The payload holds NUL, or its type or session holds CR, LF or NUL, which would break frames.
-    #[error("payload, type or session holds a control character that would break framing")]
+    /// The payload holds NUL, or its type, session or user holds CR, LF or NUL, which would break
+    /// frames.
+    #[error("payload, type, session or user holds a control character that would break framing")]
     ControlCharacter,
     /// The frame's id, of an upstream that is a relay, is of an epoch that has not begun yet.
     #[error("id is of an epoch more than a day ahead of this relay's clock")]
@@ -214,15 +226,16 @@ mod tests {
     }
 
     #[test]
-    fn kind_session_and_time_are_read_and_the_bytes_kept() {
+    fn kind_session_user_and_time_are_read_and_the_bytes_kept() {
         let payload = concat!(
             r#" {"type":"summary","product_id":"prod_abc","session_id":"ps_1","#,
-            r#""forwarded_at":17.5,"x":[{}]} "#
+            r#""forwarded_at":17.5,"x":[{"user_id":"inner"}],"user_id":"u\u005f1"} "#
         )
         .as_bytes();
         let draft = parse(payload).unwrap();
         assert_eq!(draft.kind, Kind::Summary);
         assert_eq!(draft.session, Some(SessionId::new("ps_1").unwrap()));
+        assert_eq!(draft.user, Some(UserId::new("u_1").unwrap()), "the payload's own alone");
         assert_eq!(draft.forwarded_at, Some(17.5));
         assert_eq!(&*draft.payload, payload);
     }
@@ -233,13 +246,16 @@ mod tests {
             r#"{"type":"goal_reached"}"#,
             r#"{"type":"goal_reached","product_id":null,"session_id":null,"forwarded_at":null}"#,
             r#"{"type":"goal_reached","session_id":7,"user_id":[1],"forwarded_at":"soon"}"#,
-            r#"{"type":"goal_reached","session_id":"","forwarded_at":{"a":1}}"#,
+            r#"{"type":"goal_reached","session_id":"","user_id":"","forwarded_at":{"a":1}}"#,
+            r#"{"type":"goal_reached","session_id":null,"user_id":null}"#,
+            r#"{"type":"goal_reached","actions":[{"user_id":"inner"}]}"#,
             r#"{"type":"goal_reached","forwarded_at":1,"forwarded_at":[2]}"#,
             r#"{"type":"goal_reached","forwarded_at":1e999}"#,
         ] {
             let draft = parse(payload.as_bytes()).unwrap();
             assert_eq!(draft.kind, Kind::Other("goal_reached".into()), "{payload}");
-            assert_eq!((draft.session, draft.forwarded_at), (None, None), "{payload}");
+            let Draft { session, user, forwarded_at, .. } = draft;
+            assert_eq!((session, user, forwarded_at), (None, None, None), "{payload}");
         }
     }
 
@@ -254,7 +270,7 @@ mod tests {
 
     #[test]
     fn each_rejection_has_its_own_reason() {
-        let cases: [(&[u8], Rejection); 20] = [
+        let cases: [(&[u8], Rejection); 21] = [
             (b"{\"type\":\"\xff\"}", Rejection::InvalidUtf8),
             (b"", Rejection::InvalidJson),
             (b"{", Rejection::InvalidJson),
@@ -275,6 +291,7 @@ mod tests {
             (b"{\"type\":\"a\"\0}", Rejection::ControlCharacter),
             (br#"{"type":"a\nb"}"#, Rejection::ControlCharacter),
             (br#"{"type":"a","session_id":"a\u0000b"}"#, Rejection::ControlCharacter),
+            (br#"{"type":"a","user_id":"a\rb"}"#, Rejection::ControlCharacter),
         ];
         for (payload, reason) in cases {
             assert_eq!(parse(payload), Err(reason), "{}", String::from_utf8_lossy(payload));

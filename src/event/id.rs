@@ -1,4 +1,4 @@
-//! Names of entries, products and sessions.
+//! Names of entries, products, sessions and users.
 //!
 //! Each is checked once, when it is parsed; code that holds one has nothing left to check.
 //!
@@ -170,19 +170,64 @@ impl SessionId {
     ///
     /// When it is empty or holds CR, LF or NUL.
     pub(crate) fn new(text: &str) -> Result<Self, InvalidName> {
-        if text.is_empty() {
-            return Err(InvalidName("must not be empty"));
-        }
-        if sse::breaks_framing(text.as_bytes()) {
-            return Err(InvalidName("must not hold CR, LF or NUL"));
-        }
-        Ok(Self(text.into()))
+        check_visitor_name(text).map(|()| Self(text.into()))
     }
 
     /// Returns the name as the connector sends it.
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// Name of a user, who may have many sessions: the same texts as a [`SessionId`], and never in logs
+/// or metrics either. A type of its own, so that a user cannot pass for a session.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct UserId(Arc<str>);
+
+impl UserId {
+    /// Checks and copies a user's name.
+    ///
+    /// # Errors
+    ///
+    /// When it is empty or holds CR, LF or NUL.
+    pub(crate) fn new(text: &str) -> Result<Self, InvalidName> {
+        check_visitor_name(text).map(|()| Self(text.into()))
+    }
+
+    /// Returns the name as the connector sends it.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A session or a user: whose events an erasure takes, or an index lists.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum VisitorId {
+    /// One session.
+    Session(SessionId),
+    /// One user, in all sessions and without one.
+    User(UserId),
+}
+
+impl VisitorId {
+    /// Returns the name as the connector sends it.
+    pub(crate) fn as_str(&self) -> &str {
+        match self {
+            Self::Session(session) => session.as_str(),
+            Self::User(user) => user.as_str(),
+        }
+    }
+}
+
+/// Checks the name of a session or of a user.
+fn check_visitor_name(text: &str) -> Result<(), InvalidName> {
+    if text.is_empty() {
+        return Err(InvalidName("must not be empty"));
+    }
+    if sse::breaks_framing(text.as_bytes()) {
+        return Err(InvalidName("must not hold CR, LF or NUL"));
+    }
+    Ok(())
 }
 
 fn check_product_id(text: &str) -> Result<(), InvalidName> {
@@ -199,7 +244,7 @@ fn check_product_id(text: &str) -> Result<(), InvalidName> {
 /// Long enough for every product seen, short enough for a metric label.
 const MAX_PRODUCT_ID_BYTES: usize = 256;
 
-/// Reason for which a text cannot name a product or session.
+/// Reason for which a text cannot name a product, session or user.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct InvalidName(&'static str);

@@ -10,6 +10,7 @@
 //!
 //! May use: `sse`.
 
+mod erased;
 mod id;
 mod kind;
 mod scope;
@@ -21,10 +22,10 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 pub(crate) use self::{
-    id::{EventId, ProductId, SessionId, StartPosition},
+    erased::ErasedEvents,
+    id::{EventId, InvalidName, ProductId, SessionId, StartPosition, UserId, VisitorId},
     kind::Kind,
-    scope::{NarrowestLimit, Only, Scope},
-    value_set::ValueSet,
+    scope::{NarrowestLimit, Only, Scope, ScopeKey},
 };
 use crate::sse::{self, EncodedEvent, EncodedPayload};
 
@@ -36,6 +37,7 @@ pub(crate) struct Event {
     position: u64,
     kind: Kind,
     session: Option<SessionId>,
+    user: Option<UserId>,
     /// The one buffer of the event: an HTTP/1.1 chunk around an SSE frame around the payload.
     chunk: Bytes,
     /// Range of the SSE frame within `chunk`.
@@ -48,10 +50,11 @@ impl Event {
     /// Encodes a draft under its id, at its position. This is the only copy of the payload; without
     /// it a small event would pin the whole buffer that it was read into.
     pub(crate) fn new(id: EventId, position: u64, draft: Draft) -> Self {
-        let Draft { kind, session, received, .. } = draft;
+        let Draft { kind, session, user, received, .. } = draft;
         let EncodedEvent { chunk, frame, payload } =
             sse::encode_event(id.text().as_str(), &draft.payload);
-        Self { id, position, kind, session, chunk, frame, payload, received: Some(received) }
+        let received = Some(received);
+        Self { id, position, kind, session, user, chunk, frame, payload, received }
     }
 
     /// Rebuilds an event that the store has persisted, in the same bytes as when it was new.
@@ -59,11 +62,11 @@ impl Event {
         id: EventId,
         position: u64,
         kind: Kind,
-        session: Option<SessionId>,
+        (session, user): (Option<SessionId>, Option<UserId>),
         payload: &[u8],
     ) -> Self {
         let EncodedEvent { chunk, frame, payload } = sse::encode_event(id.text().as_str(), payload);
-        Self { id, position, kind, session, chunk, frame, payload, received: None }
+        Self { id, position, kind, session, user, chunk, frame, payload, received: None }
     }
 
     /// Returns the id by which clients know the event.
@@ -85,6 +88,16 @@ impl Event {
     /// Returns the session that the event belongs to, if any.
     pub(crate) fn session(&self) -> Option<&SessionId> {
         self.session.as_ref()
+    }
+
+    /// Returns the user that the event belongs to, if any.
+    pub(crate) fn user(&self) -> Option<&UserId> {
+        self.user.as_ref()
+    }
+
+    /// Returns the parts of the event that a scope judges it by.
+    pub(crate) fn scope_key(&self) -> ScopeKey<'_> {
+        ScopeKey { session: self.session(), user: self.user(), kind: &self.kind }
     }
 
     /// Returns the frame that an SSE subscriber receives, blank line included.
@@ -114,20 +127,26 @@ impl Event {
         self.received
     }
 
-    /// Returns the bytes of payload, session and kind: the event's share of the log's disk usage.
+    /// Returns the bytes of payload, session, user and kind: the event's share of the log's disk
+    /// usage.
     pub(crate) fn content_bytes(&self) -> u64 {
-        let session = self.session.as_ref().map_or(0, |session| session.as_str().len());
-        (self.payload.len() + session + self.kind.as_str().len()) as u64
+        (self.payload.len() + self.name_bytes() + self.kind.as_str().len()) as u64
     }
 
     /// Returns the bytes of memory that the event pins.
     pub(crate) fn size_bytes(&self) -> usize {
-        let session = self.session.as_ref().map_or(0, |session| session.as_str().len());
         let own_payload = match &self.payload {
             EncodedPayload::InChunk(_) => 0,
             EncodedPayload::Own(payload) => payload.len(),
         };
-        self.chunk.len() + own_payload + session + self.kind.heap_bytes() + size_of::<Self>()
+        let heap_bytes = own_payload + self.name_bytes() + self.kind.heap_bytes();
+        self.chunk.len() + heap_bytes + size_of::<Self>()
+    }
+
+    /// Returns the bytes of the names of session and user.
+    fn name_bytes(&self) -> usize {
+        let session = self.session.as_ref().map_or(0, |session| session.as_str().len());
+        session + self.user.as_ref().map_or(0, |user| user.as_str().len())
     }
 }
 
@@ -138,6 +157,8 @@ pub(crate) struct Draft {
     pub(crate) kind: Kind,
     /// The session that the event belongs to, if any.
     pub(crate) session: Option<SessionId>,
+    /// The user that the event belongs to, if any.
+    pub(crate) user: Option<UserId>,
     /// Time at which the connector forwarded the event, in Unix seconds, if the payload has it as a
     /// number.
     pub(crate) forwarded_at: Option<f64>,
@@ -145,6 +166,13 @@ pub(crate) struct Draft {
     pub(crate) payload: Bytes,
     /// Time at which the event's last byte came from the upstream.
     pub(crate) received: Instant,
+}
+
+impl Draft {
+    /// Returns the parts of the event that a scope judges it by.
+    pub(crate) fn scope_key(&self) -> ScopeKey<'_> {
+        ScopeKey { session: self.session.as_ref(), user: self.user.as_ref(), kind: &self.kind }
+    }
 }
 
 /// One entry of a product's log.
@@ -178,7 +206,7 @@ impl Scope {
         match entry {
             Entry::Gap(_) => true,
             Entry::Erased => false,
-            Entry::Event(event) => self.includes(event.session(), event.kind()),
+            Entry::Event(event) => self.includes(event.scope_key()),
         }
     }
 }

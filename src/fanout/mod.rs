@@ -124,12 +124,13 @@ impl Fanout {
             position += 1;
             match entry {
                 Entry::Event(event) => {
-                    let (session, kind) = (event.session(), event.kind());
-                    registry.subscribers.for_each_match(
-                        session,
-                        kind,
+                    let subscribers = &registry.subscribers;
+                    subscribers.for_each_match(
+                        event.scope_key(),
                         BucketFilter::ALL,
-                        |_, signal| signal.notify(position),
+                        |_, signal| {
+                            signal.notify(position);
+                        },
                     );
                     let interested_shards = registry.shard_bitmap.shards_for(event);
                     self.queues_of(interested_shards).for_each(|queue| queue.push(event));

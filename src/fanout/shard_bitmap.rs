@@ -1,22 +1,23 @@
-//! Shards that have subscribers of a session, of a kind or of everything: one bit each.
+//! Shards that have subscribers of a session, of a user, of a kind or of everything: one bit each.
 //!
 //! Coarser than the shard's own index: a shard that has one subscriber of a session gets all events
-//! of that session, whichever kinds it asked for.
+//! of that session, whichever users and kinds it asked for.
 //!
 //! May use: `event`, `scope_index`.
 
 use std::collections::HashMap;
 
 use crate::{
-    event::{Event, Kind, NarrowestLimit, Scope, SessionId},
+    event::{Event, Kind, NarrowestLimit, Scope, SessionId, UserId},
     scope_index::ScopeIndex,
 };
 
-/// Bits of the shards, by session, by kind, and for everything. Read and written under the
-/// registry's lock.
+/// Bits of the shards, by session, by user, by kind, and for everything. Read and written under
+/// the registry's lock.
 #[derive(Debug, Default)]
 pub(super) struct ShardBitmap {
     sessions: HashMap<SessionId, u64>,
+    users: HashMap<UserId, u64>,
     kinds: HashMap<Kind, u64>,
     everything: u64,
 }
@@ -30,6 +31,9 @@ impl ShardBitmap {
                 sessions
                     .iter()
                     .for_each(|session| *self.sessions.entry(session.clone()).or_default() |= bit);
+            }
+            NarrowestLimit::Users(users) => {
+                users.iter().for_each(|user| *self.users.entry(user.clone()).or_default() |= bit);
             }
             NarrowestLimit::Kinds(kinds) => {
                 kinds.iter().for_each(|kind| *self.kinds.entry(kind.clone()).or_default() |= bit);
@@ -49,6 +53,12 @@ impl ShardBitmap {
                     .filter(|it| !remaining.has_session(it))
                     .for_each(|it| clear_bit(&mut self.sessions, it, bit));
             }
+            NarrowestLimit::Users(users) => {
+                users
+                    .iter()
+                    .filter(|it| !remaining.has_user(it))
+                    .for_each(|it| clear_bit(&mut self.users, it, bit));
+            }
             NarrowestLimit::Kinds(kinds) => {
                 kinds
                     .iter()
@@ -63,14 +73,19 @@ impl ShardBitmap {
     /// Returns whether no bit is set, and no empty entry is left.
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        self.sessions.is_empty() && self.kinds.is_empty() && self.everything == 0
+        self.sessions.is_empty()
+            && self.users.is_empty()
+            && self.kinds.is_empty()
+            && self.everything == 0
     }
 
     /// Returns the shards that have a subscriber which may see `event`.
     pub(super) fn shards_for(&self, event: &Event) -> u64 {
         let of_session = event.session().and_then(|session| self.sessions.get(session));
+        let of_user = event.user().and_then(|user| self.users.get(user));
         let of_kind = self.kinds.get(event.kind());
         self.everything
+            | of_user.copied().unwrap_or_default()
             | of_session.copied().unwrap_or_default()
             | of_kind.copied().unwrap_or_default()
     }
@@ -111,11 +126,14 @@ mod tests {
             let sessions = names.iter().map(|name| SessionId::new(name).unwrap());
             Only::These(sessions.collect::<std::collections::BTreeSet<_>>().into())
         };
-        let kinds = || Only::These(std::collections::BTreeSet::from([Kind::new("k")]).into());
+        let kinds = || Only::These([Kind::new("k")].into());
+        let users = || Only::These([UserId::new("a").unwrap()].into());
         let scopes = [
-            Scope { sessions: sessions(&["a", "b"]), kinds: Only::Everything },
-            Scope { sessions: sessions(&["a"]), kinds: kinds() },
-            Scope { sessions: Only::Everything, kinds: kinds() },
+            Scope { sessions: sessions(&["a", "b"]), ..Scope::EVERYTHING },
+            Scope { sessions: sessions(&["a"]), kinds: kinds(), ..Scope::EVERYTHING },
+            Scope { kinds: kinds(), ..Scope::EVERYTHING },
+            Scope { users: users(), ..Scope::EVERYTHING },
+            Scope { users: users(), kinds: kinds(), ..Scope::EVERYTHING },
             Scope::EVERYTHING,
         ];
         for first_removed in 0..scopes.len() {
@@ -132,6 +150,9 @@ mod tests {
                 let has_a = bitmap.sessions.contains_key(&SessionId::new("a").unwrap());
                 let is_a_wanted = index.has_session(&SessionId::new("a").unwrap());
                 assert_eq!(has_a, is_a_wanted, "{first_removed} {step}");
+                let has_user = bitmap.users.contains_key(&UserId::new("a").unwrap());
+                let is_user_wanted = index.has_user(&UserId::new("a").unwrap());
+                assert_eq!(has_user, is_user_wanted, "{first_removed} {step}");
             }
             assert!(bitmap.is_empty());
         }

@@ -5,14 +5,14 @@
 //!  fan-out ─ bits of shards ─┬─► queue of shard 0 ─┐ one wake-up until the queue is taken
 //!                            └─► queue of shard 1 ─┴─► shard's task: subscribers by its index
 //!
-//!  events ── more than 1024, or 4 MiB ──► marks: first position per (session, kind)
+//!  events ── more than 1024, or 4 MiB ──► marks: first position per (session, user, kind)
 //!  marks  ── more than 1024 ─────────┐
 //!  a gap, or undispatched eviction ──┴──► overflowed at a position: every subscriber resyncs
 //! ```
 //!
 //! A caught-up subscriber gets the queued events; a lagging one re-reads the log. On overflow the
-//! queue keeps only the first position per session and kind, and the subscribers of those re-read
-//! the log from there.
+//! queue keeps only the first position per session, user and kind, and the subscribers of those
+//! re-read the log from there.
 //!
 //! Never blocks the fan-out, and never loses an entry: the log has all of them.
 //!
@@ -22,7 +22,7 @@ use std::{collections::HashMap, mem, sync::Arc, task::Waker};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::event::{Event, Kind, SessionId};
+use crate::event::{Event, Kind, ScopeKey, SessionId, UserId};
 
 /// Entries of one product that wait for one shard.
 #[derive(Debug, Default)]
@@ -93,8 +93,8 @@ impl ShardQueue {
             (Some(position), _) => QueueContents::Overflowed(position),
             (None, None) => QueueContents::Events,
             (None, Some(marks)) => {
-                let mark = |((session, kind), position)| ResyncMark { position, session, kind };
-                let mut marks: Vec<_> = marks.into_iter().map(mark).collect();
+                let mut marks: Vec<_> =
+                    marks.into_iter().map(|(key, position)| ResyncMark { position, key }).collect();
                 marks.sort_unstable_by_key(|mark| mark.position);
                 QueueContents::Marks(marks)
             }
@@ -112,8 +112,8 @@ impl ShardQueue {
     }
 }
 
-/// First position for each session and kind.
-type ResyncMarks = HashMap<(Option<SessionId>, Kind), u64>;
+/// First position for each session, user and kind.
+type ResyncMarks = HashMap<(Option<SessionId>, Option<UserId>, Kind), u64>;
 
 impl ShardQueueState {
     fn push(&mut self, event: &Arc<Event>) {
@@ -128,9 +128,8 @@ impl ShardQueueState {
         }
         let marks = self.resync_marks.get_or_insert_default();
         for event in self.events.drain(..).chain([Arc::clone(event)]) {
-            marks
-                .entry((event.session().cloned(), event.kind().clone()))
-                .or_insert(event.position());
+            let key = (event.session().cloned(), event.user().cloned(), event.kind().clone());
+            marks.entry(key).or_insert(event.position());
         }
         if marks.len() > MAX_QUEUED_EVENTS {
             self.overflow(event.position());
@@ -159,15 +158,21 @@ pub(crate) enum QueueContents {
     Overflowed(u64),
 }
 
-/// First of the queued entries of one session and kind.
+/// First of the queued entries of one session, user and kind.
 #[derive(Debug, PartialEq)]
 pub(crate) struct ResyncMark {
     /// Its position in the log.
     pub(crate) position: u64,
-    /// Session of the entries.
-    pub(crate) session: Option<SessionId>,
-    /// Kind of the entries.
-    pub(crate) kind: Kind,
+    /// Session, user and kind of the entries.
+    key: (Option<SessionId>, Option<UserId>, Kind),
+}
+
+impl ResyncMark {
+    /// Returns the parts of the entries that a scope judges them by.
+    pub(crate) fn scope_key(&self) -> ScopeKey<'_> {
+        let (session, user, kind) = &self.key;
+        ScopeKey { session: session.as_ref(), user: user.as_ref(), kind }
+    }
 }
 
 /// Events of one product, or marks instead of them, that wait for a shard. The shard holds as many

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{BucketFilter, DISPATCH_BATCH_ENTRIES, Fanout};
 use crate::{
-    event::{Draft, Event, Kind, ProductId, SessionId},
+    event::{Draft, Event, Kind, ProductId, SessionId, UserId},
     log::{Log, MemoryBounds, Numbering},
     metrics::Metrics,
 };
@@ -30,8 +30,9 @@ impl Fanout {
 
     /// Returns how many signals an event is shown to.
     pub(crate) fn count_visits(&self, event: &Event) -> usize {
-        let (session, kind, mut visits) = (event.session(), event.kind(), 0);
-        self.registry().subscribers.for_each_match(session, kind, BucketFilter::ALL, |_, _| {
+        let mut visits = 0;
+        let registry = self.registry();
+        registry.subscribers.for_each_match(event.scope_key(), BucketFilter::ALL, |_, _| {
             visits += 1;
         });
         visits
@@ -63,12 +64,16 @@ impl FanoutHarness {
         Self { fanout: Arc::new(Fanout::new(Arc::new(log), 1)), position: 0 }
     }
 
+    /// Appends an event. What stands behind a slash in `session` is its user.
     pub(crate) fn append(&self, session: &str, kind: &str) {
         let payload = Bytes::from(format!("{session} {kind}"));
+        let (session, user) = session.split_once('/').unwrap_or((session, ""));
         let session = (!session.is_empty()).then(|| SessionId::new(session).unwrap());
+        let user = (!user.is_empty()).then(|| UserId::new(user).unwrap());
         let draft = Draft {
             kind: Kind::new(kind),
             session,
+            user,
             forwarded_at: None,
             payload,
             received: Instant::now(),

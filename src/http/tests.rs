@@ -101,6 +101,7 @@ pub(crate) fn publish_as(
     product.feed.log.append(Draft {
         kind: Kind::new(kind),
         session: session.map(|session| SessionId::new(session).unwrap()),
+        user: None,
         forwarded_at: None,
         payload,
         received,

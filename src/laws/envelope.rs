@@ -10,9 +10,9 @@ use crate::{
     sse::{self, Frame},
 };
 
-/// Checks that a payload is rejected for a true reason, or kept byte for byte under a kind and a
-/// session that cannot break a frame; and that a published payload keeps its meaning, on one line,
-/// and names its product.
+/// Checks that a payload is rejected for a true reason, or kept byte for byte under a kind, a
+/// session and a user that cannot break a frame; and that a published payload keeps its meaning, on
+/// one line, and names its product.
 pub fn envelope(input: &[u8]) {
     let product = ProductId::new("prod_abc").unwrap();
     let (payload, now) = (Bytes::copy_from_slice(input), Instant::now());
@@ -47,12 +47,15 @@ fn check_draft(draft: &Draft, input: &[u8], value: Option<&Value>, product: &Pro
             .as_ref()
             .is_none_or(|session| !sse::breaks_framing(session.as_str().as_bytes()))
     );
+    let user = draft.user.as_ref().map(|user| user.as_str());
+    assert!(user.is_none_or(|user| !sse::breaks_framing(user.as_bytes())));
     assert!(draft.forwarded_at.is_none_or(f64::is_finite));
     // Numbers out of range, for example, are no `Value` and pass through.
     let Some(value) = value else { return };
     assert_eq!(value["type"].as_str(), Some(draft.kind.as_str()));
     let session = value["session_id"].as_str().filter(|session| !session.is_empty());
     assert_eq!(session, draft.session.as_ref().map(|session| session.as_str()));
+    assert_eq!(value["user_id"].as_str().filter(|user| !user.is_empty()), user);
     assert!(value["product_id"].is_null() || value["product_id"] == product.as_str());
 }
 
@@ -72,7 +75,8 @@ fn check_rejection(rejection: Rejection, input: &[u8], value: Option<&Value>, pr
             !value["product_id"].is_null() && value["product_id"] != product.as_str()
         }
         Rejection::ControlCharacter => {
-            input.contains(&0) || breaks("type", value) || breaks("session_id", value)
+            let names = ["type", "session_id", "user_id"];
+            input.contains(&0) || names.iter().any(|name| breaks(name, value))
         }
     };
     assert!(is_justified, "{rejection:?}");

@@ -7,7 +7,7 @@ use hyper::{
 use serde_json::Value;
 
 use crate::{
-    event::{Kind, Only, Scope, SessionId, StartPosition},
+    event::{Kind, Only, Scope, SessionId, StartPosition, UserId},
     http::{
         MAX_FILTER_VALUES, SubscriptionRequest, accepts_event_stream, encode_subscribed,
         parse_subscribe,
@@ -45,30 +45,33 @@ pub fn filters(input: &[u8]) {
 }
 
 fn check_scope(scope: &Scope) {
-    let (sessions, kinds) = values(scope);
-    assert!(sessions.len() + kinds.len() <= MAX_FILTER_VALUES);
-    assert!(sessions.iter().all(|it| !it.is_empty() && !crate::sse::breaks_framing(it.as_bytes())));
+    let (sessions, users, kinds) = values(scope);
+    assert!(sessions.len() + users.len() + kinds.len() <= MAX_FILTER_VALUES);
+    let mut names = sessions.iter().chain(&users);
+    assert!(names.all(|it| !it.is_empty() && !crate::sse::breaks_framing(it.as_bytes())));
     assert!(kinds.iter().all(|it| !it.is_empty()));
-    let is_open = (&scope.sessions, &scope.kinds) == (&Only::Everything, &Only::Everything);
-    assert_eq!(is_open, sessions.is_empty() && kinds.is_empty());
+    let is_open = *scope == Scope::EVERYTHING;
+    assert_eq!(is_open, sessions.is_empty() && users.is_empty() && kinds.is_empty());
 }
 
-fn values(scope: &Scope) -> (Vec<&str>, Vec<&str>) {
+fn values(scope: &Scope) -> (Vec<&str>, Vec<&str>, Vec<&str>) {
     fn all<T>(only: &Only<T>) -> impl Iterator<Item = &T> {
         let values = if let Only::These(values) = only { Some(values) } else { None };
         values.into_iter().flatten()
     }
     (
         all(&scope.sessions).map(SessionId::as_str).collect(),
+        all(&scope.users).map(UserId::as_str).collect(),
         all(&scope.kinds).map(Kind::as_str).collect(),
     )
 }
 
 /// Returns a query for this request.
 fn to_query(request: &SubscriptionRequest) -> String {
-    let (sessions, kinds) = values(&request.scope);
+    let (sessions, users, kinds) = values(&request.scope);
     let mut query = form_urlencoded::Serializer::new(String::new());
     query.extend_pairs(sessions.into_iter().map(|session| ("session_id", session)));
+    query.extend_pairs(users.into_iter().map(|user| ("user_id", user)));
     query.extend_pairs(kinds.into_iter().map(|kind| ("type", kind)));
     match &request.start {
         StartPosition::Now => {}

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::{
-    event::{Draft, Entry, GapReason, Kind, Only, ProductId, Scope, SessionId},
+    event::{Draft, Entry, GapReason, Kind, Only, ProductId, Scope, SessionId, UserId},
     log::{Log, MemoryBounds, Numbering, ReadLimits, ReadOutcome},
     metrics::Metrics,
 };
@@ -15,7 +15,8 @@ use crate::{
 /// filter admits, in order; that no read looks at more than a bounded number of entries; and that
 /// all reads together look at little more than what the reader gets, or what stands in the log.
 ///
-/// Bytes: sessions that the reader names, sessions in the log, kinds, start, then the entries.
+/// Bytes: sessions or users that the reader names, sessions in the log, kinds and which of the two,
+/// start, then the entries. Each session has a user of its own.
 pub fn reads(input: &[u8]) {
     let Some((&[named, sessions, kinds, start], entries)) = input.split_first_chunk::<4>() else {
         return;
@@ -23,10 +24,16 @@ pub fn reads(input: &[u8]) {
     let (named, sessions) = (usize::from(named) * 4, usize::from(sessions) * 4 + 1);
     let appended = entries_of(entries, sessions);
     let log = log_of(&appended);
+    let is_by_user = kinds >= 128;
     let scope = Scope {
         sessions: match named {
+            _ if is_by_user => Only::Everything,
             0 => Only::Everything,
             _ => Only::These((0..named).map(session).collect()),
+        },
+        users: match named {
+            1.. if is_by_user => Only::These((0..named).map(user).collect()),
+            _ => Only::Everything,
         },
         kinds: match kinds % 3 {
             0 => Only::Everything,
@@ -76,6 +83,7 @@ fn log_of(entries: &[LawEntry]) -> Log {
             Some(number) => drop(log.append(Draft {
                 kind: kind(position),
                 session: Some(session(*number)),
+                user: Some(user(*number)),
                 forwarded_at: None,
                 payload: Bytes::from_static(b"{}"),
                 received: Instant::now(),
@@ -87,6 +95,10 @@ fn log_of(entries: &[LawEntry]) -> Log {
 
 fn session(number: usize) -> SessionId {
     SessionId::new(&format!("session-{number}")).unwrap()
+}
+
+fn user(number: usize) -> UserId {
+    UserId::new(&format!("user-{number}")).unwrap()
 }
 
 fn kind(position: u64) -> Kind {

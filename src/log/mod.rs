@@ -27,6 +27,7 @@ mod ring;
 mod upstream_link;
 
 use std::{
+    collections::BTreeSet,
     mem,
     sync::{Arc, atomic::AtomicU64},
 };
@@ -45,7 +46,7 @@ use self::{
     upstream_link::{UpstreamLink, infer_numbering},
 };
 use crate::{
-    event::{Entry, EventId, GapReason, ProductId, SessionId},
+    event::{Entry, EventId, GapReason, ProductId, SessionId, UserId},
     log_limit::LogRateLimit,
     metrics::LogMetrics,
     wall_clock,
@@ -276,16 +277,23 @@ impl Log {
         self.state().has_prior_entries
     }
 
-    /// Removes a session's events from memory, and returns how many of them the store does not
-    /// have. The store has copies of the others and erases them by a command of its own.
-    pub(crate) fn erase(&self, session: &SessionId) -> u64 {
+    /// Removes events from memory: those of `sessions`, and those of `users` with all of the
+    /// sessions in which they acted, which are added to `sessions`. Returns their positions, and
+    /// how many of them the store does not have. The store has copies of the others and erases them
+    /// by a command of its own.
+    pub(crate) fn erase(
+        &self,
+        sessions: &mut BTreeSet<SessionId>,
+        users: &BTreeSet<UserId>,
+    ) -> (BTreeSet<u64>, u64) {
         let mut state = self.state();
-        let places = state.ring.erase(session);
+        let positions = state.ring.erase(sessions, users);
         self.metrics.set_memory_usage(state.ring.len(), state.ring.bytes());
         let in_store = |position: &&u64| {
             state.durable.as_ref().is_some_and(|durable| durable.contains(**position))
         };
-        (places.len() - places.iter().filter(in_store).count()) as u64
+        let in_memory_alone = positions.len() - positions.iter().filter(in_store).count();
+        (positions, in_memory_alone as u64)
     }
 
     /// Returns the log's current size and its oldest and newest id.

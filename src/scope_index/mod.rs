@@ -1,12 +1,13 @@
 //! Index of subscribers by scope.
 //!
 //! A subscriber is in one bucket for each value of its narrowest limit: its sessions, else its
-//! kinds, else the bucket of unlimited subscribers. So an event looks into three buckets at most,
-//! and ten thousand subscribers of other sessions cost it nothing.
+//! users, else its kinds, else the bucket of unlimited subscribers. So an event looks into four
+//! buckets at most, and ten thousand subscribers of other sessions or users cost it nothing.
 //!
 //! ```text
 //!  sessions    a ─► One(7)                      most sessions have one subscriber: no table for it
 //!              b ─► Many({ 3, 9: kinds [k] })
+//!  users       u ─► One(6)
 //!  kinds       k ─► One(4)
 //!  everything  { 1, 2, 5, … }
 //! ```
@@ -25,12 +26,13 @@ use std::{
     mem,
 };
 
-use crate::event::{Kind, NarrowestLimit, Only, Scope, SessionId};
+use crate::event::{Kind, NarrowestLimit, Only, Scope, ScopeKey, SessionId, UserId};
 
-/// Subscribers by session, by kind, and without limit; each is in one of the three.
+/// Subscribers by session, by user, by kind, and without limit; each is in one of the four.
 #[derive(Debug)]
 pub(crate) struct ScopeIndex<T> {
     sessions: Dimension<SessionId, NarrowedSubscriber<T>>,
+    users: Dimension<UserId, NarrowedSubscriber<T>>,
     kinds: Dimension<Kind, T>,
     everything: SortedEntries<T>,
 }
@@ -40,26 +42,35 @@ pub(crate) struct ScopeIndex<T> {
 struct NarrowedSubscriber<T> {
     value: T,
     /// Limits that the bucket does not express; none for most subscribers.
-    residue: Option<Box<Only<Kind>>>,
+    residue: Option<Box<Residue>>,
+}
+
+/// Limits of a subscriber that its bucket does not express.
+#[derive(Debug)]
+struct Residue {
+    users: Only<UserId>,
+    kinds: Only<Kind>,
 }
 
 /// Buckets in which to look for an event's subscribers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BucketFilter {
     pub(crate) session: bool,
+    pub(crate) user: bool,
     pub(crate) kind: bool,
     pub(crate) everything: bool,
 }
 
 impl BucketFilter {
-    /// All three buckets.
-    pub(crate) const ALL: Self = Self { session: true, kind: true, everything: true };
+    /// All four buckets.
+    pub(crate) const ALL: Self = Self { session: true, user: true, kind: true, everything: true };
 }
 
 impl<T> Default for ScopeIndex<T> {
     fn default() -> Self {
         Self {
             sessions: Dimension::default(),
+            users: Dimension::default(),
             kinds: Dimension::default(),
             everything: SortedEntries(Vec::new()),
         }
@@ -72,7 +83,14 @@ impl<T: Clone> ScopeIndex<T> {
         match scope.narrowest_limit() {
             NarrowestLimit::Sessions(sessions) => {
                 for session in sessions {
-                    self.sessions.insert(session, key, NarrowedSubscriber::new(value, scope));
+                    let residue = Residue::of(&scope.users, &scope.kinds);
+                    self.sessions.insert(session, key, NarrowedSubscriber::new(value, residue));
+                }
+            }
+            NarrowestLimit::Users(users) => {
+                for user in users {
+                    let residue = Residue::of(&Only::Everything, &scope.kinds);
+                    self.users.insert(user, key, NarrowedSubscriber::new(value, residue));
                 }
             }
             NarrowestLimit::Kinds(kinds) => {
@@ -90,6 +108,9 @@ impl<T: Clone> ScopeIndex<T> {
             NarrowestLimit::Sessions(sessions) => {
                 sessions.iter().for_each(|session| self.sessions.remove(session, key));
             }
+            NarrowestLimit::Users(users) => {
+                users.iter().for_each(|user| self.users.remove(user, key));
+            }
             NarrowestLimit::Kinds(kinds) => {
                 kinds.iter().for_each(|kind| self.kinds.remove(kind, key));
             }
@@ -99,33 +120,36 @@ impl<T: Clone> ScopeIndex<T> {
         }
     }
 
-    /// Visits the subscribers in `buckets` that may see an event of this session and kind, each
-    /// once.
+    /// Visits the subscribers in `buckets` that may see an event with this key, each once.
     pub(crate) fn for_each_match(
         &self,
-        session: Option<&SessionId>,
-        kind: &Kind,
+        event: ScopeKey<'_>,
         buckets: BucketFilter,
         mut visit: impl FnMut(usize, &T),
     ) {
-        if let Some(session) = session.filter(|_| buckets.session) {
-            self.sessions.for_each_at(session, |key, subscriber| {
-                if subscriber.admits(kind) {
-                    visit(key, &subscriber.value);
-                }
-            });
+        let mut visit_admitting = |key, subscriber: &NarrowedSubscriber<T>| {
+            if subscriber.admits(event) {
+                visit(key, &subscriber.value);
+            }
+        };
+        if let Some(session) = event.session.filter(|_| buckets.session) {
+            self.sessions.for_each_at(session, &mut visit_admitting);
+        }
+        if let Some(user) = event.user.filter(|_| buckets.user) {
+            self.users.for_each_at(user, &mut visit_admitting);
         }
         if buckets.kind {
-            self.kinds.for_each_at(kind, &mut visit);
+            self.kinds.for_each_at(event.kind, &mut visit);
         }
         if buckets.everything {
             self.everything.0.iter().for_each(|(key, value)| visit(*key, value));
         }
     }
 
-    /// Visits every subscriber; one of several sessions or kinds more than once.
+    /// Visits every subscriber; one of several sessions, users or kinds more than once.
     pub(crate) fn for_each(&self, mut visit: impl FnMut(usize, &T)) {
         self.sessions.for_each(|key, subscriber| visit(key, &subscriber.value));
+        self.users.for_each(|key, subscriber| visit(key, &subscriber.value));
         self.kinds.for_each(&mut visit);
         self.everything.0.iter().for_each(|(key, value)| visit(*key, value));
     }
@@ -133,7 +157,10 @@ impl<T: Clone> ScopeIndex<T> {
     /// Returns whether no subscriber and no empty bucket is left.
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
-        self.sessions.0.is_empty() && self.kinds.0.is_empty() && self.everything.0.is_empty()
+        self.sessions.0.is_empty()
+            && self.users.0.is_empty()
+            && self.kinds.0.is_empty()
+            && self.everything.0.is_empty()
     }
 
     /// Returns whether a subscriber asked for this session.
@@ -141,7 +168,12 @@ impl<T: Clone> ScopeIndex<T> {
         self.sessions.0.contains_key(session)
     }
 
-    /// Returns whether a subscriber asked for this kind, in all sessions.
+    /// Returns whether a subscriber asked for this user, in all sessions.
+    pub(crate) fn has_user(&self, user: &UserId) -> bool {
+        self.users.0.contains_key(user)
+    }
+
+    /// Returns whether a subscriber asked for this kind, in all sessions and of all users.
     pub(crate) fn has_kind(&self, kind: &Kind) -> bool {
         self.kinds.0.contains_key(kind)
     }
@@ -153,17 +185,27 @@ impl<T: Clone> ScopeIndex<T> {
 }
 
 impl<T: Clone> NarrowedSubscriber<T> {
-    fn new(value: &T, scope: &Scope) -> Self {
-        let residue = match &scope.kinds {
-            Only::Everything => None,
-            kinds @ Only::These(_) => Some(Box::new(kinds.clone())),
-        };
+    fn new(value: &T, residue: Option<Box<Residue>>) -> Self {
         Self { value: value.clone(), residue }
     }
+}
 
-    /// Returns whether the limits that the bucket does not express admit an event of this kind.
-    fn admits(&self, kind: &Kind) -> bool {
-        self.residue.as_ref().is_none_or(|kinds| kinds.admits(kind))
+impl<T> NarrowedSubscriber<T> {
+    /// Returns whether the limits that the bucket does not express admit an event with this key.
+    fn admits(&self, event: ScopeKey<'_>) -> bool {
+        self.residue.as_ref().is_none_or(|residue| {
+            residue.kinds.admits(event.kind) && residue.users.admits_some(event.user)
+        })
+    }
+}
+
+impl Residue {
+    /// Returns these limits, or `None` if there is none.
+    fn of(users: &Only<UserId>, kinds: &Only<Kind>) -> Option<Box<Self>> {
+        match (users, kinds) {
+            (Only::Everything, Only::Everything) => None,
+            _ => Some(Box::new(Self { users: users.clone(), kinds: kinds.clone() })),
+        }
     }
 }
 
@@ -208,8 +250,8 @@ impl<K: Clone + Eq + Hash, E> Dimension<K, E> {
         }
     }
 
-    /// Removes an entry from a bucket, and the bucket with its last entry: sessions come and go for
-    /// as long as the process lives.
+    /// Removes an entry from a bucket, and the bucket with its last entry: sessions and users come
+    /// and go for as long as the process lives.
     fn remove(&mut self, at: &K, key: usize) {
         if let Some(bucket) = self.0.get_mut(at)
             && bucket.remove(key)
@@ -229,7 +271,7 @@ impl<K: Clone + Eq + Hash, E> Dimension<K, E> {
     }
 }
 
-/// Subscribers of one session or kind; never empty.
+/// Subscribers of one session, user or kind; never empty.
 #[derive(Debug)]
 enum Bucket<E> {
     One(usize, E),

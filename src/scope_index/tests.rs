@@ -19,17 +19,23 @@ enum ScopeStep {
 
 fn step() -> impl Strategy<Value = ScopeStep> {
     let session = prop::sample::select(&SESSIONS[..]);
+    let user = prop::sample::select(&USERS[..]);
     let kind = prop::sample::select(&KINDS[..]);
-    let scope = (prop::collection::vec(session, 0..4), prop::collection::vec(kind, 0..3)).prop_map(
-        |(sessions, kinds)| {
-            let sessions = sessions.into_iter().map(|text| SessionId::new(text).unwrap());
-            let kinds = kinds.into_iter().map(Kind::new);
-            Scope {
-                sessions: only_or_everything(sessions.collect()),
-                kinds: only_or_everything(kinds.collect()),
-            }
-        },
+    let limits = (
+        prop::collection::vec(session, 0..4),
+        prop::collection::vec(user, 0..4),
+        prop::collection::vec(kind, 0..3),
     );
+    let scope = limits.prop_map(|(sessions, users, kinds)| {
+        let sessions = sessions.into_iter().map(|text| SessionId::new(text).unwrap());
+        let users = users.into_iter().map(|text| UserId::new(text).unwrap());
+        let kinds = kinds.into_iter().map(Kind::new);
+        Scope {
+            sessions: only_or_everything(sessions.collect()),
+            users: only_or_everything(users.collect()),
+            kinds: only_or_everything(kinds.collect()),
+        }
+    });
     prop_oneof![
         3 => (0_usize..8, scope.clone()).prop_map(|(key, scope)| ScopeStep::Insert { key, scope }),
         2 => (0_usize..8).prop_map(ScopeStep::Remove),
@@ -79,19 +85,23 @@ fn check(
     index: &ScopeIndex<usize>,
     model: &BTreeMap<usize, (Scope, usize)>,
 ) -> Result<(), TestCaseError> {
-    for kind in KINDS.map(Kind::new) {
-        for session in [None].into_iter().chain(SESSIONS.map(Some)) {
-            let session = session.map(|text| SessionId::new(text).unwrap());
-            let mut visited = Vec::new();
-            index.for_each_match(session.as_ref(), &kind, BucketFilter::ALL, |key, value| {
-                visited.push((key, *value));
-            });
-            visited.sort_unstable();
-            let concerned = model
-                .iter()
-                .filter(|(_, (scope, _))| scope.includes(session.as_ref(), &kind))
-                .map(|(key, (_, value))| (*key, *value));
-            prop_assert_eq!(visited, concerned.collect::<Vec<_>>());
+    let sessions = SESSIONS.map(|text| SessionId::new(text).unwrap());
+    let users = USERS.map(|text| UserId::new(text).unwrap());
+    for kind in &KINDS.map(Kind::new) {
+        for session in [None].into_iter().chain(sessions.iter().map(Some)) {
+            for user in [None].into_iter().chain(users.iter().map(Some)) {
+                let event = ScopeKey { session, user, kind };
+                let mut visited = Vec::new();
+                index.for_each_match(event, BucketFilter::ALL, |key, value| {
+                    visited.push((key, *value));
+                });
+                visited.sort_unstable();
+                let concerned = model
+                    .iter()
+                    .filter(|(_, (scope, _))| scope.includes(event))
+                    .map(|(key, (_, value))| (*key, *value));
+                prop_assert_eq!(visited, concerned.collect::<Vec<_>>());
+            }
         }
     }
     let mut visited = BTreeSet::new();
@@ -115,8 +125,9 @@ fn a_bucket_gives_its_table_back_when_one_subscriber_is_left() {
 }
 
 #[test]
-fn a_subscriber_of_one_session_takes_40_bytes_of_its_shards_index_and_no_table() {
+fn a_subscriber_of_one_session_or_user_takes_40_bytes_of_its_shards_index_and_no_table() {
     assert!(size_of::<(SessionId, Bucket<NarrowedSubscriber<()>>)>() <= 40);
+    assert!(size_of::<(UserId, Bucket<NarrowedSubscriber<()>>)>() <= 40);
     assert!(size_of::<(SessionId, Bucket<NarrowedSubscriber<std::sync::Arc<()>>>)>() <= 40);
 }
 
@@ -124,5 +135,7 @@ fn a_subscriber_of_one_session_takes_40_bytes_of_its_shards_index_and_no_table()
 const ABSENT: usize = 99;
 
 const SESSIONS: [&str; 3] = ["a", "b", "c"];
+
+const USERS: [&str; 2] = ["a", "u"];
 
 const KINDS: [&str; 3] = ["actions", "summary", "x"];

@@ -189,7 +189,7 @@ impl SubscriberParts<'_> {
         for (event, message) in queued.events.iter().zip(&mut *queued.messages) {
             if event.position() > before
                 && event.position() <= last
-                && self.connected.scope().includes(event.session(), event.kind())
+                && self.connected.scope().includes(event.scope_key())
             {
                 batch.push(encoded_for(transport, queued.feed, event, message).clone());
             }

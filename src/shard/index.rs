@@ -8,7 +8,7 @@
 use std::{collections::HashSet, sync::Arc, task::Waker};
 
 use crate::{
-    event::{Event, Kind, Scope, SessionId},
+    event::{Event, Scope, ScopeKey},
     fanout::{Fanout, QueueContents, ShardPort},
     scope_index::{BucketFilter, ScopeIndex},
     subscription::Subscription,
@@ -75,32 +75,33 @@ impl ShardIndex {
         self.port.position()
     }
 
-    /// Visits the keys of the subscribers that may see something of a session and kind in
-    /// `targets`, together with the target's index. A subscriber that was visited for an earlier
-    /// target may be left out for a later one.
+    /// Visits the keys of the subscribers that may see an event with a key in `targets`, together
+    /// with the target's index. A subscriber that was visited for an earlier target may be left out
+    /// for a later one.
     pub(crate) fn for_each_interested<'a>(
         &self,
-        targets: impl ExactSizeIterator<Item = (Option<&'a SessionId>, &'a Kind)>,
+        targets: impl ExactSizeIterator<Item = ScopeKey<'a>>,
         mut visit: impl FnMut(usize, usize),
     ) {
         if targets.len() == 1 {
-            return targets.for_each(|(session, kind)| {
-                self.index.for_each_match(session, kind, BucketFilter::ALL, |key, ()| {
-                    visit(0, key);
-                });
+            return targets.for_each(|target| {
+                self.index.for_each_match(target, BucketFilter::ALL, |key, ()| visit(0, key));
             });
         }
         // A burst for ten thousand subscribers must not become ten million visits: each bucket is
         // visited for the first target that names it, and the subscriber then goes through the rest
         // of the burst itself.
-        let (mut kinds, mut pairs) = (HashSet::new(), HashSet::new());
-        for (at, (session, kind)) in targets.enumerate() {
+        // A bucket of a session or a user narrows by what is in the key behind it, so it is another
+        // bucket for each.
+        let (mut kinds, mut users, mut whole) = (HashSet::new(), HashSet::new(), HashSet::new());
+        for (at, target) in targets.enumerate() {
             let buckets = BucketFilter {
-                session: pairs.insert((session, kind)),
-                kind: kinds.insert(kind),
+                session: whole.insert(target),
+                user: users.insert((target.user, target.kind)),
+                kind: kinds.insert(target.kind),
                 everything: at == 0,
             };
-            self.index.for_each_match(session, kind, buckets, |key, ()| visit(at, key));
+            self.index.for_each_match(target, buckets, |key, ()| visit(at, key));
         }
     }
 

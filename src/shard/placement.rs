@@ -25,7 +25,7 @@ use super::{
     spread::ShardSpread,
 };
 use crate::{
-    event::{Only, Scope},
+    event::{NarrowestLimit, Scope},
     net::AcceptedSocket,
     subscriber::WriteScratch,
     timer_wheel::{TICK, TimerWheel},
@@ -51,8 +51,9 @@ impl ShardPlacement {
     /// the client.
     ///
     /// A subscriber goes to its product's home shard, where an event for it wakes no second thread,
-    /// and to the next shard once the home shard is full. A subscriber of all sessions also goes on
-    /// if the shard is busy. Once all are full or busy, the one with the lowest load takes it.
+    /// and to the next shard once the home shard is full. A subscriber of all sessions and users
+    /// also goes on if the shard is busy. Once all are full or busy, the one with the lowest load
+    /// takes it.
     pub(crate) fn take(
         &self,
         socket: AcceptedSocket,
@@ -63,9 +64,13 @@ impl ShardPlacement {
         let AcceptedSocket { stream, permit } = socket;
         // Relaxed: the load is an estimate for balancing; no other memory is read through it.
         let load = |mailbox: &&Arc<ShardMailbox>| mailbox.load.load(Ordering::Relaxed);
-        let is_free = |mailbox: &&Arc<ShardMailbox>| match &scope.sessions {
-            Only::These(_) => load(mailbox) < MAX_HOME_SUBSCRIBERS,
-            Only::Everything => load(mailbox) < MAX_HOME_SUBSCRIBERS_OF_ALL && !mailbox.is_busy(),
+        let is_free = |mailbox: &&Arc<ShardMailbox>| match scope.narrowest_limit() {
+            NarrowestLimit::Sessions(_) | NarrowestLimit::Users(_) => {
+                load(mailbox) < MAX_HOME_SUBSCRIBERS
+            }
+            NarrowestLimit::Kinds(_) | NarrowestLimit::Unlimited => {
+                load(mailbox) < MAX_HOME_SUBSCRIBERS_OF_ALL && !mailbox.is_busy()
+            }
         };
         let mut from_home = self.mailboxes.iter().cycle().skip(home).take(self.mailboxes.len());
         let mailbox = from_home.find(is_free).or_else(|| self.mailboxes.iter().min_by_key(load))?;

@@ -105,7 +105,7 @@ impl ProductGroup {
         let first = match index.take_queued(events) {
             QueueContents::Events => events.first().map(|event| event.position()),
             QueueContents::Marks(marks) => {
-                let targets = marks.iter().map(|mark| (mark.session.as_ref(), &mark.kind));
+                let targets = marks.iter().map(|mark| mark.scope_key());
                 index.for_each_interested(targets, |mark_index, key| {
                     marks.get(mark_index).into_iter().for_each(|it| fall_back(key, it.position));
                 });
@@ -120,7 +120,7 @@ impl ProductGroup {
             self.delivered_through.max(first.unwrap_or_default().saturating_sub(1));
         let position_of =
             |event_index: usize| events.get(event_index).map_or(0, |event| event.position());
-        let targets = events.iter().map(|event| (event.session(), event.kind()));
+        let targets = events.iter().map(|event| event.scope_key());
         // An upstream relay may still be replaying history, which subscribers that asked for live
         // events only must not receive. The subscription decides that when it reads the log.
         if first.is_some_and(|first| first <= self.feed.log.history_through()) {

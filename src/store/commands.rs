@@ -15,9 +15,12 @@ use std::{collections::VecDeque, iter, sync::Arc};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::webhook_rows::{DeadLetterState, StoredWebhook, WebhookChanges, WebhookRegistration};
+use super::{
+    sqlite::UserTraces,
+    webhook_rows::{DeadLetterState, StoredWebhook, WebhookChanges, WebhookRegistration},
+};
 use crate::{
-    event::{EventId, ProductId, SessionId},
+    event::{EventId, ProductId, UserId, VisitorId},
     log::{Log, MemoryBounds},
     metrics::LogMetrics,
     webhook_delivery::DeadLetter,
@@ -26,8 +29,10 @@ use crate::{
 /// Command for the writer. Dropping one answers its caller with an error.
 #[derive(Debug)]
 pub(crate) enum StoreCommand {
-    /// Erase a session's events from the store, and return their number.
-    Erase { product: ProductId, session: SessionId, answer: oneshot::Sender<u64> },
+    /// Erase the events of a session or a user from the store, and return their number.
+    Erase { product: ProductId, visitor: VisitorId, answer: oneshot::Sender<u64> },
+    /// Find what a user has left in the store.
+    FindTraces { product: ProductId, user: UserId, answer: oneshot::Sender<UserTraces> },
     /// Persist a webhook.
     Register { webhook: Box<WebhookRegistration>, answer: oneshot::Sender<()> },
     /// Remove a webhook and all that is stored for it.
@@ -69,12 +74,16 @@ pub(crate) struct AddedProduct {
 impl StoreCommand {
     /// Returns whether the command changes the file, so that it has to be synced.
     pub(crate) fn is_write(&self) -> bool {
-        !matches!(self, Self::ListDeadLetters { .. } | Self::ListRequeued { .. })
+        !matches!(
+            self,
+            Self::FindTraces { .. } | Self::ListDeadLetters { .. } | Self::ListRequeued { .. }
+        )
     }
 
     /// Returns whether the command only reads, and its caller no longer waits for the answer.
     pub(crate) fn is_abandoned(&self) -> bool {
         match self {
+            Self::FindTraces { answer, .. } => answer.is_closed(),
             Self::ListDeadLetters { answer, .. } => answer.is_closed(),
             Self::ListRequeued { answer, .. } => answer.is_closed(),
             _ => false,

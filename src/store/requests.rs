@@ -15,17 +15,18 @@ use super::{
         WebhookJournal,
     },
     handle::StoreHandle,
+    sqlite::UserTraces,
     webhook_rows::{DeadLetterSelection, DeadLetterState, WebhookChanges, WebhookRegistration},
 };
 use crate::{
-    event::{ProductId, SessionId},
+    event::{ProductId, UserId, VisitorId},
     log::{MemoryBounds, backing::StoreUnreadable},
     metrics::LogMetrics,
     webhook_delivery::DeadLetter,
 };
 
 impl StoreHandle {
-    /// Erases a session's events from the store, and returns their number.
+    /// Erases the events of a session or a user from the store, and returns their number.
     ///
     /// # Errors
     ///
@@ -33,10 +34,25 @@ impl StoreHandle {
     pub(crate) fn erase(
         &self,
         product: ProductId,
-        session: SessionId,
+        visitor: VisitorId,
     ) -> impl Future<Output = Result<u64, StoreUnwritable>> + use<> {
-        let erased = self.submit(|answer| StoreCommand::Erase { product, session, answer });
+        let erased = self.submit(|answer| StoreCommand::Erase { product, visitor, answer });
         async { erased.await.map_err(|_| StoreUnwritable) }
+    }
+
+    /// Returns the sessions in which a user acted, and the positions of the user's events without a
+    /// session, as far as the store's events and dead letters tell.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be written now, or is stopping: it could not erase them either.
+    pub(crate) fn find_traces(
+        &self,
+        product: ProductId,
+        user: UserId,
+    ) -> impl Future<Output = Result<UserTraces, StoreUnwritable>> + use<> {
+        let found = self.submit(|answer| StoreCommand::FindTraces { product, user, answer });
+        async { found.await.map_err(|_| StoreUnwritable) }
     }
 
     /// Persists a webhook, or changes all of it but its position. The change is committed when the
@@ -203,10 +219,10 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::store::commands::MAX_QUEUED_COMMANDS;
+    use crate::{event::SessionId, store::commands::MAX_QUEUED_COMMANDS};
 
     fn erase(handle: &StoreHandle) -> impl Future<Output = Result<u64, StoreUnwritable>> + use<> {
-        handle.erase(ProductId::new("p").unwrap(), SessionId::new("s").unwrap())
+        handle.erase(ProductId::new("p").unwrap(), VisitorId::Session(SessionId::new("s").unwrap()))
     }
 
     #[tokio::test]

@@ -174,7 +174,7 @@ impl Subscription {
         self.scope = scope;
     }
 
-    /// Returns the sessions and kinds that the subscription admits.
+    /// Returns the sessions, users and kinds that the subscription admits.
     pub(crate) fn scope(&self) -> &Scope {
         &self.scope
     }

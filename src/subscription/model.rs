@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::{
-    event::{Draft, EventId, Gap, GapReason, Kind, Only, ProductId, SessionId},
+    event::{Draft, EventId, Gap, GapReason, Kind, Only, ProductId, SessionId, UserId},
     log::{MemoryBounds, Numbering},
     metrics::Metrics,
     store::{Store, StoreSettings},
@@ -58,7 +58,7 @@ impl RelayInstance {
         let log = self.fanout.log();
         log.append_gap(GapReason::UpstreamReconnect);
         names.insert(log.newest_id().unwrap(), sent.len());
-        sent.push(SentEntry { number: sent.len(), session: 0, kind: 0, is_gap: true });
+        sent.push(SentEntry { number: sent.len(), session: 0, user: 0, kind: 0, is_gap: true });
     }
 
     fn append(&self, event: &SentEntry) {
@@ -69,6 +69,7 @@ impl RelayInstance {
         self.fanout.log().append(Draft {
             kind,
             session,
+            user: (event.user > 0).then(|| UserId::new(SESSIONS[event.user]).unwrap()),
             forwarded_at: None,
             payload,
             received: Instant::now(),
@@ -98,6 +99,7 @@ impl RelayInstance {
 struct SentEntry {
     number: usize,
     session: usize,
+    user: usize,
     kind: usize,
     is_gap: bool,
 }
@@ -114,6 +116,7 @@ enum ReceivedItem {
 /// A client: connected or away.
 struct ModelClient {
     sessions: BTreeSet<usize>,
+    users: BTreeSet<usize>,
     kinds: BTreeSet<usize>,
     /// First entry that the client must receive, if it asked for new entries.
     from: Option<usize>,
@@ -131,6 +134,7 @@ impl ModelClient {
         let wants_oldest = rng.u32(0..4) == 0;
         let mut client = ModelClient {
             sessions: some(rng, 5),
+            users: if rng.bool() { some(rng, 5) } else { BTreeSet::new() },
             kinds: some(rng, 3),
             from: (!wants_oldest).then_some(next),
             subscription: None,
@@ -150,6 +154,7 @@ impl ModelClient {
             .iter()
             .map(|session| SessionId::new(SESSIONS[*session]).unwrap())
             .collect();
+        let users = self.users.iter().map(|user| UserId::new(SESSIONS[*user]).unwrap()).collect();
         let kinds = self.kinds.iter().map(|kind| Kind::new(KINDS[*kind])).collect();
         Scope {
             sessions: if self.sessions.is_empty() {
@@ -157,13 +162,16 @@ impl ModelClient {
             } else {
                 Only::These(sessions)
             },
+            users: if self.users.is_empty() { Only::Everything } else { Only::These(users) },
             kinds: if self.kinds.is_empty() { Only::Everything } else { Only::These(kinds) },
         }
     }
 
     fn sees(&self, event: &SentEntry) -> bool {
         let session = self.sessions.is_empty() || self.sessions.contains(&event.session);
-        event.is_gap || session && (self.kinds.is_empty() || self.kinds.contains(&event.kind))
+        let user = self.users.is_empty() || self.users.contains(&event.user);
+        event.is_gap
+            || session && user && (self.kinds.is_empty() || self.kinds.contains(&event.kind))
     }
 
     fn connect(&mut self, relay: &RelayInstance, start: &StartPosition) {
@@ -239,8 +247,9 @@ impl ModelClient {
                     let entry = &sent[*number];
                     assert!(
                         self.sees(entry),
-                        "seed {seed}: event {number} is not for {:?} {:?}",
+                        "seed {seed}: event {number} is not for {:?} {:?} {:?}",
                         self.sessions,
+                        self.users,
                         self.kinds
                     );
                     if let Some(next) = next {
@@ -290,8 +299,9 @@ async fn run_schedule(seed: u64) {
         match rng.u32(0..100) {
             0..30 => {
                 for _ in 0..rng.usize(1..60) {
-                    let (session, kind) = (rng.usize(0..5), rng.usize(0..3));
-                    let event = SentEntry { number: sent.len(), session, kind, is_gap: false };
+                    let (session, user, kind) = (rng.usize(0..5), rng.usize(0..5), rng.usize(0..3));
+                    let event =
+                        SentEntry { number: sent.len(), session, user, kind, is_gap: false };
                     relay.append(&event);
                     sent.push(event);
                 }
@@ -372,7 +382,7 @@ async fn largest_read_on_shard(is_full: impl Fn(usize) -> bool) -> usize {
     let mut rng = (0..).map(Rng::with_seed).find(keeps_all).unwrap();
     let mut relay = RelayInstance::begin(directory.path(), &mut rng);
     for number in 0..1500 {
-        relay.append(&SentEntry { number, session: 0, kind: 0, is_gap: false });
+        relay.append(&SentEntry { number, session: 0, user: 0, kind: 0, is_gap: false });
         if number % 16 == 15 {
             relay.wait_persisted(); // memory has no more
         }

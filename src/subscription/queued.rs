@@ -61,7 +61,7 @@ impl Subscription {
     pub(crate) fn accept(&mut self, event: &Event) -> bool {
         let is_for_it =
             // The event may have been read from the log while it was queued.
-            event.position() > self.cursor && self.scope.includes(event.session(), event.kind());
+            event.position() > self.cursor && self.scope.includes(event.scope_key());
         if is_for_it {
             self.cursor = event.position();
             self.last_delivered = Some((event.position(), event.id()));

@@ -44,11 +44,11 @@ impl Subscription {
                     .catch_up
                     .get_or_insert_with(|| Box::new(store.catch_up(client)))
                     .request(request);
-                self.charge(self.scope.session_count());
+                self.charge(self.scope.chain_count());
                 self.is_lagging = true;
             }
             ReadOutcome::Lost { reason, lost_through } => {
-                self.charge(self.scope.session_count());
+                self.charge(self.scope.chain_count());
                 self.skip_or_announce(reason, lost_through);
                 self.is_lagging = true;
             }

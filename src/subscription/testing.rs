@@ -13,7 +13,7 @@ use std::{
 
 use super::{Subscription, SubscriptionItem};
 use crate::{
-    event::{Gap, Kind, Only, Scope, SessionId, StartPosition},
+    event::{Gap, Kind, Only, Scope, SessionId, StartPosition, UserId},
     fanout::{FanoutHarness, SubscriberSignal},
 };
 
@@ -85,12 +85,17 @@ impl FanoutReader {
     }
 }
 
-pub(crate) fn scope(sessions: &[&str], kinds: &[&str]) -> Scope {
-    let sessions: BTreeSet<_> =
-        sessions.iter().map(|session| SessionId::new(session).unwrap()).collect();
+/// Returns the scope of these sessions and kinds; no value is no limit. A name behind a slash is
+/// one of a user.
+pub(crate) fn scope(names: &[&str], kinds: &[&str]) -> Scope {
+    let users = names.iter().filter_map(|name| name.strip_prefix('/'));
+    let users: BTreeSet<_> = users.map(|user| UserId::new(user).unwrap()).collect();
+    let sessions = names.iter().filter(|name| !name.starts_with('/'));
+    let sessions: BTreeSet<_> = sessions.map(|session| SessionId::new(session).unwrap()).collect();
     let kinds: BTreeSet<_> = kinds.iter().map(|kind| Kind::new(kind)).collect();
     Scope {
         sessions: if sessions.is_empty() { Only::Everything } else { Only::These(sessions.into()) },
+        users: if users.is_empty() { Only::Everything } else { Only::These(users.into()) },
         kinds: if kinds.is_empty() { Only::Everything } else { Only::These(kinds.into()) },
     }
 }

@@ -189,7 +189,7 @@ impl WebhookConfig {
             Only::Everything => Only::Everything,
             Only::These(types) => Only::These(types.iter().map(|text| Kind::new(text)).collect()),
         };
-        Scope { sessions: self.session_ids.clone(), kinds }
+        Scope { sessions: self.session_ids.clone(), users: Only::Everything, kinds }
     }
 }
 

@@ -5,7 +5,7 @@
 //!
 //! May use: `config`, `event`, `store`, `webhook_delivery`.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::oneshot, time};
 use tracing::info;
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     config::WebhookConfig,
-    event::{Only, ProductId, SessionId},
+    event::{ErasedEvents, Only, ProductId},
     store::StoreUnwritable,
     webhook_delivery::Attempt,
 };
@@ -191,15 +191,15 @@ impl Webhooks {
         Ok(requeued)
     }
 
-    /// Erases one session from every outbox of the product: owed deliveries, listed deliveries,
-    /// dead letters that are not written yet. The caller erases the store afterwards.
-    pub(crate) async fn erase(&self, product: &ProductId, session: &SessionId) {
+    /// Erases events from every outbox of the product: owed deliveries, listed deliveries, dead
+    /// letters that are not written yet. The caller erases the store afterwards.
+    pub(crate) async fn erase(&self, product: &ProductId, erased: &Arc<ErasedEvents>) {
         let affected = |view: &WebhookSummary| view.webhook.product_id == *product;
         for view in self.list().into_iter().filter(affected) {
             // A webhook that was removed meanwhile has no deliveries left, so its error is no loss.
             let _ = self
                 .send_command(&view.webhook.id, |reply| {
-                    WebhookCommand::Erase(session.clone(), reply)
+                    WebhookCommand::Erase(Arc::clone(erased), reply)
                 })
                 .await;
         }

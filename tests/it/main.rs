@@ -32,5 +32,6 @@ mod shutdown;
 mod store;
 mod tls;
 mod upstream;
+mod users;
 mod webhooks;
 mod websocket;

@@ -1,4 +1,4 @@
-//! C: each event for one subscriber among many.
+//! C and Cu: each event for one subscriber among many, by session and by user.
 
 use std::thread;
 
@@ -11,7 +11,7 @@ use crate::{
         Result,
         histogram::millis,
         payload::Series,
-        target::kind::{Kind, Pace},
+        target::kind::{Endpoint, Kind, Pace},
     },
     tally::Tally,
 };
@@ -19,6 +19,9 @@ use crate::{
 /// Each event for one subscriber. Runs once with a tenth of the subscribers, to measure the cost of
 /// those that do not get the event.
 pub(super) struct Sessions {
+    name: &'static str,
+    /// Name of the parameter by which each asks for its events, and of what it is.
+    filter: (&'static str, &'static str),
     subscribers: usize,
     per_second: u64,
     seconds: u64,
@@ -27,16 +30,23 @@ pub(super) struct Sessions {
 impl Sessions {
     pub(super) fn new(size: Size) -> Self {
         Self {
+            name: "C",
+            filter: ("session_id", "session"),
             subscribers: size.choose(10_000, 1000),
             per_second: size.choose(2000, 1000),
             seconds: size.choose(10, 3),
         }
     }
 
+    /// Returns the same with subscribers of one user each, whose one session it is.
+    pub(super) fn of_users(self) -> Self {
+        Self { name: "Cu", filter: ("user_id", "user"), ..self }
+    }
+
     pub(super) fn title(&self) -> String {
         format!(
-            "C: {} subscribers of one session each, {} events/s of 1 KiB to one of them each, {} s",
-            self.subscribers, self.per_second, self.seconds
+            "{}: {} subscribers of one {} each, {} events/s of 1 KiB to one of them each, {} s",
+            self.name, self.subscribers, self.filter.1, self.per_second, self.seconds
         )
     }
 
@@ -62,7 +72,8 @@ impl Sessions {
             may_miss: false,
         };
         let mut rig = Rig::start(kind, Pace::Each)?;
-        let load = Load::connect(rig.endpoint(), workload)?;
+        let endpoint = Endpoint { filter: self.filter.0, ..rig.endpoint() };
+        let load = Load::connect(endpoint, workload)?;
         thread::sleep(SETTLE);
         let (cpu, late) = rig.cpu_of(|rig| rig.send_all(&load, workload, self.per_second))?;
         let tally = load.finish()?;

@@ -70,6 +70,8 @@ pub(crate) struct Endpoint {
     pub(crate) protocol: Protocol,
     /// Whether events have the relay's ids, and every block has data.
     pub(crate) is_strict: bool,
+    /// Name of the parameter by which a subscriber of one session asks for it.
+    pub(crate) filter: &'static str,
 }
 
 /// The protocol of a subscriber.
@@ -158,7 +160,7 @@ impl Kind {
             Self::TlsHttp2 | Self::NaiveTlsHttp2 => Protocol::TlsHttp2,
             _ => Protocol::Sse,
         };
-        Endpoint { address, protocol, is_strict: self.must_be_correct() }
+        Endpoint { address, protocol, is_strict: self.must_be_correct(), filter: "session_id" }
     }
 }
 

@@ -79,7 +79,14 @@ impl WebSocketHarness {
         let payload = Bytes::from(format!("\"{}\"", "x".repeat(8000)));
         for _ in 0..1500 {
             let (kind, payload, received) = (Kind::new("x"), payload.clone(), Instant::now());
-            log.append(Draft { kind, session: None, forwarded_at: None, payload, received });
+            log.append(Draft {
+                kind,
+                session: None,
+                user: None,
+                forwarded_at: None,
+                payload,
+                received,
+            });
         }
     }
 

@@ -27,7 +27,7 @@ use crate::{
     config::{
         JwtConfig, JwtVerification, Permission, Permissions, PublicKey, PublicKeyAlgorithm, Secret,
     },
-    event::{Kind, ProductId, SessionId},
+    event::{Kind, ProductId, ScopeKey, SessionId, UserId},
 };
 
 const SECRET: &str = "hush-hush-hush-hush-hush-hush-32";
@@ -298,7 +298,7 @@ fn a_star_is_no_wildcard_in_claims() {
         b"",
     );
     assert_eq!(
-        grant.narrow(Scope { sessions: sessions(&["s"]), kinds: Only::Everything }),
+        grant.narrow(Scope { sessions: sessions(&["s"]), ..Scope::EVERYTHING }),
         Err(Denial::Forbidden)
     );
 }
@@ -423,7 +423,7 @@ fn a_minted_token_is_accepted_with_its_limits() {
         .verify(token.as_bytes(), token::unix_now())
         .unwrap();
     assert_eq!(read.products, [ProductId::new("p").unwrap()].into());
-    assert_eq!(read.scope, Scope { sessions: sessions(&["s"]), kinds: Only::Everything });
+    assert_eq!(read.scope, Scope { sessions: sessions(&["s"]), ..Scope::EVERYTHING });
     assert!(read.seconds_left > 55.0 && read.seconds_left < 61.1, "{read:?}");
 }
 
@@ -477,6 +477,7 @@ fn grant_with(limits: Scope, permissions: Permissions) -> Grant {
 
 fn scope() -> impl Strategy<Value = Scope> {
     let session = (0..5_u8).prop_map(|n| SessionId::new(&format!("s{n}")).unwrap());
+    let user = (0..3_u8).prop_map(|n| UserId::new(&format!("u{n}")).unwrap());
     let kind = prop_oneof![
         Just(Kind::Actions),
         Just(Kind::Summary),
@@ -485,18 +486,28 @@ fn scope() -> impl Strategy<Value = Scope> {
     ];
     let sessions = option::of(btree_set(session, 1..5))
         .prop_map(|it| it.map_or(Only::Everything, |these| Only::These(these.into())));
+    let users = option::of(btree_set(user, 1..3))
+        .prop_map(|it| it.map_or(Only::Everything, |these| Only::These(these.into())));
     let kinds = option::of(btree_set(kind, 1..5))
         .prop_map(|it| it.map_or(Only::Everything, |these| Only::These(these.into())));
-    (sessions, kinds).prop_map(|(sessions, kinds)| Scope { sessions, kinds })
+    (sessions, users, kinds).prop_map(|(sessions, users, kinds)| Scope { sessions, users, kinds })
 }
 
-/// Returns every combination of session, including none, and kind.
-fn events() -> Vec<(Option<SessionId>, Kind)> {
+/// Returns every combination of session, including none, user, including none, and kind.
+fn events() -> Vec<(Option<SessionId>, Option<UserId>, Kind)> {
     let sessions =
         (0..7_u8).map(|n| (n > 0).then(|| SessionId::new(&format!("s{}", n - 1)).unwrap()));
+    let users = || (0..5_u8).map(|n| (n > 0).then(|| UserId::new(&format!("u{}", n - 1)).unwrap()));
     let kinds =
         || [Kind::Actions, Kind::Summary, Kind::UsertourTrigger, Kind::new("a"), Kind::new("b")];
-    sessions.flat_map(|session| kinds().map(|kind| (session.clone(), kind))).collect()
+    let of_users = move |session: Option<SessionId>| {
+        users().flat_map(move |user| kinds().map(|kind| (session.clone(), user.clone(), kind)))
+    };
+    sessions.flat_map(of_users).collect()
+}
+
+fn key_of((session, user, kind): &(Option<SessionId>, Option<UserId>, Kind)) -> ScopeKey<'_> {
+    ScopeKey { session: session.as_ref(), user: user.as_ref(), kind }
 }
 
 fn subset_of<T: Ord>(requested: &Only<T>, limit: &Only<T>) -> bool {
@@ -509,21 +520,24 @@ fn subset_of<T: Ord>(requested: &Only<T>, limit: &Only<T>) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(30_000))]
+    #![proptest_config(ProptestConfig::with_cases(6_000))]
 
-    /// Checks 35 events for each of 30 000 pairs, a million events: an event is seen if and only if
+    /// Checks 175 events for each of 6000 pairs, a million events: an event is seen if and only if
     /// it is granted and requested.
     #[test]
     fn an_event_is_seen_if_it_is_both_requested_and_granted(limits in scope(), requested in scope()) {
         let grant = grant_with(limits.clone(), BTreeSet::from([Permission::Subscribe]));
-        let may_ask = subset_of(&requested.sessions, &limits.sessions) && subset_of(&requested.kinds, &limits.kinds);
+        let may_ask = subset_of(&requested.sessions, &limits.sessions)
+            && subset_of(&requested.users, &limits.users)
+            && subset_of(&requested.kinds, &limits.kinds);
         match grant.narrow(requested.clone()) {
             Err(denial) => prop_assert!(!may_ask && denial == Denial::Forbidden),
             Ok(seen) => {
                 prop_assert!(may_ask);
-                for (session, kind) in events() {
-                    let both = limits.includes(session.as_ref(), &kind) && requested.includes(session.as_ref(), &kind);
-                    prop_assert_eq!(seen.includes(session.as_ref(), &kind), both);
+                for event in &events() {
+                    let key = key_of(event);
+                    let both = limits.includes(key) && requested.includes(key);
+                    prop_assert_eq!(seen.includes(key), both);
                 }
                 // Narrowing a scope by itself changes nothing.
                 prop_assert_eq!(grant.narrow(seen.clone()), Ok(seen));
@@ -534,13 +548,18 @@ proptest! {
     #[test]
     fn an_event_may_be_published_within_the_limits_only(limits in scope()) {
         let grant = grant_with(limits.clone(), BTreeSet::from([Permission::Publish]));
-        for (session, kind) in events() {
+        for event in &events() {
+            let (session, user, kind) = event;
             let has_session = match &limits.sessions {
                 Only::Everything => true,
-                Only::These(sessions) => session.as_ref().is_some_and(|session| sessions.contains(session)),
+                Only::These(sessions) => session.as_ref().is_some_and(|it| sessions.contains(it)),
             };
-            let is_within = has_session && limits.kinds.admits(&kind);
-            prop_assert_eq!(grant.check_publish(session.as_ref(), &kind).is_ok(), is_within);
+            let has_user = match &limits.users {
+                Only::Everything => true,
+                Only::These(users) => user.as_ref().is_some_and(|it| users.contains(it)),
+            };
+            let is_within = has_session && has_user && limits.kinds.admits(kind);
+            prop_assert_eq!(grant.check_publish(key_of(event)).is_ok(), is_within);
         }
     }
 }

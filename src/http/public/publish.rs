@@ -94,7 +94,7 @@ fn parse_draft(product: &Product, grant: &Grant, body: Bytes) -> Result<Draft, P
     if draft.payload.len() > product.max_publish_bytes {
         return Err(too_large(product.max_publish_bytes));
     }
-    grant.check_publish(draft.session.as_ref(), &draft.kind)?;
+    grant.check_publish(draft.scope_key())?;
     Ok(draft)
 }
 

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use hyper::{HeaderMap, header::ACCEPT};
 
 use crate::{
-    event::{Kind, Only, Scope, SessionId, StartPosition},
+    event::{Kind, Only, Scope, SessionId, StartPosition, UserId},
     http::{
         problem::Problem,
         query::{self, LAST_EVENT_ID},
@@ -48,13 +48,19 @@ impl SubscriptionRequest {
 #[derive(Debug)]
 pub(in crate::http) struct SubscriptionParameters {
     sessions: BTreeSet<SessionId>,
+    users: BTreeSet<UserId>,
     kinds: BTreeSet<Kind>,
     start: StartPosition,
 }
 
 impl Default for SubscriptionParameters {
     fn default() -> Self {
-        Self { sessions: BTreeSet::new(), kinds: BTreeSet::new(), start: StartPosition::Now }
+        Self {
+            sessions: BTreeSet::new(),
+            users: BTreeSet::new(),
+            kinds: BTreeSet::new(),
+            start: StartPosition::Now,
+        }
     }
 }
 
@@ -73,6 +79,12 @@ impl SubscriptionParameters {
                     session.map_err(|error| Problem::bad_request(format!("session_id {error}")))?,
                 );
             }
+            "user_id" => {
+                let user = UserId::new(value);
+                self.users.insert(
+                    user.map_err(|error| Problem::bad_request(format!("user_id {error}")))?,
+                );
+            }
             "type" if value.is_empty() => {
                 return Err(Problem::bad_request("type must not be empty"));
             }
@@ -83,7 +95,7 @@ impl SubscriptionParameters {
             LAST_EVENT_ID if value.is_empty() => {}
             LAST_EVENT_ID => self.start = StartPosition::parse(value.as_bytes()),
             // Ignoring these would send more, or less, than the client asks for.
-            "user_id" | "since" | "consumer" | "ack" => {
+            "since" | "consumer" | "ack" => {
                 return Err(Problem::bad_request(format!(
                     "this relay does not know {name}: leave it out, or update the relay"
                 )));
@@ -102,10 +114,10 @@ impl SubscriptionParameters {
         self,
         headers: &HeaderMap,
     ) -> Result<SubscriptionRequest, Problem> {
-        let Self { sessions, kinds, mut start } = self;
-        if sessions.len() + kinds.len() > MAX_FILTER_VALUES {
+        let Self { sessions, users, kinds, mut start } = self;
+        if sessions.len() + users.len() + kinds.len() > MAX_FILTER_VALUES {
             return Err(Problem::bad_request(format!(
-                "at most {MAX_FILTER_VALUES} session_id and type values"
+                "at most {MAX_FILTER_VALUES} session_id, user_id and type values"
             )));
         }
         // Empty means no id (WHATWG HTML, section 9.2.3: an empty id sends no header, but other
@@ -117,6 +129,7 @@ impl SubscriptionParameters {
         Ok(SubscriptionRequest {
             scope: Scope {
                 sessions: only_or_everything(sessions),
+                users: only_or_everything(users),
                 kinds: only_or_everything(kinds),
             },
             start,
@@ -126,7 +139,7 @@ impl SubscriptionParameters {
 
 /// Names that a subscription reads from its query.
 pub(in crate::http) const SUBSCRIPTION_NAMES: &[&str] =
-    &["session_id", "type", LAST_EVENT_ID, "access_token", "user_id", "since", "consumer", "ack"];
+    &["session_id", "user_id", "type", LAST_EVENT_ID, "access_token", "since", "consumer", "ack"];
 
 /// Returns the limit that a list of values means: no value is no limit.
 pub(in crate::http) fn only_or_everything<T>(values: BTreeSet<T>) -> Only<T> {
@@ -232,21 +245,27 @@ mod tests {
     #[test]
     fn filters_are_read_from_the_query_percent_decoded() {
         let requested =
-            parsed("session_id=a%2Fb&session_id=%C3%A4+b&type=summary&cache=1", None).unwrap();
+            parsed("session_id=a%2Fb&session_id=%C3%A4+b&user_id=u%2F1&type=summary&cache=1", None)
+                .unwrap();
         let sessions = ["a/b", "ä b"].map(|session| SessionId::new(session).unwrap());
         assert_eq!(requested.scope.sessions, Only::These(sessions.into()));
+        assert_eq!(requested.scope.users, Only::These([UserId::new("u/1").unwrap()].into()));
         assert_eq!(requested.scope.kinds, Only::These([Kind::Summary].into()));
         assert_eq!(requested.start, StartPosition::Now);
     }
 
     #[test]
     fn no_filter_means_everything_and_an_empty_one_is_refused() {
-        let unfiltered = parsed("", None).unwrap();
-        assert_eq!(
-            (unfiltered.scope.sessions, unfiltered.scope.kinds),
-            (Only::Everything, Only::Everything)
-        );
-        for query in ["session_id=", "type=", "session_id=a&session_id", "session_id=a%0Ab"] {
+        assert_eq!(parsed("", None).unwrap().scope, Scope::EVERYTHING);
+        for query in [
+            "session_id=",
+            "user_id=",
+            "type=",
+            "session_id=a&session_id",
+            "user_id=u&user_id",
+            "session_id=a%0Ab",
+            "user_id=a%0Db",
+        ] {
             assert_eq!(parsed(query, None), Err(400), "{query}");
         }
     }
@@ -260,7 +279,8 @@ mod tests {
             "event=summary",
             "acces_token=x",
             "user=u",
-            "user_id=u",
+            "userId=u",
+            "user_ids=u",
             "since=1",
             "consumer=c&ack=explicit",
         ] {
@@ -277,6 +297,7 @@ mod tests {
         assert!(parsed(&query(1000), None).is_ok());
         assert_eq!(parsed(&query(1001), None), Err(400));
         assert_eq!(parsed(&(query(1000) + "type=x"), None), Err(400));
+        assert_eq!(parsed(&(query(1000) + "user_id=u"), None), Err(400));
     }
 
     #[test]

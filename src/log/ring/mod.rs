@@ -1,28 +1,27 @@
-//! The newest entries in memory, and for each session the chain of its positions.
+//! The newest entries in memory, and for each session and each user the chain of its positions.
 //!
 //! ```text
 //! entries   [ 41 ][ 42 ][ 43 ][ 44 ][ 45 ]     evicted_through = 40
 //! session a   41          43                   lost_through = 37: its newest entry that was evicted
+//! user u      41    42
 //! gaps                          44
 //! ```
 //!
-//! A reader of a few sessions merges their chains instead of walking the ring, so its work follows
-//! what it receives. A reader of many sessions walks the ring. Either way a read looks at a bounded
+//! A reader of a few sessions or users merges their chains instead of walking the ring, so its work
+//! follows what it receives. A reader of many walks the ring. Either way a read looks at a bounded
 //! number of entries, says how many, and the next read goes on behind them.
 //!
 //! May use: `event`.
 
+mod chains;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap, HashMap, VecDeque, binary_heap::PeekMut},
-    iter, mem,
-};
+use std::collections::{BTreeSet, VecDeque};
 
+use self::chains::{Chain, Chains, merge};
 use super::limits::{MemoryBounds, ReadLimits};
-use crate::event::{Entry, Gap, Only, Scope, SessionId, ValueSet};
+use crate::event::{Entry, Gap, NarrowestLimit, Scope, SessionId, UserId};
 
 /// Newest entries of one product, bounded by number and bytes.
 #[derive(Debug)]
@@ -34,20 +33,9 @@ pub(crate) struct Ring {
     /// Position of the newest entry that the fan-out has dispatched.
     dispatched_through: u64,
     bytes: u64,
-    sessions: HashMap<SessionId, Chain>,
+    sessions: Chains<SessionId>,
+    users: Chains<UserId>,
     gaps: Chain,
-    /// Sessions with only erased entries, by their last position. The chain stays until that
-    /// position is evicted, so that a resuming reader gets no gap for it.
-    erased_sessions: BTreeMap<u64, SessionId>,
-}
-
-/// Positions of one session's entries, or of the gaps, in the ring.
-#[derive(Debug, Default)]
-struct Chain {
-    positions: VecDeque<u64>,
-    /// No entry of this chain with a higher position has been evicted; one at this position may
-    /// have been.
-    lost_through: u64,
 }
 
 /// Result of one read.
@@ -75,9 +63,9 @@ impl Ring {
             evicted_through: newest,
             dispatched_through: newest,
             bytes: 0,
-            sessions: HashMap::new(),
-            gaps: Chain { positions: VecDeque::new(), lost_through: newest },
-            erased_sessions: BTreeMap::new(),
+            sessions: Chains::default(),
+            users: Chains::default(),
+            gaps: Chain::new(newest),
         }
     }
 
@@ -105,18 +93,13 @@ impl Ring {
     pub(crate) fn push(&mut self, entry: Entry) {
         let position = self.newest_position() + 1;
         match &entry {
-            Entry::Gap(_) => self.gaps.positions.push_back(position),
+            Entry::Gap(_) => self.gaps.push(position),
             Entry::Event(event) => {
                 if let Some(session) = event.session() {
-                    // A session without a chain may have had entries before: any evicted entry may
-                    // be its own, so the chain starts with the ring's own mark.
-                    let unknown = self.evicted_through;
-                    let new_chain = || Chain { positions: VecDeque::new(), lost_through: unknown };
-                    self.sessions
-                        .entry(session.clone())
-                        .or_insert_with(new_chain)
-                        .positions
-                        .push_back(position);
+                    self.sessions.push(session, position, self.evicted_through);
+                }
+                if let Some(user) = event.user() {
+                    self.users.push(user, position, self.evicted_through);
                 }
             }
             Entry::Erased => {}
@@ -158,46 +141,70 @@ impl Ring {
         self.evicted_through
     }
 
-    /// Replaces a session's events by [`Entry::Erased`], and returns their positions. The positions
-    /// stay, so ids and cursors are as before.
-    pub(crate) fn erase(&mut self, session: &SessionId) -> Vec<u64> {
-        let Some(chain) = self.sessions.get_mut(session) else { return Vec::new() };
-        let positions: Vec<u64> = mem::take(&mut chain.positions).into();
-        if let Some(last) = positions.last() {
-            self.erased_sessions.insert(*last, session.clone());
+    /// Replaces events by [`Entry::Erased`]: those of `sessions`, and those of `users` with all of
+    /// the sessions in which they acted, which are added to `sessions`. Returns their positions.
+    /// The positions stay, so ids and cursors are as before.
+    pub(crate) fn erase(
+        &mut self,
+        sessions: &mut BTreeSet<SessionId>,
+        users: &BTreeSet<UserId>,
+    ) -> BTreeSet<u64> {
+        let mut positions = BTreeSet::new();
+        for user in users {
+            let of_user = self.users.erase(user);
+            let entries = of_user.iter().filter_map(|position| self.entry_at(*position));
+            sessions.extend(entries.filter_map(|entry| match entry {
+                Entry::Event(event) => event.session().cloned(),
+                Entry::Gap(_) | Entry::Erased => None,
+            }));
+            positions.extend(of_user);
+        }
+        for session in &*sessions {
+            positions.extend(self.sessions.erase(session));
         }
         for position in &positions {
-            let offset = self.offset(*position);
-            if let Some(entry) = offset.checked_sub(1).and_then(|at| self.entries.get_mut(at)) {
-                self.bytes =
-                    self.bytes.saturating_sub(entry_bytes(entry)) + entry_bytes(&Entry::Erased);
-                *entry = Entry::Erased;
-            }
+            self.erase_at(*position);
         }
         positions
+    }
+
+    fn erase_at(&mut self, position: u64) {
+        let offset = self.offset(position);
+        let Some(entry) = offset.checked_sub(1).and_then(|at| self.entries.get_mut(at)) else {
+            return;
+        };
+        if let Entry::Event(event) = entry {
+            // Of the two chains at least one has lost the position before.
+            if let Some(session) = event.session() {
+                self.sessions.erase_one(session, position);
+            }
+            if let Some(user) = event.user() {
+                self.users.erase_one(user, position);
+            }
+        }
+        self.bytes = self.bytes.saturating_sub(entry_bytes(entry)) + entry_bytes(&Entry::Erased);
+        *entry = Entry::Erased;
     }
 
     fn evict_oldest(&mut self) {
         let Some(entry) = self.entries.pop_front() else { return };
         self.evicted_through += 1;
         self.bytes -= entry_bytes(&entry);
-        let session = match &entry {
-            Entry::Gap(_) => return self.gaps.evict_oldest(self.evicted_through),
-            Entry::Erased => self.erased_sessions.remove(&self.evicted_through),
-            Entry::Event(event) => event.session().cloned(),
-        };
-        let Some((session, chain)) =
-            session.and_then(|it| self.sessions.get_mut(&it).map(|chain| (it, chain)))
-        else {
-            return;
-        };
-        if let Entry::Event(_) = entry {
-            chain.evict_oldest(self.evicted_through);
-        }
-        // Nothing is kept of sessions without entries: the map would otherwise grow with every
-        // session ever seen.
-        if chain.positions.is_empty() {
-            self.sessions.remove(&session);
+        let position = self.evicted_through;
+        match &entry {
+            Entry::Gap(_) => self.gaps.evict_oldest(position),
+            Entry::Erased => {
+                self.sessions.evict_erased(position);
+                self.users.evict_erased(position);
+            }
+            Entry::Event(event) => {
+                if let Some(session) = event.session() {
+                    self.sessions.evict(session, position);
+                }
+                if let Some(user) = event.user() {
+                    self.users.evict(user, position);
+                }
+            }
         }
     }
 
@@ -221,10 +228,8 @@ impl Ring {
         if self.misses_entries(position, scope) {
             return RingRead::Evicted;
         }
-        let mut examined = match &scope.sessions {
-            Only::These(sessions) if position < self.evicted_through => sessions.len(),
-            _ => 0,
-        };
+        // The look for entries that are gone is one at each chain.
+        let mut examined = if position < self.evicted_through { scope.chain_count() } else { 0 };
         let position = position.max(self.evicted_through);
         let mut collector = RingCollector {
             scope,
@@ -234,21 +239,15 @@ impl Ring {
             read_through: position,
             examined: 0,
         };
-        let pending = self.newest_position().saturating_sub(position);
-        // A look at a chain costs as much as looks at several entries of the ring. Beyond
-        // `MAX_CHAINS` the look at the chains alone would hold the lock for too long, and the many
-        // sessions are likely to have much of what the ring holds.
-        let reached_end = match &scope.sessions {
-            Only::These(sessions)
-                if sessions.len() <= MAX_CHAINS && pending > sessions.len() as u64 =>
-            {
-                examined += sessions.len();
+        let reached_end = match self.chains_for(scope, position) {
+            Some(chains) => {
+                examined += scope.chain_count();
                 collector.collect(
-                    self.merged_chains(position, sessions)
+                    merge(position, chains)
                         .filter_map(|position| Some((position, self.entry_at(position)?))),
                 )
             }
-            _ => {
+            None => {
                 collector.collect((position + 1..).zip(self.entries.range(self.offset(position)..)))
             }
         };
@@ -263,42 +262,41 @@ impl Ring {
         if position >= self.evicted_through {
             return false;
         }
-        match &scope.sessions {
-            Only::Everything => true,
-            Only::These(sessions) => {
-                let lost = |session| {
-                    // Without a chain the ring cannot tell; the store can, where there is one.
-                    self.sessions.get(session).is_none_or(|chain| chain.lost_through > position)
-                };
-                self.gaps.lost_through > position || sessions.iter().any(lost)
+        // Without a chain the ring cannot tell; the store can, where there is one.
+        let is_lost =
+            |chain: Option<&Chain>| chain.is_none_or(|chain| chain.lost_through > position);
+        let misses_some = match scope.narrowest_limit() {
+            NarrowestLimit::Sessions(sessions) => {
+                sessions.iter().any(|session| is_lost(self.sessions.get(session)))
             }
-        }
+            NarrowestLimit::Users(users) => users.iter().any(|user| is_lost(self.users.get(user))),
+            NarrowestLimit::Kinds(_) | NarrowestLimit::Unlimited => true,
+        };
+        misses_some || self.gaps.lost_through > position
     }
 
-    /// Returns the positions behind `position` that hold an entry of these sessions, or a gap, in
-    /// order. The merge is lazy: each step costs a look at one chain.
-    fn merged_chains(
-        &self,
-        position: u64,
-        sessions: &ValueSet<SessionId>,
-    ) -> impl Iterator<Item = u64> {
-        let chains =
-            sessions.iter().filter_map(|session| self.sessions.get(session)).chain([&self.gaps]);
-        let mut rests: Vec<_> = chains.map(|chain| chain.positions_after(position)).collect();
-        let mut heads: BinaryHeap<_> = rests
-            .iter_mut()
-            .enumerate()
-            .filter_map(|(chain, rest)| Some(Reverse((rest.next()?, chain))))
-            .collect();
-        iter::from_fn(move || {
-            let mut head = heads.peek_mut()?;
-            let Reverse((position, chain)) = *head;
-            match rests.get_mut(chain).and_then(Iterator::next) {
-                Some(next) => *head = Reverse((next, chain)),
-                None => drop(PeekMut::pop(head)),
+    /// Returns the chains in which every entry stands that `scope` admits; `None` where a read had
+    /// better walk the ring.
+    fn chains_for(&self, scope: &Scope, position: u64) -> Option<Vec<&Chain>> {
+        let pending = self.newest_position().saturating_sub(position);
+        // A look at a chain costs as much as looks at several entries of the ring. Beyond
+        // `MAX_CHAINS` the look at the chains alone would hold the lock for too long, and the many
+        // names are likely to have much of what the ring holds.
+        let names = scope.chain_count();
+        if names > MAX_CHAINS || pending <= names as u64 {
+            return None;
+        }
+        let mut chains: Vec<&Chain> = match scope.narrowest_limit() {
+            NarrowestLimit::Sessions(sessions) => {
+                sessions.iter().filter_map(|session| self.sessions.get(session)).collect()
             }
-            Some(position)
-        })
+            NarrowestLimit::Users(users) => {
+                users.iter().filter_map(|user| self.users.get(user)).collect()
+            }
+            NarrowestLimit::Kinds(_) | NarrowestLimit::Unlimited => return None,
+        };
+        chains.push(&self.gaps);
+        Some(chains)
     }
 
     fn entry_at(&self, position: u64) -> Option<&Entry> {
@@ -309,18 +307,6 @@ impl Ring {
     fn offset(&self, position: u64) -> usize {
         let offset = position.saturating_sub(self.evicted_through);
         usize::try_from(offset).unwrap_or(usize::MAX).min(self.entries.len())
-    }
-}
-
-impl Chain {
-    fn evict_oldest(&mut self, position: u64) {
-        self.positions.pop_front();
-        self.lost_through = position;
-    }
-
-    fn positions_after(&self, cursor: u64) -> impl Iterator<Item = u64> {
-        let seen = self.positions.partition_point(|position| *position <= cursor);
-        self.positions.range(seen..).copied()
     }
 }
 
@@ -368,8 +354,8 @@ fn entry_bytes(entry: &Entry) -> u64 {
     (bytes + ENTRY_OVERHEAD_BYTES) as u64
 }
 
-/// Bytes that an entry costs beside its event: its slot, its link in a chain and its share of the
-/// session's chain.
+/// Bytes that an entry costs beside its event: its slot, its links in two chains and its share of
+/// the chains of its session and its user.
 const ENTRY_OVERHEAD_BYTES: usize = 64;
 
 /// Entries by which the ring may exceed its bounds for the fan-out. Fan-out and ingest share a
@@ -388,9 +374,9 @@ const UNPERSISTED_EXCESS_ENTRIES: usize = if cfg!(test) { 64 } else { 65_536 };
 const UNPERSISTED_EXCESS_BYTES: u64 = 32 << 20;
 
 /// Entries that one read examines while it holds the log's lock: some ten microseconds, and some
-/// tens with a filter of a thousand sessions.
+/// tens with a filter of a thousand sessions or users.
 const MAX_ENTRIES_EXAMINED: usize = 256;
 
-/// Sessions up to which a read looks at their chains: some ten microseconds under the log's lock.
-/// A reader of more sessions walks the ring, and so looks at each entry once at most.
+/// Sessions or users up to which a read looks at their chains: some ten microseconds under the
+/// log's lock. A reader of more walks the ring, and so looks at each entry once at most.
 const MAX_CHAINS: usize = 64;

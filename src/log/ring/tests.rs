@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::*;
-use crate::event::{Draft, Event, EventId, GapReason, Kind, ProductId};
+use crate::event::{Draft, Event, EventId, GapReason, Kind, Only, ProductId};
 
 const ALL: ReadLimits = ReadLimits { entries: usize::MAX, bytes: usize::MAX };
 
@@ -14,9 +14,14 @@ fn ring(events: usize) -> Ring {
     Ring::new(MemoryBounds { events, bytes: u64::MAX }, 0)
 }
 
-/// Appends an event of each session; "-" is no session, "!" a gap.
+/// Appends an event of each session; "-" is no session, "!" a gap. What stands behind a slash is
+/// the event's user.
 fn push(ring: &mut Ring, sessions: &str) {
     for session in sessions.split_whitespace() {
+        let (session, user) = match session.split_once('/') {
+            Some((session, user)) => (session, Some(user)),
+            None => (session, None),
+        };
         let position = ring.newest_position() + 1;
         let id = EventId::new(1, position);
         if session == "!" {
@@ -35,6 +40,7 @@ fn push(ring: &mut Ring, sessions: &str) {
         let draft = Draft {
             kind: Kind::new(if position.is_multiple_of(2) { "even" } else { "odd" }),
             session: (session != "-").then(|| SessionId::new(session).unwrap()),
+            user: user.map(|user| UserId::new(user).unwrap()),
             forwarded_at: None,
             payload: Bytes::from_static(b"0123456789"),
             received: Instant::now(),
@@ -49,10 +55,23 @@ fn push(ring: &mut Ring, sessions: &str) {
 fn only(sessions: &str) -> Scope {
     let sessions =
         sessions.split_whitespace().map(|session| SessionId::new(session).unwrap()).collect();
-    Scope { sessions: Only::These(sessions), kinds: Only::Everything }
+    Scope { sessions: Only::These(sessions), ..Scope::EVERYTHING }
 }
 
-const EVERYTHING: Scope = Scope { sessions: Only::Everything, kinds: Only::Everything };
+fn of_users(users: &str) -> Scope {
+    let users = users.split_whitespace().map(|user| UserId::new(user).unwrap()).collect();
+    Scope { users: Only::These(users), ..Scope::EVERYTHING }
+}
+
+/// Erases sessions and users, and returns the positions of their events.
+fn erase(ring: &mut Ring, sessions: &str, users: &str) -> Vec<u64> {
+    let mut sessions =
+        sessions.split_whitespace().map(|session| SessionId::new(session).unwrap()).collect();
+    let users = users.split_whitespace().map(|user| UserId::new(user).unwrap()).collect();
+    ring.erase(&mut sessions, &users).into_iter().collect()
+}
+
+const EVERYTHING: Scope = Scope::EVERYTHING;
 
 /// Returns the positions of one read, its last position, and whether it reached the end.
 fn read(ring: &Ring, after: u64, scope: &Scope, limits: ReadLimits) -> (Vec<u64>, u64, bool) {
@@ -196,11 +215,11 @@ fn an_erased_event_is_neither_returned_nor_reported_as_lost() {
     let mut ring = ring(100);
     push(&mut ring, "a b a ! a");
     let bytes = ring.bytes();
-    assert_eq!(ring.erase(&SessionId::new("a").unwrap()), [1, 3, 5]);
+    assert_eq!(erase(&mut ring, "a", ""), [1, 3, 5]);
     assert!(ring.bytes() < bytes);
     assert_eq!(read(&ring, 0, &EVERYTHING, ALL), (vec![2, 4], 5, true));
     assert_eq!(read(&ring, 0, &only("a"), ALL), (vec![4], 5, true));
-    assert!(ring.erase(&SessionId::new("a").unwrap()).is_empty());
+    assert!(erase(&mut ring, "a", "").is_empty());
     push(&mut ring, "a");
     assert_eq!(read(&ring, 0, &only("a"), ALL).0, [4, 6]);
 }
@@ -210,15 +229,11 @@ fn an_erasure_makes_no_gap_of_what_was_seen_before_it() {
     let mut ring = ring(4);
     push(&mut ring, "a b b b b a");
     assert_eq!(read(&ring, 1, &only("a"), ALL).0, [6], "what went since was of others");
-    ring.erase(&SessionId::new("a").unwrap());
+    erase(&mut ring, "a", "");
     assert_eq!(read(&ring, 1, &only("a"), ALL), (vec![], 6, true));
     assert!(matches!(ring.read_after(0, &only("a"), ALL, &mut VecDeque::new()), RingRead::Evicted));
     push(&mut ring, "b b b b");
-    assert_eq!(
-        (ring.sessions.len(), ring.erased_sessions.len()),
-        (1, 0),
-        "nothing is kept of sessions without entries"
-    );
+    assert_eq!(ring.sessions.counts(), (1, 0), "nothing is kept of sessions without entries");
 }
 
 #[test]
@@ -227,7 +242,7 @@ fn bytes_bound_the_ring_and_one_entry_is_always_kept() {
     push(&mut ring, "a b c");
     assert_eq!((ring.len(), ring.evicted_through()), (1, 2));
     assert!(ring.bytes() > 1);
-    assert_eq!(ring.sessions.len(), 1, "nothing is kept of sessions without entries");
+    assert_eq!(ring.sessions.counts(), (1, 0), "nothing is kept of sessions without entries");
 }
 
 #[test]
@@ -237,4 +252,64 @@ fn kinds_are_filtered_beside_sessions() {
     let odd = Only::These([Kind::new("odd")].into());
     assert_eq!(read(&ring, 0, &Scope { kinds: odd.clone(), ..EVERYTHING }, ALL).0, [1, 3, 5]);
     assert_eq!(read(&ring, 0, &Scope { kinds: odd, ..only("a") }, ALL).0, [1, 5]);
+}
+
+#[test]
+fn a_reader_of_users_gets_their_events_and_every_gap_by_scan_and_by_chains() {
+    let mut ring = ring(10_000);
+    push(&mut ring, "a/u b/v -/u a ! b/u c/w -");
+    // A few pending entries are scanned, many are reached by the chains.
+    for _ in 0..2 {
+        assert_eq!(read(&ring, 0, &of_users("u"), ALL).0, [1, 3, 5, 6]);
+        assert_eq!(read(&ring, 1, &of_users("v w"), ALL).0, [2, 5, 7]);
+        assert_eq!(read(&ring, 0, &of_users("a"), ALL).0, [5], "a session is no user");
+        let both = Scope { users: of_users("u").users, ..only("a b") };
+        assert_eq!(read(&ring, 0, &both, ALL).0, [1, 5, 6]);
+        push(&mut ring, &"z/z ".repeat(3000));
+    }
+    assert_eq!(read(&ring, 5, &of_users("u"), ALL), (vec![6], 6008, true));
+}
+
+#[test]
+fn an_eviction_is_a_loss_only_for_readers_of_the_evicted_user() {
+    let mut ring = ring(4);
+    push(&mut ring, "a/u b/v a/u c/w   b/v b/v a/u -");
+    let misses = |after, scope: &Scope| misses(&ring, after, scope);
+    assert!(misses(2, &of_users("u")), "its entry at 3 is gone");
+    assert!(!misses(3, &of_users("u")));
+    assert!(!misses(2, &of_users("v")), "only others' entries went since");
+    assert!(misses(3, &of_users("w")), "no chain is left to tell");
+    assert!(misses(3, &of_users("u w")));
+}
+
+#[test]
+fn an_erasure_by_user_takes_the_sessions_in_which_the_user_acted() {
+    let mut ring = ring(100);
+    // Session "a" began without a user, "b" is the user's as well, "c" is another one's.
+    push(&mut ring, "a a/u b/u - -/u c/v b c ! -/v");
+    assert_eq!(erase(&mut ring, "", "u"), [1, 2, 3, 5, 7]);
+    assert_eq!(read(&ring, 0, &EVERYTHING, ALL).0, [4, 6, 8, 9, 10]);
+    assert_eq!(read(&ring, 0, &of_users("u"), ALL).0, [9]);
+    assert_eq!(erase(&mut ring, "c", "u v"), [6, 8, 10], "both: the union, each once");
+    assert_eq!(read(&ring, 0, &EVERYTHING, ALL).0, [4, 9]);
+}
+
+#[test]
+fn an_erasure_of_sessions_makes_no_gap_for_readers_of_a_user() {
+    let mut ring = ring(6);
+    push(&mut ring, "a/u b b b b/u a/u   c/u c");
+    // "u" has lost 1 and 2 has gone since; 5 and 6 are erased before 7, in this order and after it.
+    erase(&mut ring, "a", "");
+    assert_eq!(read(&ring, 2, &of_users("u"), ALL).0, [5, 7]);
+    erase(&mut ring, "c", "");
+    assert_eq!(read(&ring, 2, &of_users("u"), ALL).0, [5], "the newest is erased, one is left");
+    push(&mut ring, "x x x");
+    assert_eq!(ring.evicted_through(), 5);
+    assert_eq!(read(&ring, 5, &of_users("u"), ALL).0, [0_u64; 0], "its last entry was taken");
+    push(&mut ring, "x");
+    assert!(!misses(&ring, 5, &of_users("u")), "what went since was erased");
+    push(&mut ring, "x");
+    assert_eq!(ring.users.counts(), (0, 0), "nothing is kept of users without entries");
+    push(&mut ring, "x x x x x x");
+    assert_eq!((ring.sessions.counts(), ring.users.counts()), ((1, 0), (0, 0)));
 }

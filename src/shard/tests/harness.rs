@@ -56,7 +56,7 @@ impl FanoutShardHarness {
             }
         }
         let mut first = vec![None; readers.len()];
-        let keys = self.queued.iter().map(|event| (event.session(), event.kind()));
+        let keys = self.queued.iter().map(|event| event.scope_key());
         self.shard_index.for_each_interested(keys, |at, number| {
             first[number].get_or_insert(at);
         });

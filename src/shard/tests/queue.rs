@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    event::{Event, GapReason, Kind, SessionId, StartPosition},
+    event::{Event, GapReason, ScopeKey, StartPosition},
     fanout::{FanoutHarness, MAX_QUEUED_EVENTS, QueueContents, SubscriberSignal},
     shard::index::ShardIndex,
     subscription::{Subscription, SubscriptionItem, scope},
@@ -42,8 +42,8 @@ fn shard_with(
     (shard_index, subscriptions, wakes)
 }
 
-fn keys(events: &[Arc<Event>]) -> impl ExactSizeIterator<Item = (Option<&SessionId>, &Kind)> {
-    events.iter().map(|event| (event.session(), event.kind()))
+fn keys(events: &[Arc<Event>]) -> impl ExactSizeIterator<Item = ScopeKey<'_>> {
+    events.iter().map(|event| event.scope_key())
 }
 
 fn positions(events: &[Arc<Event>]) -> Vec<u64> {
@@ -101,6 +101,51 @@ fn a_burst_visits_a_subscriber_once_per_session_and_kind_not_once_per_event() {
 }
 
 #[test]
+fn a_burst_finds_every_subscriber_that_one_of_its_events_is_for_whatever_limits_it_has() {
+    let mut harness = FanoutHarness::new(10_000);
+    let scopes: [(&[&str], &[&str]); 6] = [
+        (&["/u"], &[]),
+        (&["/u"], &["l"]),
+        (&["a", "/u"], &[]),
+        (&["a", "/v"], &["k"]),
+        (&["/w"], &[]),
+        (&["/u", "/v"], &[]),
+    ];
+    let (shard_index, _subscriptions, _) = shard_with(&harness, &scopes);
+    for _ in 0..50 {
+        for (session, kind) in [("a", "k"), ("b/u", "k"), ("a/v", "l"), ("a/u", "k"), ("a/v", "k")]
+        {
+            harness.append(session, kind);
+        }
+    }
+    harness.dispatch_all();
+    let mut events = Vec::new();
+    assert_eq!(shard_index.take_queued(&mut events), QueueContents::Events);
+    let mut visits = Vec::new();
+    shard_index.for_each_interested(keys(&events), |at, key| visits.push((key, at)));
+    visits.sort_unstable();
+    assert_eq!(visits, [(0, 1), (2, 3), (3, 4), (5, 1), (5, 2), (5, 4)]);
+}
+
+#[test]
+fn when_a_shard_queue_overflows_only_matching_subscribers_of_users_resync() {
+    let mut harness = FanoutHarness::new(100_000);
+    let (shard_index, _subscriptions, _) =
+        shard_with(&harness, &[(&["/u"], &[]), (&["/quiet"], &[]), (&["a", "/v"], &[])]);
+    (0..=MAX_QUEUED_EVENTS).for_each(|_| harness.append("a/u", "k"));
+    harness.append("a/v", "k");
+    harness.dispatch_all();
+    let QueueContents::Marks(marks) = shard_index.take_queued(&mut Vec::new()) else {
+        panic!("the queue must have overflowed")
+    };
+    let mut resyncs = Vec::new();
+    let mark_keys = marks.iter().map(|mark| mark.scope_key());
+    shard_index.for_each_interested(mark_keys, |at, key| resyncs.push((key, marks[at].position)));
+    resyncs.sort_unstable();
+    assert_eq!(resyncs, [(0, 1), (2, MAX_QUEUED_EVENTS as u64 + 2)]);
+}
+
+#[test]
 fn when_a_shard_queue_overflows_only_matching_subscribers_resync_from_their_first_event() {
     let mut harness = FanoutHarness::new(100_000);
     let (shard_index, _subscriptions, _) =
@@ -119,7 +164,7 @@ fn when_a_shard_queue_overflows_only_matching_subscribers_resync_from_their_firs
     assert!(events.is_empty());
     let most = MAX_QUEUED_EVENTS as u64;
     let mut resyncs = Vec::new();
-    let mark_keys = marks.iter().map(|mark| (mark.session.as_ref(), &mark.kind));
+    let mark_keys = marks.iter().map(|mark| mark.scope_key());
     shard_index.for_each_interested(mark_keys, |at, key| resyncs.push((key, marks[at].position)));
     resyncs.sort_unstable();
     assert_eq!(resyncs, [(0, 2), (1, most + 2), (1, most + 3), (3, most + 3)]);

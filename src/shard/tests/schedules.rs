@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::harness::{Expectation, FanoutShardHarness};
 use crate::{
-    event::{GapReason, Kind, Only, Scope, SessionId, StartPosition},
+    event::{GapReason, Kind, Only, Scope, SessionId, StartPosition, UserId},
     fanout::FanoutHarness,
     subscription::{FanoutReader, scope},
 };
@@ -65,7 +65,7 @@ proptest! {
                 FanoutStep::Dispatch => harness.dispatch(),
                 FanoutStep::Subscribe { sessions: of, kinds: only, back } => {
                     let of: Vec<_> =
-                        of.into_iter().filter(|of| *of > 0).map(|of| SESSIONS[of]).collect();
+                        of.into_iter().filter(|of| *of > 0).map(|of| FILTERS[of]).collect();
                     let only: Vec<_> = only.into_iter().map(|only| KINDS[only]).collect();
                     let scope = scope(&of, &only);
                     let (start, after) = match back {
@@ -133,13 +133,18 @@ fn admits(scope: &Scope, entries: &[Option<(usize, usize)>], at: u64) -> bool {
     let Some((session, kind)) = entries[at as usize - 1] else {
         return true;
     };
+    let (session, user) = SESSIONS[session].split_once('/').unwrap_or((SESSIONS[session], ""));
     let session = match &scope.sessions {
         Only::Everything => true,
         Only::These(wanted) => {
-            SessionId::new(SESSIONS[session]).is_ok_and(|session| wanted.contains(&session))
+            SessionId::new(session).is_ok_and(|session| wanted.contains(&session))
         }
     };
-    session && scope.kinds.admits(&Kind::new(KINDS[kind]))
+    let user = match &scope.users {
+        Only::Everything => true,
+        Only::These(wanted) => UserId::new(user).is_ok_and(|user| wanted.contains(&user)),
+    };
+    session && user && scope.kinds.admits(&Kind::new(KINDS[kind]))
 }
 
 proptest! {
@@ -153,8 +158,8 @@ proptest! {
         is_on_shard in any::<bool>(),
     ) {
         let scopes =
-            [scope(&["a"], &[]), scope(&["a", "b"], &[]), scope(&[], &["k"]), scope(&[], &[])];
-        let kinds = [("a", "k"), ("b", "k"), ("a", "x"), ("c", "x")];
+            [scope(&["a"], &[]), scope(&["a", "b"], &[]), scope(&["/u"], &["k"]), scope(&[], &[])];
+        let kinds = [("a", "k"), ("b/u", "k"), ("a/u", "x"), ("c/v", "x")];
         let mut harness = FanoutHarness::new(1000);
         let reader = harness.subscribe(scopes[0].clone(), &StartPosition::Now);
         let mut readers = [Expectation { reader, scope: scopes[0].clone(), after: 0 }];
@@ -165,10 +170,13 @@ proptest! {
         let (mut appended, mut current, mut expected, mut from) = (Vec::new(), 0, Vec::new(), 0);
         let due = |appended: &[(&str, &str)], scope: &Scope, from: u64| -> Vec<u64> {
             let positions = (1_u64..).zip(appended).filter(|(position, _)| *position > from);
-            let admits = |session: &str, kind: &str| {
+            let admits = |names: &str, kind: &str| {
+                let (session, user) = names.split_once('/').unwrap_or((names, ""));
+                let user = matches!(&scope.users, Only::Everything)
+                    || UserId::new(user).is_ok_and(|user| scope.users.admits(&user));
                 let session = matches!(&scope.sessions, Only::Everything)
                     || scope.sessions.admits(&SessionId::new(session).unwrap());
-                session && scope.kinds.admits(&Kind::new(kind))
+                session && user && scope.kinds.admits(&Kind::new(kind))
             };
             positions
                 .filter(|(_, (session, kind))| admits(session, kind))
@@ -220,6 +228,10 @@ proptest! {
     }
 }
 
-const SESSIONS: [&str; 5] = ["", "a", "b", "c", "d"];
+/// Names of events: sessions, and behind a slash users.
+const SESSIONS: [&str; 5] = ["", "a", "b/u", "a/v", "/u"];
+
+/// What a subscriber asks for; behind a slash are users.
+const FILTERS: [&str; 5] = ["", "a", "b", "/u", "/v"];
 
 const KINDS: [&str; 3] = ["actions", "summary", "x"];

@@ -5,7 +5,7 @@
 use rusqlite::params;
 
 use super::{MAX_ROWS_PER_READ, StoreReader, require};
-use crate::store::sqlite::{FileError, FileFault, checksum::entry_sum};
+use crate::store::sqlite::{FileError, FileFault, checksum::entry_sum, unread_users::entry_user};
 
 impl StoreReader {
     /// Checks the structure of the file by SQLite's `quick_check`. Reads all of it.
@@ -34,8 +34,8 @@ impl StoreReader {
         if finding == "ok" { Ok(()) } else { Err(FileFault::Damage(finding.into())) }
     }
 
-    /// Looks for some of the entries behind `after` in the indices by session and of gaps. Returns
-    /// the last of them, if there are more.
+    /// Looks for some of the entries behind `after` in the indices by session, by user and of gaps.
+    /// Returns the last of them, if there are more.
     ///
     /// # Errors
     ///
@@ -98,21 +98,26 @@ const SELECT_INCOMPLETE: &str = "SELECT 1 FROM products \
          WHERE product = number AND last > evicted_through \
      )";
 
-/// Products of which the file does not tell how far the session index goes.
+/// Products of which the file does not tell how far the indices by session and by user go.
 const SELECT_DAMAGED_EXTENT: &str =
     "SELECT 1 FROM indexed_through WHERE sum IS NOT row_sum(product, position)";
 
-/// Entries, and whether the indices have them; the session index has none of the tail yet. A row
-/// that does not fit its checksum says nothing about the indices.
+/// Entries, and whether the indices have them; those by session and by user have none of the tail
+/// yet. A row that does not fit its checksum says nothing about the indices.
 const SELECT_INDEXED: &str = concat!(
     "SELECT entry, head_sum IS NOT ",
     entry_sum!(),
     " OR iif(gap IS NULL, \
-         session IS NULL OR EXISTS ( \
+         entry & 1099511627775 > ifnull( \
+             (SELECT position FROM indexed_through WHERE product = entries.entry >> 40), 0) \
+         OR ((session IS NULL OR EXISTS ( \
              SELECT 1 FROM session_index \
-             WHERE session_index.session = entries.session AND session_index.entry = entries.entry) \
-         OR entry & 1099511627775 > ifnull( \
-             (SELECT position FROM indexed_through WHERE product = entries.entry >> 40), 0), \
+             WHERE session_index.session = entries.session AND session_index.entry = entries.entry)) \
+         AND ifnull((SELECT EXISTS ( \
+             SELECT 1 FROM user_index WHERE user_index.user = named.user AND user_index.entry = named.entry) \
+             FROM (SELECT ",
+    entry_user!(),
+    " AS user, entries.entry AS entry) AS named WHERE named.user IS NOT NULL), 1)), \
          EXISTS ( \
              SELECT 1 FROM entries AS other INDEXED BY gaps \
              WHERE other.gap IS NOT NULL AND other.entry = entries.entry)) \

@@ -1,13 +1,17 @@
 //! One chunk of entries while it is being read: entries that the scope admits and the limits allow.
 //!
-//! May use: `event`, `log`.
+//! May use: `envelope`, `event`, `log`.
 
 use std::sync::Arc;
 
 use rusqlite::{CachedStatement, Row, types::ValueRef};
 
 use crate::{
-    event::{Entry, Event, Gap, GapReason, Kind, Only, Scope, SessionId},
+    envelope::user_in,
+    event::{
+        Entry, Event, Gap, GapReason, Kind, NarrowestLimit, Only, Scope, ScopeKey, SessionId,
+        UserId,
+    },
     log::{
         DamagedEvent, DamagedRow,
         backing::{ReadRequest, StoredChunk},
@@ -35,7 +39,8 @@ pub(super) struct ChunkBuilder<'a> {
     /// Whether an admitted entry did not fit any more, or a row was damaged.
     pub(super) is_full: bool,
     damaged: Option<DamagedRow>,
-    /// Whether an index names the rows that are added: each is a gap, or of a session of the scope.
+    /// Whether an index names the rows that are added: each is a gap, or of a session of the scope,
+    /// or of a user where the scope names no session.
     pub(super) is_indexed: bool,
 }
 
@@ -113,9 +118,13 @@ impl<'a> ChunkBuilder<'a> {
             self.end_before(position, position, None);
             return Ok(None);
         }
-        let header = RowHeader::read(row)?;
-        if self.is_indexed && !header.is_of_sessions(&self.request.scope) {
-            return Err(FileFault::damage("an index names a row of another session"));
+        let mut header = RowHeader::read(row)?;
+        if self.request.scope.users != Only::Everything && header.has_unread_user() {
+            let Some(user) = self.read_user(row, position)? else { return Ok(None) };
+            header.set_user(user);
+        }
+        if self.is_indexed && !header.is_indexed_for(&self.request.scope) {
+            return Err(FileFault::damage("an index names a row of another session or user"));
         }
         if !header.is_admitted(&self.request.scope) {
             return Ok(None);
@@ -136,11 +145,12 @@ impl<'a> ChunkBuilder<'a> {
                     before: None,
                 }))))
             }
-            RowHeader::Event { kind, session } => {
+            RowHeader::Event { kind, session, user } => {
                 let id = read_event_id(row, 1)?;
                 if let ValueRef::Blob(payload) = row.get_ref(9)? {
                     return self.read_small(row, payload, |payload| {
-                        Event::restored(id, position, kind, session, payload)
+                        let names = (session, user.in_payload(payload));
+                        Event::restored(id, position, kind, names, payload)
                     });
                 }
                 let mut rows = self.payload.query([row.get::<_, i64>(0)?])?;
@@ -149,7 +159,8 @@ impl<'a> ChunkBuilder<'a> {
                     .ok_or_else(|| FileFault::damage("a row is gone while it is read"))?;
                 if payload.get(1)? {
                     let payload = read_payload(payload)?;
-                    let event = Event::restored(id, position, kind, session, payload);
+                    let names = (session, user.in_payload(payload));
+                    let event = Event::restored(id, position, kind, names, payload);
                     return Ok(Some(Entry::Event(Arc::new(event))));
                 }
                 drop(rows);
@@ -158,6 +169,20 @@ impl<'a> ChunkBuilder<'a> {
                 Ok(None)
             }
         }
+    }
+
+    /// Returns the user of a row of a version that kept it in the payload alone. `None` if the
+    /// payload is damaged: then the chunk ends before the row, because the scope may admit it.
+    fn read_user(&mut self, row: &Row<'_>, position: u64) -> Result<Option<StoredUser>, FileFault> {
+        let mut rows = self.payload.query([row.get::<_, i64>(0)?])?;
+        let payload =
+            rows.next()?.ok_or_else(|| FileFault::damage("a row is gone while it is read"))?;
+        if payload.get(1)? {
+            return Ok(Some(StoredUser::Known(user_in(read_payload(payload)?))));
+        }
+        drop(rows);
+        self.end_before(position, position, None);
+        Ok(None)
     }
 
     /// Returns the event of a payload that was read with its row. Its sum is compared later. `None`
@@ -262,7 +287,23 @@ impl RowFit {
 /// Columns of a row but for its id and payload.
 enum RowHeader {
     Gap { reason: GapReason, after: Option<Box<str>> },
-    Event { kind: Kind, session: Option<SessionId> },
+    Event { kind: Kind, session: Option<SessionId>, user: StoredUser },
+}
+
+/// User of an event, as far as its row tells.
+enum StoredUser {
+    Known(Option<UserId>),
+    /// The payload alone tells.
+    Unread,
+}
+
+impl StoredUser {
+    fn in_payload(self, payload: &[u8]) -> Option<UserId> {
+        match self {
+            Self::Known(user) => user,
+            Self::Unread => user_in(payload),
+        }
+    }
 }
 
 impl RowHeader {
@@ -276,28 +317,55 @@ impl RowHeader {
         let kind = row.get_ref(6)?.as_str_or_null().map_err(rusqlite::Error::from)?;
         let session = row.get_ref(7)?.as_str_or_null().map_err(rusqlite::Error::from)?;
         let session = session.map(SessionId::new).transpose();
+        let user = match row.get_ref(5)?.as_str_or_null().map_err(rusqlite::Error::from)? {
+            None => StoredUser::Unread,
+            Some("") => StoredUser::Known(None),
+            Some(user) => StoredUser::Known(Some(
+                UserId::new(user)
+                    .map_err(|error| FileFault::Damage(format!("a user's name {error}").into()))?,
+            )),
+        };
         Ok(Self::Event {
             kind: Kind::new(kind.ok_or_else(|| FileFault::damage("an event has no kind"))?),
             session: session
                 .map_err(|error| FileFault::Damage(format!("a session's name {error}").into()))?,
+            user,
         })
+    }
+
+    fn has_unread_user(&self) -> bool {
+        matches!(self, Self::Event { user: StoredUser::Unread, .. })
+    }
+
+    fn set_user(&mut self, read: StoredUser) {
+        if let Self::Event { user, .. } = self {
+            *user = read;
+        }
+    }
+
+    /// Returns the parts that a scope judges the event by, or `None` for a gap.
+    fn scope_key(&self) -> Option<ScopeKey<'_>> {
+        let Self::Event { kind, session, user } = self else { return None };
+        let user = match user {
+            StoredUser::Known(user) => user.as_ref(),
+            StoredUser::Unread => None,
+        };
+        Some(ScopeKey { session: session.as_ref(), user, kind })
     }
 
     /// Decides as [`Scope::admits`] does, before the payload is read.
     fn is_admitted(&self, scope: &Scope) -> bool {
-        let Self::Event { kind, .. } = self else { return true };
-        self.is_of_sessions(scope) && scope.kinds.admits(kind)
+        self.scope_key().is_none_or(|key| scope.includes(key))
     }
 
-    /// Returns whether the row is a gap, or of a session of the scope.
-    fn is_of_sessions(&self, scope: &Scope) -> bool {
-        let Self::Event { session, .. } = self else { return true };
-        match &scope.sessions {
-            Only::Everything => true,
-            Only::These(sessions) => {
-                session.as_ref().is_some_and(|session| sessions.contains(session))
-            }
-        }
+    /// Returns whether an index names the row rightly: it is a gap, or of a session of the scope,
+    /// or of a user where the scope names no session.
+    fn is_indexed_for(&self, scope: &Scope) -> bool {
+        self.scope_key().is_none_or(|key| match scope.narrowest_limit() {
+            NarrowestLimit::Sessions(_) => scope.sessions.admits_some(key.session),
+            NarrowestLimit::Users(_) => scope.users.admits_some(key.user),
+            NarrowestLimit::Kinds(_) | NarrowestLimit::Unlimited => true,
+        })
     }
 }
 

@@ -1,10 +1,11 @@
 //! Reads entries back from the store's file, on a connection of its own beside the writer's.
 //!
 //! ```text
-//! any session     one pass over the rows; payloads are read of admitted rows only
-//! few sessions    session_index ─┐
-//!                 gaps ──────────┴─ positions, merged and cut ─ rows by key; one pass over the rows that
-//!                                   the index does not have yet
+//! everything    one pass over the rows; payloads are read of admitted rows only
+//! few sessions  session_index ─┐
+//! few users     user_index ────┤
+//!               gaps ──────────┴─ positions, merged and cut ─ rows by key; one pass over the rows that
+//!                                 the index does not have yet
 //! ```
 //!
 //! Every position of a range has a row, or is recorded as erased. A pass over the rows therefore
@@ -34,12 +35,12 @@ pub(crate) use super::sqlite::Indices;
 use super::sqlite::{
     FileError, FileFault,
     checksum::entry_sum,
+    name_index::indexed_through,
     rows::{read_unsigned, signed},
     schema::{self, MAX_POSITION, SchemaIdentity, entry_key, position_of},
-    session_index::indexed_through,
 };
 use crate::{
-    event::{Only, SessionId, ValueSet},
+    event::{NarrowestLimit, Only, Scope},
     log::backing::{ReadRequest, StoredChunk},
 };
 
@@ -121,9 +122,9 @@ impl StoreReader {
         chunk: &mut ChunkBuilder<'_>,
     ) -> Result<bool, FileFault> {
         let (mut room, mut scannable) = (request.max_rows(), request.max_scanned_rows());
-        if let Some((sessions, through)) = self.indexed_part(request, indices)? {
+        if let Some(through) = self.indexed_part(request, indices)? {
             let range = key_range(request, request.after, through)?;
-            let keys = self.keys_of_sessions(sessions, range, room)?;
+            let keys = self.keys_of_names(&request.scope, range, room)?;
             chunk.is_indexed = true;
             self.read_rows(&keys, chunk)?;
             chunk.is_indexed = false;
@@ -140,21 +141,25 @@ impl StoreReader {
         Ok(room == 0)
     }
 
-    /// Returns the sessions that are asked for, and the position up to which the session index
-    /// serves the request; `None` if no part of it.
-    fn indexed_part<'a>(
+    /// Returns the position up to which an index by session or by user serves the request; `None`
+    /// if it serves no part of it.
+    fn indexed_part(
         &self,
-        request: &'a ReadRequest,
+        request: &ReadRequest,
         indices: Indices,
-    ) -> Result<Option<(&'a ValueSet<SessionId>, u64)>, FileFault> {
-        let (Only::These(sessions), Indices::Trusted) = (&request.scope.sessions, indices) else {
+    ) -> Result<Option<u64>, FileFault> {
+        let is_by_name = matches!(
+            request.scope.narrowest_limit(),
+            NarrowestLimit::Sessions(_) | NarrowestLimit::Users(_)
+        );
+        if !is_by_name || indices != Indices::Trusted {
             return Ok(None);
-        };
+        }
         let through = indexed_through(&self.connection, request.product_number)?;
         let through = through.min(request.through);
-        // The index pays off only if more entries wait than sessions are asked for.
+        // The index pays off only if more entries wait than names are asked for.
         let pending = through.saturating_sub(request.after);
-        Ok((pending > sessions.len() as u64).then_some((sessions, through)))
+        Ok((pending > request.scope.chain_count() as u64).then_some(through))
     }
 
     /// Returns how far retention has come.
@@ -280,19 +285,30 @@ impl StoreReader {
         Ok(())
     }
 
-    /// Returns the keys of the first `limit` entries of the range that are of these sessions, or
-    /// gaps.
-    fn keys_of_sessions(
+    /// Returns the keys of the first `limit` entries of the range that are of the scope's sessions,
+    /// else of its users, or gaps.
+    fn keys_of_names(
         &self,
-        sessions: &ValueSet<SessionId>,
+        scope: &Scope,
         range: (i64, i64),
         limit: usize,
     ) -> Result<BTreeSet<i64>, FileFault> {
         let mut first = FirstKeys { keys: BTreeSet::new(), limit, range };
         first.add(&mut self.connection.prepare_cached(SELECT_GAP_KEYS)?, None)?;
-        let mut by_session = self.connection.prepare_cached(SELECT_SESSION_KEYS)?;
-        for session in sessions {
-            first.add(&mut by_session, Some(session))?;
+        match scope.narrowest_limit() {
+            NarrowestLimit::Sessions(sessions) => {
+                let mut by_session = self.connection.prepare_cached(SELECT_SESSION_KEYS)?;
+                for session in sessions {
+                    first.add(&mut by_session, Some(session.as_str()))?;
+                }
+            }
+            NarrowestLimit::Users(users) => {
+                let mut by_user = self.connection.prepare_cached(SELECT_USER_KEYS)?;
+                for user in users {
+                    first.add(&mut by_user, Some(user.as_str()))?;
+                }
+            }
+            NarrowestLimit::Kinds(_) | NarrowestLimit::Unlimited => {}
         }
         Ok(first.keys)
     }
@@ -313,20 +329,24 @@ fn key_range(request: &ReadRequest, after: u64, through: u64) -> Result<(i64, i6
 
 impl ReadRequest {
     /// Returns the maximum number of rows to examine. One more than may be returned tells
-    /// whether the range continues, unless a filter on kinds leaves some out.
+    /// whether the range continues, unless a further filter leaves some out: on kinds, or on the
+    /// users of sessions.
     fn max_rows(&self) -> usize {
-        match &self.scope.kinds {
-            Only::Everything => self.limits.entries.saturating_add(1).clamp(2, MAX_ROWS_PER_READ),
-            Only::These(_) => MAX_ROWS_PER_READ,
+        let Scope { sessions, users, kinds } = &self.scope;
+        match (sessions, users, kinds) {
+            (Only::Everything, _, Only::Everything) | (_, Only::Everything, Only::Everything) => {
+                self.limits.entries.saturating_add(1).clamp(2, MAX_ROWS_PER_READ)
+            }
+            _ => MAX_ROWS_PER_READ,
         }
     }
 
     /// Returns the maximum number of rows to examine in a pass over the rows, which looks at those
-    /// of other sessions, too.
+    /// of other sessions and users, too.
     fn max_scanned_rows(&self) -> usize {
-        match &self.scope.sessions {
-            Only::Everything => self.max_rows(),
-            Only::These(_) => MAX_ROWS_PER_READ,
+        match self.scope.narrowest_limit() {
+            NarrowestLimit::Kinds(_) | NarrowestLimit::Unlimited => self.max_rows(),
+            NarrowestLimit::Sessions(_) | NarrowestLimit::Users(_) => MAX_ROWS_PER_READ,
         }
     }
 }
@@ -343,15 +363,11 @@ struct FirstKeys {
 }
 
 impl FirstKeys {
-    /// Adds the keys of a session's entries, or of the gaps, as far as they are among the lowest.
-    fn add(
-        &mut self,
-        list: &mut CachedStatement<'_>,
-        session: Option<&SessionId>,
-    ) -> Result<(), FileFault> {
+    /// Adds the keys of the entries of a session or a user, or of the gaps, as far as they are
+    /// among the lowest.
+    fn add(&mut self, list: &mut CachedStatement<'_>, name: Option<&str>) -> Result<(), FileFault> {
         let (after, through) = self.range;
-        let mut rows =
-            list.query(params![after, through, self.limit as i64, session.map(SessionId::as_str)])?;
+        let mut rows = list.query(params![after, through, self.limit as i64, name])?;
         while let Some(row) = rows.next()? {
             self.keys.insert(row.get(0)?);
         }
@@ -377,7 +393,7 @@ const SELECT_HOLES: &str = "SELECT 1 FROM missing WHERE product = ?1 AND last > 
 macro_rules! select_header {
     ($from:literal) => {
         concat!(
-            "SELECT entry, epoch, sequence, suffix, gap, after, kind, session, iif(head_sum IS ",
+            "SELECT entry, epoch, sequence, suffix, gap, after_or_user, kind, session, iif(head_sum IS ",
             entry_sum!(),
             ", 2, payload_sum IS row_sum(entry, payload)), \
              iif(octet_length(payload) <= 4096, payload, NULL), payload_sum",
@@ -401,12 +417,15 @@ const SELECT_HEADER: &str = select_header!(" FROM entries WHERE entry = ?1");
 const SELECT_PAYLOAD: &str =
     "SELECT payload, payload_sum IS row_sum(entry, payload) FROM entries WHERE entry = ?1";
 
-/// Takes a session, always null, so that both lists are queried with the same parameters.
+/// Takes a name, always null, so that all lists are queried with the same parameters.
 const SELECT_GAP_KEYS: &str = "SELECT entry FROM entries INDEXED BY gaps \
                     WHERE gap IS NOT NULL AND entry > ?1 AND entry <= ?2 AND ?4 IS NULL ORDER BY entry LIMIT ?3";
 
 const SELECT_SESSION_KEYS: &str = "SELECT entry FROM session_index \
                           WHERE session = ?4 AND entry > ?1 AND entry <= ?2 ORDER BY entry LIMIT ?3";
+
+const SELECT_USER_KEYS: &str = "SELECT entry FROM user_index \
+                          WHERE user = ?4 AND entry > ?1 AND entry <= ?2 ORDER BY entry LIMIT ?3";
 
 /// Rows that one read examines: some milliseconds if none of them is in memory.
 const MAX_ROWS_PER_READ: usize = 1024;

@@ -5,7 +5,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::{
-    event::{Entry, EventId, GapReason, Kind, Scope},
+    event::{Entry, EventId, GapReason, Kind, Scope, SessionId},
     log::{DamagedEvent, DamagedRow, ReadLimits},
     store::sqlite::{
         StoreFile,
@@ -38,7 +38,7 @@ fn request_for(sessions: Only<SessionId>, kinds: Only<Kind>, limits: ReadLimits)
         product_number: 1,
         after: 0,
         through: 10_000,
-        scope: Scope { sessions, kinds },
+        scope: Scope { sessions, users: Only::Everything, kinds },
         limits,
     }
 }
@@ -53,9 +53,9 @@ fn stored_with_tail(indexed: &[Entry], tail: &[Entry]) -> (TempDir, StoreFile, S
     file.append_one(1, 1, indexed, 1);
     if tail.is_empty() {
         mark_fully_persisted(&file);
-        assert_eq!(file.index_sessions().ok(), Some(false));
+        assert_eq!(file.index_names().ok(), Some(false));
     } else {
-        assert_eq!(file.index_sessions().ok(), Some(false));
+        assert_eq!(file.index_names().ok(), Some(false));
         file.append_one(1, indexed.len() as u64 + 1, tail, 1);
         mark_fully_persisted(&file);
     }
@@ -242,7 +242,8 @@ fn a_changed_column_is_a_damaged_row_and_the_others_are_read() {
         "suffix = 1",
         "kept_at = 2",
         "gap = 'evicted'",
-        "after = '7-1'",
+        "after_or_user = 'u'",
+        "after_or_user = NULL",
         "kind = 'K'",
         "session = 's4'",
         "session = NULL",
@@ -292,9 +293,9 @@ fn a_reader_that_is_not_meant_does_not_hear_of_a_damaged_payload() {
         .execute("UPDATE entries SET payload = x'20' WHERE session = 's3'", [])
         .unwrap();
     for (filter, is_meant) in [
-        (Scope { sessions: sessions(&["s3"]), kinds: Only::Everything }, true),
-        (Scope { sessions: sessions(&["s2"]), kinds: Only::Everything }, false),
-        (Scope { sessions: Only::Everything, kinds: only([Kind::new("other")]) }, false),
+        (Scope { sessions: sessions(&["s3"]), ..Scope::EVERYTHING }, true),
+        (Scope { sessions: sessions(&["s2"]), ..Scope::EVERYTHING }, false),
+        (Scope { kinds: only([Kind::new("other")]), ..Scope::EVERYTHING }, false),
     ] {
         for through in [4, 10_000] {
             let request = ReadRequest { scope: filter.clone(), through, ..everything() };
@@ -465,7 +466,9 @@ fn values_that_the_writer_never_writes_are_damage_even_under_their_checksum() {
         "suffix = -1",
         "suffix = 4294967296",
         "gap = 'whatever'",
-        "gap = 'evicted', after = CAST(x'FF' AS TEXT)",
+        "gap = 'evicted', after_or_user = CAST(x'FF' AS TEXT)",
+        "after_or_user = CAST(x'FF' AS TEXT)",
+        "after_or_user = 'a' || char(10)",
     ] {
         let (_directory, file, reader) = stored(&[event(1, "s", "k", b"x")]);
         file.connection().execute(&format!("UPDATE entries SET {change}"), []).unwrap();

@@ -70,12 +70,12 @@ impl AppendBatch<'_> {
     /// file has the position alone.
     fn write_entries(&self, connection: &Connection, now: i64) -> Result<(u64, u64), FileFault> {
         let mut event_row = connection.prepare_cached(
-            "INSERT INTO entries (entry, epoch, sequence, suffix, kept_at, kind, session, head_sum, payload_sum, \
-             payload) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, \
-             row_sum(?1, ?2, ?3, ?4, ?5, NULL, NULL, ?6, ?7), row_sum(?1, ?8), ?8)",
+            "INSERT INTO entries (entry, epoch, sequence, suffix, kept_at, after_or_user, kind, session, head_sum, \
+             payload_sum, payload) VALUES (?1, ?2, ?3, ?4, ?5, ?9, ?6, ?7, \
+             row_sum(?1, ?2, ?3, ?4, ?5, NULL, ?9, ?6, ?7), row_sum(?1, ?8), ?8)",
         )?;
         let mut gap_row = connection.prepare_cached(
-            "INSERT INTO entries (entry, epoch, sequence, suffix, kept_at, gap, after, head_sum, payload_sum) \
+            "INSERT INTO entries (entry, epoch, sequence, suffix, kept_at, gap, after_or_user, head_sum, payload_sum) \
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, \
              row_sum(?1, ?2, ?3, ?4, ?5, ?6, ?7, NULL, NULL), row_sum(?1, NULL))",
         )?;
@@ -174,9 +174,11 @@ fn write_event(
     let EventId { epoch, sequence, suffix } = event.id();
     let (kind, session, payload) =
         (event.kind().as_str(), event.session().map(|it| it.as_str()), event.payload());
+    // Empty for none: null stands for a user that has not been read.
+    let user = event.user().map_or("", |user| user.as_str());
     let (epoch, sequence) = (epoch.cast_signed(), sequence.cast_signed());
-    row.execute(params![key, epoch, sequence, suffix, now, kind, session, &*payload])?;
-    Ok((kind.len() + session.map_or(0, str::len) + payload.len()) as u64)
+    row.execute(params![key, epoch, sequence, suffix, now, kind, session, &*payload, user])?;
+    Ok((kind.len() + session.map_or(0, str::len) + user.len() + payload.len()) as u64)
 }
 
 fn write_gap(

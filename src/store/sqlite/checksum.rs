@@ -127,7 +127,7 @@ const ANY_NUMBER: i32 = -1;
 /// Sum of an entry without its payload: a scan checks it without reading the payload.
 macro_rules! entry_sum {
     () => {
-        "row_sum(entry, epoch, sequence, suffix, kept_at, gap, after, kind, session)"
+        "row_sum(entry, epoch, sequence, suffix, kept_at, gap, after_or_user, kind, session)"
     };
 }
 

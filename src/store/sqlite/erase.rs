@@ -1,20 +1,24 @@
-//! Erases one session from the file, and rewrites the file without the bytes of deleted rows.
+//! Erases one session or user from the file, and rewrites the file without the bytes of deleted
+//! rows.
 //!
 //! May use: `event`.
 
-use rusqlite::{Connection, params};
+use std::collections::BTreeSet;
+
+use rusqlite::{Connection, Params, params};
 
 use super::{
     FileError, StoreFile, SyncMode,
     checksum::entry_sum,
     error::FileFault,
+    name_index,
     rows::{read_unsigned, signed},
-    schema::{MAX_POSITION, entry_key},
-    session_index,
+    schema::{MAX_POSITION, entry_key, position_of},
+    unread_users::entry_user,
 };
-use crate::event::SessionId;
+use crate::event::{SessionId, UserId, VisitorId};
 
-/// Whether a read may rely on the indices by session and of gaps.
+/// Whether a read may rely on the indices by session, by user and of gaps.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Indices {
     /// Every row has been found in them.
@@ -34,9 +38,10 @@ impl Indices {
 }
 
 impl StoreFile {
-    /// Deletes a session's events, owed deliveries and dead letters in one transaction, and returns
-    /// their numbers. Of the dead letters, those count whose event is neither in the file nor
-    /// behind `in_memory_from`.
+    /// Deletes the events, owed deliveries and dead letters of a session or a user in one
+    /// transaction, and returns their numbers. Of the dead letters, those count whose event is
+    /// neither in the file nor behind `in_memory_from`. By user, dead letters whose payload does
+    /// not fit its checksum go as well: they may be the user's, and are never sent again.
     ///
     /// No read finds the rows any more. Their bytes stay in the write-ahead log until it begins
     /// anew, and even with `secure_delete` SQLite leaves parts of rows where it has moved them from
@@ -45,21 +50,38 @@ impl StoreFile {
     /// # Errors
     ///
     /// When the file cannot be written. `Damaged` when an index of owed deliveries or dead letters
-    /// leaves out a row of the session. The session index is trusted as far as the check has found
-    /// it whole, at the start or after a repair.
+    /// leaves out a row of the session. The indices by session and by user are trusted as far as
+    /// the check has found them whole, at the start or after a repair.
     pub(crate) fn erase(
         &mut self,
         number: u32,
-        session: &SessionId,
+        visitor: &VisitorId,
         in_memory_from: u64,
         indices: Indices,
-    ) -> Result<ErasedSession, FileError> {
+    ) -> Result<ErasedRows, FileError> {
         let erased = self.in_transaction(SyncMode::Normal, |connection| {
-            let dead_letters = erase_owed(connection, number, session, in_memory_from, indices)?;
-            let (events, bytes) = erase_entries(connection, number, session, indices)?;
-            Ok(ErasedSession { events, bytes, dead_letters })
+            list_entries(connection, number, visitor, indices)?;
+            let dead_letters = erase_owed(connection, number, visitor, in_memory_from, indices)?;
+            let (events, bytes) = erase_entries(connection, number, visitor)?;
+            Ok(ErasedRows { events, bytes, dead_letters })
         });
-        erased.map_err(|fault| fault.at(&self.path, "erase a session in"))
+        erased.map_err(|fault| fault.at(&self.path, "erase a session or user in"))
+    }
+
+    /// Returns the sessions in which a user acted, as far as events and dead letters tell, and the
+    /// positions of the user's events without a session.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read.
+    pub(crate) fn traces_of(
+        &self,
+        number: u32,
+        user: &UserId,
+        indices: Indices,
+    ) -> Result<UserTraces, FileError> {
+        find_traces(&self.connection, number, user, indices)
+            .map_err(|fault| fault.at(&self.path, "look for a user in"))
     }
 
     /// Rewrites the file, so that no byte of a deleted row stays in it or beside it. Takes time in
@@ -107,87 +129,193 @@ impl StoreFile {
     }
 }
 
-/// Rows of a session that has been erased.
+/// Rows of a session or a user that have been erased.
 #[derive(Debug, Eq, PartialEq)]
-pub(crate) struct ErasedSession {
+pub(crate) struct ErasedRows {
     /// Number of events.
     pub(crate) events: u64,
-    /// Bytes of their payloads, sessions and kinds.
+    /// Bytes of their payloads, sessions, users and kinds.
     pub(crate) bytes: u64,
     /// Number of further events of which only dead letters were left.
     pub(crate) dead_letters: u64,
 }
 
-/// Deletes a session's owed deliveries and dead letters, and returns the number of events of which
-/// only dead letters were left.
+/// What a user has left in the file.
+#[derive(Debug, Default, Eq, PartialEq)]
+pub(crate) struct UserTraces {
+    /// Sessions in which the user acted.
+    pub(crate) sessions: BTreeSet<SessionId>,
+    /// Positions of the user's events without a session.
+    pub(crate) positions: BTreeSet<u64>,
+}
+
+impl UserTraces {
+    /// Adds the rows of a query for sessions and positions.
+    fn add(
+        &mut self,
+        connection: &Connection,
+        query: &str,
+        parameters: impl Params,
+    ) -> Result<(), FileFault> {
+        let mut select = connection.prepare(query)?;
+        let mut rows = select.query(parameters)?;
+        while let Some(row) = rows.next()? {
+            match row.get_ref(0)?.as_str_or_null().map_err(rusqlite::Error::from)? {
+                Some(session) => self.sessions.extend(SessionId::new(session).ok()),
+                None => drop(self.positions.insert(position_of(row.get(1)?))),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn find_traces(
+    connection: &Connection,
+    number: u32,
+    user: &UserId,
+    indices: Indices,
+) -> Result<UserTraces, FileFault> {
+    let rows = match indices {
+        Indices::Trusted => USER_INDEXED_OR_IN_TAIL,
+        Indices::Unchecked => USER_ROW_BY_ROW,
+    };
+    let (first, last) = (entry_key(number, 0)?, entry_key(number, MAX_POSITION)?);
+    let indexed = indexed_through(connection, number, indices)?;
+    let mut traces = UserTraces::default();
+    let query = format!("SELECT session, entry FROM {rows}");
+    traces.add(connection, &query, params![user.as_str(), first, last, indexed])?;
+    let query = format!(
+        "SELECT session, place FROM dead_letters NOT INDEXED WHERE {DEAD_OF_USER} AND {DEAD_IS_WHOLE}"
+    );
+    traces.add(connection, &query, params![user.as_str(), number])?;
+    Ok(traces)
+}
+
+/// Returns the key up to which the indices are used.
+fn indexed_through(
+    connection: &Connection,
+    number: u32,
+    indices: Indices,
+) -> Result<i64, FileFault> {
+    match indices {
+        Indices::Trusted => entry_key(number, name_index::indexed_through(connection, number)?),
+        Indices::Unchecked => entry_key(number, 0),
+    }
+}
+
+/// Lists the entries of a session or a user in the table `erasing`, by their keys. The statements
+/// that follow change what the rows and the indices tell.
+fn list_entries(
+    connection: &Connection,
+    number: u32,
+    visitor: &VisitorId,
+    indices: Indices,
+) -> Result<(), FileFault> {
+    // In both cases of each the statements have the same parameters.
+    let rows = match (visitor, indices) {
+        (VisitorId::Session(_), Indices::Trusted) => SESSION_INDEXED_OR_IN_TAIL,
+        (VisitorId::Session(_), Indices::Unchecked) => SESSION_ROW_BY_ROW,
+        (VisitorId::User(_), Indices::Trusted) => USER_INDEXED_OR_IN_TAIL,
+        (VisitorId::User(_), Indices::Unchecked) => USER_ROW_BY_ROW,
+    };
+    // A table of this connection alone, in memory.
+    connection.execute_batch(
+        "CREATE TEMP TABLE IF NOT EXISTS erasing (entry INTEGER PRIMARY KEY) STRICT; \
+         DELETE FROM temp.erasing",
+    )?;
+    let (first, last) = (entry_key(number, 0)?, entry_key(number, MAX_POSITION)?);
+    let indexed = indexed_through(connection, number, indices)?;
+    connection.execute(
+        &format!("INSERT INTO temp.erasing SELECT entry FROM {rows}"),
+        params![visitor.as_str(), first, last, indexed],
+    )?;
+    Ok(())
+}
+
+/// Deletes owed deliveries and dead letters, and returns the number of events of which only dead
+/// letters were left.
 fn erase_owed(
     connection: &Connection,
     number: u32,
-    session: &SessionId,
+    visitor: &VisitorId,
     in_memory_from: u64,
     indices: Indices,
 ) -> Result<u64, FileFault> {
-    let (dead, owed) = (indices.hint("dead_by_session"), indices.hint("owed_by_session"));
-    let parameters = params![session.as_str(), number];
+    let (dead, of_visitor) = match visitor {
+        VisitorId::Session(_) => (indices.hint("dead_by_session"), OF_SESSION),
+        VisitorId::User(_) => ("NOT INDEXED".to_owned(), DEAD_OF_USER),
+    };
+    let parameters = params![visitor.as_str(), number];
     let dead_letters = connection.query_row_and_then(
         &format!(
-            "SELECT count(DISTINCT place) FROM dead_letters {dead} WHERE {OF_SESSION} AND place <= ?3 \
+            "SELECT count(DISTINCT place) FROM dead_letters {dead} WHERE {of_visitor} AND place <= ?3 \
              AND NOT EXISTS (SELECT 1 FROM entries WHERE entry = ?4 + place)"
         ),
-        params![session.as_str(), number, signed(in_memory_from), entry_key(number, 0)?],
+        params![visitor.as_str(), number, signed(in_memory_from), entry_key(number, 0)?],
         |row| read_unsigned(row, 0),
     )?;
-    for statement in [
-        // Overwritten in place first, see `erase_entries`.
-        format!(
-            "UPDATE dead_letters {dead} SET payload = zeroblob(octet_length(payload)) WHERE {OF_SESSION}"
-        ),
-        format!("DELETE FROM dead_letters {dead} WHERE {OF_SESSION}"),
-        format!("DELETE FROM owed {owed} WHERE {OF_SESSION}"),
-    ] {
-        connection.execute(&statement, parameters)?;
+    let mut select = connection
+        .prepare(&format!("SELECT number FROM dead_letters {dead} WHERE {of_visitor}"))?;
+    let letters = select.query_map(parameters, |row| row.get(0))?;
+    let letters: Vec<i64> = letters.collect::<Result<_, _>>()?;
+    for letter in letters {
+        for statement in [
+            // Overwritten in place first, see `erase_entries`.
+            "UPDATE dead_letters SET payload = zeroblob(octet_length(payload)) WHERE number = ?1",
+            "DELETE FROM dead_letters WHERE number = ?1",
+        ] {
+            connection.prepare_cached(statement)?.execute([letter])?;
+        }
+    }
+    match visitor {
+        VisitorId::Session(_) => {
+            let owed = indices.hint("owed_by_session");
+            let delete = format!("DELETE FROM owed {owed} WHERE {OF_SESSION}");
+            connection.execute(&delete, parameters)?;
+        }
+        // The event of each owed delivery is in the file.
+        VisitorId::User(_) => {
+            let delete = "DELETE FROM owed WHERE (webhook, place) IN ( \
+                 SELECT number, entry - ?2 FROM webhooks CROSS JOIN temp.erasing WHERE product = ?1)";
+            connection.execute(delete, params![number, entry_key(number, 0)?])?;
+        }
     }
     Ok(dead_letters)
 }
 
-/// Deletes the entries of a session, and returns their number and bytes.
+/// Deletes the entries in `erasing`, and returns their number and bytes.
 fn erase_entries(
     connection: &Connection,
     number: u32,
-    session: &SessionId,
-    indices: Indices,
+    visitor: &VisitorId,
 ) -> Result<(u64, u64), FileFault> {
-    // In both cases the statements have the same parameters.
-    let rows = match indices {
-        Indices::Trusted => INDEXED_OR_IN_TAIL,
-        Indices::Unchecked => ROW_BY_ROW,
-    };
-    let (first, last) = (entry_key(number, 0)?, entry_key(number, MAX_POSITION)?);
-    let indexed = match indices {
-        Indices::Trusted => entry_key(number, session_index::indexed_through(connection, number)?)?,
-        Indices::Unchecked => first,
-    };
-    let parameters = params![session.as_str(), first, last, indexed];
     let (events, bytes): (i64, i64) = connection.query_row(
-        &format!("SELECT count(*), ifnull(sum({CONTENT_BYTES}), 0) FROM {rows}"),
-        parameters,
+        &format!("SELECT count(*), ifnull(sum({CONTENT_BYTES}), 0) FROM {ERASING}"),
+        [],
         |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
-    // Overwritten in place first: deleting a row may make SQLite move adjacent rows to another
-    // page, and copies of their payloads would stay behind.
-    let set_zero = "SET payload = zeroblob(octet_length(payload)) WHERE";
-    connection.execute(&format!("UPDATE {}", rows.replacen("WHERE", set_zero, 1)), parameters)?;
     // A position without a row that is not recorded here counts as lost, see `reader`.
     connection.execute(
         &format!(
             "INSERT OR REPLACE INTO erased SELECT number, place, place, row_sum(number, place, place) \
-             FROM (SELECT entry >> 40 AS number, entry & {MAX_POSITION} AS place FROM {rows})"
+             FROM (SELECT entry >> 40 AS number, entry & {MAX_POSITION} AS place FROM temp.erasing)"
         ),
-        parameters,
+        [],
     )?;
-    connection.execute(&format!("DELETE FROM {rows}"), parameters)?;
-    let index = "DELETE FROM session_index WHERE session = ?1 AND entry BETWEEN ?2 AND ?3";
-    connection.execute(index, params![session.as_str(), first, last])?;
+    // From the other index while the rows tell their names, from its own by the name.
+    let (by_rows, by_name) = match visitor {
+        VisitorId::Session(_) => (DELETE_USERS, DELETE_SESSION),
+        VisitorId::User(_) => (DELETE_SESSIONS, DELETE_USER),
+    };
+    connection.execute(by_rows, [])?;
+    let (first, last) = (entry_key(number, 0)?, entry_key(number, MAX_POSITION)?);
+    connection.execute(by_name, params![visitor.as_str(), first, last])?;
+    // Overwritten in place first: deleting a row may make SQLite move adjacent rows to another
+    // page, and copies of their payloads would stay behind.
+    let set_zero = "SET payload = zeroblob(octet_length(payload)) WHERE";
+    connection.execute(&format!("UPDATE {}", ERASING.replacen("WHERE", set_zero, 1)), [])?;
+    connection.execute(&format!("DELETE FROM {ERASING}"), [])?;
+    connection.execute("DELETE FROM temp.erasing", [])?;
     connection.execute("UPDATE state SET needs_scrub = 1", [])?;
     let counters = "UPDATE products SET events = events - ?2, bytes = bytes - ?3, \
                     sum = row_sum(number, id, newest, evicted_through, events - ?2, bytes - ?3, highest_epoch) \
@@ -200,13 +328,36 @@ fn erase_entries(
 const OF_SESSION: &str =
     "session = ?1 AND webhook IN (SELECT number FROM webhooks WHERE product = ?2)";
 
+/// Dead letters of the product ?2 that are the user's ?1, or may be: their payload is damaged.
+const DEAD_OF_USER: &str = "webhook IN (SELECT number FROM webhooks WHERE product = ?2) \
+     AND octet_length(payload) > 0 \
+     AND iif(payload_sum IS row_sum(webhook, place, payload), payload_user(payload) IS ?1, 1)";
+
+const DEAD_IS_WHOLE: &str = "payload_sum IS row_sum(webhook, place, payload)";
+
 /// Bytes that a row counts for.
 const CONTENT_BYTES: &str = "ifnull(octet_length(session), 0) + ifnull(octet_length(kind), 0) \
-     + ifnull(octet_length(payload), 0)";
+     + iif(gap IS NULL, ifnull(octet_length(after_or_user), 0), 0) + ifnull(octet_length(payload), 0)";
+
+const ERASING: &str = "entries NOT INDEXED WHERE entry IN (SELECT entry FROM temp.erasing)";
+
+const DELETE_SESSION: &str =
+    "DELETE FROM session_index WHERE session = ?1 AND entry BETWEEN ?2 AND ?3";
+
+const DELETE_USER: &str = "DELETE FROM user_index WHERE user = ?1 AND entry BETWEEN ?2 AND ?3";
+
+const DELETE_SESSIONS: &str = "DELETE FROM session_index WHERE (session, entry) IN ( \
+     SELECT session, entry FROM entries NOT INDEXED WHERE entry IN (SELECT entry FROM temp.erasing))";
+
+const DELETE_USERS: &str = concat!(
+    "DELETE FROM user_index WHERE (user, entry) IN (SELECT ",
+    entry_user!(),
+    ", entry FROM entries NOT INDEXED WHERE entry IN (SELECT entry FROM temp.erasing))"
+);
 
 /// Rows of the session ?1 with keys from ?2 to ?3: up to ?4 those that the index names, also where
 /// the row itself is damaged, and behind ?4 those that a look at each row finds.
-const INDEXED_OR_IN_TAIL: &str = concat!(
+const SESSION_INDEXED_OR_IN_TAIL: &str = concat!(
     "entries NOT INDEXED WHERE entry IN ( \
          SELECT entry FROM session_index WHERE session = ?1 AND entry BETWEEN ?2 AND ?4 \
          UNION ALL \
@@ -217,5 +368,24 @@ const INDEXED_OR_IN_TAIL: &str = concat!(
 );
 
 /// The same rows without the index. ?4 is not used.
-const ROW_BY_ROW: &str =
+const SESSION_ROW_BY_ROW: &str =
     "entries NOT INDEXED WHERE session = ?1 AND entry BETWEEN ?2 AND ?3 AND ?4 IS NOT NULL";
+
+/// Rows of the user ?1, in the same way. A row of a version before 4 whose payload is damaged since
+/// is the one that the index names.
+const USER_INDEXED_OR_IN_TAIL: &str = concat!(
+    "entries NOT INDEXED WHERE entry IN ( \
+         SELECT entry FROM user_index WHERE user = ?1 AND entry BETWEEN ?2 AND ?4 \
+         UNION ALL \
+         SELECT entry FROM entries AS tail NOT INDEXED WHERE entry > ?4 AND entry <= ?3 AND ?1 = ",
+    entry_user!(),
+    ") AND (after_or_user IS NULL OR after_or_user = ?1 OR head_sum IS NOT ",
+    entry_sum!(),
+    ")"
+);
+
+/// The same rows without the index. ?4 is not used.
+const USER_ROW_BY_ROW: &str = concat!(
+    "entries NOT INDEXED WHERE entry BETWEEN ?2 AND ?3 AND ?4 IS NOT NULL AND ?1 = ",
+    entry_user!()
+);

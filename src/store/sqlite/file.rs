@@ -19,6 +19,7 @@ use super::{
     former_index::FormerIndexCursor,
     rows::signed,
     schema::{self, SchemaIdentity},
+    unread_users,
 };
 
 /// Connection that writes to the store's file.
@@ -32,6 +33,8 @@ pub(crate) struct StoreFile {
     needs_scrub: bool,
     /// Progress of copying the index by session of a former version; `None` if there is none.
     pub(super) former_index: Option<FormerIndexCursor>,
+    /// Whether the file has rows of a former version whose users are still to be read.
+    pub(super) has_unread_users: bool,
     /// Damaged dead letters that were found, until the caller takes their number. A cell, because
     /// reading finds them.
     pub(super) damaged_dead_letters: Cell<u64>,
@@ -71,6 +74,7 @@ impl StoreFile {
         let (was_left_open, needs_scrub) =
             connection.query_row(state, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
         let former_index = FormerIndexCursor::find(&connection)?;
+        let has_unread_users = unread_users::exist(&connection)?;
         let path = path.to_owned();
         let mut file = Self {
             connection,
@@ -79,6 +83,7 @@ impl StoreFile {
             was_left_open,
             needs_scrub,
             former_index,
+            has_unread_users,
             damaged_dead_letters: Cell::new(0),
         };
         // Synced before the first write: after a power cut the file must say that it was open.
@@ -101,6 +106,7 @@ impl StoreFile {
                 was_left_open: false,
                 needs_scrub: false,
                 former_index: None,
+                has_unread_users: false,
                 damaged_dead_letters: Cell::new(0),
             }),
             Err(fault) => Err(fault.at(&path, "open")),
@@ -118,6 +124,11 @@ impl StoreFile {
         connection.pragma_update(None, "secure_delete", true)?;
         schema::migrate_to_newest(&mut connection, 0)?;
         Ok(connection)
+    }
+
+    /// Returns whether the indices do not have all rows of a former version yet.
+    pub(super) fn has_former_rows(&self) -> bool {
+        self.former_index.is_some() || self.has_unread_users
     }
 
     /// Returns whether the process that had the file open before did not close it.

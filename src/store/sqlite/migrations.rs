@@ -3,8 +3,9 @@
 //! ```text
 //! products      number, id                 one row per product, with counters
 //! entries       entry = number << 40 | place, id, kept_at, …, head_sum, payload_sum, payload
-//! session_index session, entry             the entries of each session, see `session_index`
-//! indexed_through product, position        up to here `session_index` has the product's entries
+//! session_index session, entry             the entries of each session, see `name_index`
+//! user_index    user, entry                the entries of each user
+//! indexed_through product, position        up to here both indices have the product's entries
 //!               entry                      index, of gaps
 //! spans         product, place, id         id of this position; the positions behind count on from it
 //! empty_epochs  product, epoch, place      reserved behind this position; no entry of it was persisted
@@ -24,13 +25,16 @@
 //! dead letter is its share of the file, which `log.dead_letter_bytes` bounds: whole pages for a
 //! large one, an even share of a page for a small one.
 //!
+//! `after_or_user` of a gap is the id before it. Of an event it is the user, empty for none, and
+//! null in a row of a version before 4: there the payload alone tells.
+//!
 //! May use: no other module.
 
-use super::checksum::{dead_letter_sum, entry_sum};
+use super::checksum::dead_letter_sum;
 
 /// Migrations of the schema: the n-th script turns version n - 1 into version n. A script that was
 /// released never changes.
-pub(crate) const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3];
+pub(crate) const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4];
 
 /// `payload` is the last column, so that a scan of the others does not follow a long row into its
 /// overflow pages. Every SQLite index holds the row's key, so `by_session` is ordered by `entry`
@@ -184,9 +188,8 @@ CREATE TABLE entries (
     payload BLOB
 ) STRICT;
 INSERT INTO entries
-SELECT entry, epoch, sequence, suffix, kept_at, gap, after, kind, session, ",
-    entry_sum!(),
-    ", row_sum(entry, payload), payload
+SELECT entry, epoch, sequence, suffix, kept_at, gap, after, kind, session,
+    row_sum(entry, epoch, sequence, suffix, kept_at, gap, after, kind, session), row_sum(entry, payload), payload
 FROM former_entries ORDER BY entry;
 DROP TABLE former_entries;
 CREATE INDEX by_session ON entries (session) WHERE session IS NOT NULL;
@@ -306,4 +309,19 @@ CREATE TABLE indexed_through (
     sum INTEGER NOT NULL
 ) STRICT;
 INSERT INTO indexed_through SELECT number, newest, row_sum(number, newest) FROM products;
+";
+
+/// Users. A row's user has the column in which a gap has the id before it: a further column would
+/// stand behind the payload, where a scan would follow each long row to it. Rows that are there
+/// already stay as they are. The writer reads their users from their payloads later, in small
+/// steps: `unread_users` holds how far it has come, and is dropped at the end.
+const VERSION_4: &str = "
+ALTER TABLE entries RENAME COLUMN after TO after_or_user;
+CREATE TABLE user_index (
+    user TEXT NOT NULL,
+    entry INTEGER NOT NULL,
+    PRIMARY KEY (user, entry)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE unread_users (through INTEGER NOT NULL) STRICT;
+INSERT INTO unread_users VALUES (0);
 ";

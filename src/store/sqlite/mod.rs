@@ -28,20 +28,21 @@ mod file;
 mod files;
 mod former_index;
 mod migrations;
+pub(super) mod name_index;
 mod products;
 mod repair;
 mod retention;
 pub(super) mod rows;
 pub(super) mod schema;
-pub(super) mod session_index;
 #[cfg(test)]
 pub(super) mod tests;
+pub(super) mod unread_users;
 mod webhooks;
 
 pub(crate) use self::{
     append::AppendBatch,
     dead_letters::{DEAD_LETTER_STEP_ROWS, DeadLetterBound, RetiredDeadLetters},
-    erase::Indices,
+    erase::{Indices, UserTraces},
     error::{FileError, FileFault},
     expire_owed::ExpiredDeliveries,
     file::{CheckpointProgress, IN_MEMORY_PATH, StoreFile, SyncMode},
@@ -49,7 +50,7 @@ pub(crate) use self::{
         CHECKPOINT_WAL_BYTES, FilesInPlace, MAX_WAL_BYTES, remove_stale_wal, set_aside, wal_bytes,
         wal_path,
     },
+    name_index::INDEX_STEP_ROWS,
     repair::CorrectedCounters,
-    session_index::INDEX_STEP_ROWS,
     webhooks::DeadLetterCounts,
 };

@@ -4,7 +4,7 @@
 
 use rusqlite::Connection;
 
-use super::{FileError, StoreFile, SyncMode, error::FileFault, session_index};
+use super::{FileError, StoreFile, SyncMode, error::FileFault, name_index};
 
 /// Counters of one webhook's dead letters that did not fit its rows.
 #[derive(Debug, Eq, PartialEq)]
@@ -26,12 +26,12 @@ impl StoreFile {
     /// When the rows cannot be read, or the file cannot be written; then nothing has changed.
     pub(crate) fn repair(&mut self) -> Result<Vec<CorrectedCounters>, FileError> {
         let repaired = self.in_transaction(SyncMode::Normal, |connection| {
-            session_index::rebuild(connection)?;
+            name_index::rebuild(connection)?;
             connection.execute_batch("REINDEX")?;
             correct_counters(connection)
         });
         if repaired.is_ok() {
-            self.former_index = None;
+            (self.former_index, self.has_unread_users) = (None, false);
         }
         repaired.map_err(|fault| fault.at(&self.path, "repair"))
     }

@@ -8,7 +8,7 @@ use rusqlite::Row;
 
 use super::error::FileFault;
 use crate::{
-    event::{EventId, Kind, Only, Scope, SessionId},
+    event::{EventId, Kind, Only, Scope, SessionId, UserId},
     webhook_delivery::{Attempt, Delivery},
 };
 
@@ -97,6 +97,9 @@ pub(super) fn write_attempts(attempts: &[Attempt]) -> Result<String, FileFault> 
 #[derive(serde::Deserialize, serde::Serialize)]
 struct ScopeText {
     sessions: Option<BTreeSet<String>>,
+    /// Absent in a file that was written before webhooks could be limited to users.
+    #[serde(default)]
+    users: Option<BTreeSet<String>>,
     kinds: Option<BTreeSet<String>>,
 }
 
@@ -108,6 +111,7 @@ struct ScopeText {
 pub(super) fn write_scope(scope: &Scope) -> Result<String, FileFault> {
     let text = ScopeText {
         sessions: limit_as_texts(&scope.sessions, SessionId::as_str),
+        users: limit_as_texts(&scope.users, UserId::as_str),
         kinds: limit_as_texts(&scope.kinds, Kind::as_str),
     };
     serde_json::to_string(&text).map_err(|_| FileFault::Refused("a scope cannot be serialized"))
@@ -133,9 +137,13 @@ pub(super) fn read_scope(text: &str) -> Result<Scope, FileFault> {
         .map(|these| these.iter().map(|it| SessionId::new(it)).collect::<Result<_, _>>());
     let sessions =
         sessions.transpose().map_err(|_| FileFault::damage("a session's name is invalid"))?;
+    let users =
+        text.users.map(|these| these.iter().map(|it| UserId::new(it)).collect::<Result<_, _>>());
+    let users = users.transpose().map_err(|_| FileFault::damage("a user's name is invalid"))?;
     let kinds = text.kinds.map(|these| these.iter().map(|it| Kind::new(it)).collect());
     Ok(Scope {
         sessions: sessions.map_or(Only::Everything, Only::These),
+        users: users.map_or(Only::Everything, Only::These),
         kinds: kinds.map_or(Only::Everything, Only::These),
     })
 }

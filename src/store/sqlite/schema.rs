@@ -13,6 +13,7 @@ use rusqlite::{Connection, TransactionBehavior, config::DbConfig};
 
 use super::{
     checksum, error::FileFault, files::CHECKPOINT_WAL_BYTES, former_index, migrations::MIGRATIONS,
+    unread_users,
 };
 
 /// Application id of a store in the SQLite header: "apRl".
@@ -55,7 +56,8 @@ pub(crate) fn identify(connection: &Connection) -> Result<SchemaIdentity, FileFa
 }
 
 /// Migrates the schema of a store from `version` to the newest. The index by session of a former
-/// version stays until the writer has copied it, see `former_index`.
+/// version stays until the writer has copied it, see `former_index`, and so does the mark of rows
+/// whose users are still to be read, see `unread_users`.
 ///
 /// # Errors
 ///
@@ -65,7 +67,8 @@ pub(super) fn migrate_to_newest(
     version: usize,
 ) -> Result<(), FileFault> {
     migrate(connection, version, MIGRATIONS)?;
-    former_index::drop_if_empty(connection)
+    former_index::drop_if_empty(connection)?;
+    unread_users::drop_if_empty(connection)
 }
 
 /// Checks that every table, index, trigger and view of the newest version is there, as its scripts
@@ -77,6 +80,7 @@ pub(super) fn migrate_to_newest(
 pub(super) fn require_complete(connection: &Connection) -> Result<(), FileFault> {
     let mut reference = Connection::open_in_memory()?;
     checksum::register(&reference)?;
+    unread_users::register(&reference)?;
     migrate_to_newest(&mut reference, 0)?;
     let found = read_schema(connection)?;
     match read_schema(&reference)?.iter().find(|object| !found.contains(object)) {
@@ -126,6 +130,7 @@ pub(super) fn migrate(
 /// When SQLite refuses one.
 pub(crate) fn configure(connection: &Connection, cache_kibibytes: i64) -> Result<(), FileFault> {
     checksum::register(connection)?;
+    unread_users::register(connection)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(STATEMENT_CACHE_CAPACITY);
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;

@@ -2,13 +2,12 @@
 
 use super::*;
 use crate::{
-    event::{Kind, Only, SessionId},
+    event::{Kind, SessionId},
     webhook_delivery::{Attempt, DeadLetterReason, Outcome},
 };
 
 /// Scope of everything.
-pub(in crate::store) const EVERYTHING: Scope =
-    Scope { sessions: Only::Everything, kinds: Only::Everything };
+pub(in crate::store) const EVERYTHING: Scope = Scope::EVERYTHING;
 
 /// Returns a webhook of product `p` that begins behind `position` and receives everything.
 pub(in crate::store) fn webhook(id: &str, position: u64) -> WebhookRegistration {

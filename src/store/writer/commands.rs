@@ -6,13 +6,13 @@ use std::{sync::Arc, time::Instant};
 
 use super::{MAX_COMMAND_TIME, StoreWriter, WriterState, retention::SCRUB_INTERVAL};
 use crate::{
-    event::{ProductId, SessionId},
+    event::{ProductId, UserId, VisitorId},
     log::{Log, MemoryBounds},
     metrics::LogMetrics,
     store::{
         commands::{AddedProduct, RemainingRequeue, StoreCommand},
         opening::reserve_epoch,
-        sqlite::{DEAD_LETTER_STEP_ROWS, FileError, Indices},
+        sqlite::{DEAD_LETTER_STEP_ROWS, FileError, Indices, UserTraces},
     },
     wall_clock,
 };
@@ -51,10 +51,13 @@ impl StoreWriter {
     fn execute(&mut self, command: StoreCommand) -> Result<Option<StoreCommand>, FileError> {
         let WriterState::Open(file) = &mut self.state else { return Ok(Some(command)) };
         match command {
-            StoreCommand::Erase { product, session, answer } => {
-                if let Some(erased) = self.erase(&product, &session)? {
+            StoreCommand::Erase { product, visitor, answer } => {
+                if let Some(erased) = self.erase(&product, &visitor)? {
                     let _ = answer.send(erased);
                 }
+            }
+            StoreCommand::FindTraces { product, user, answer } => {
+                let _ = answer.send(self.find_traces(&product, &user)?);
             }
             StoreCommand::Register { webhook, answer } => {
                 self.webhooks.register(file, *webhook, wall_clock::now().unix_ms)?;
@@ -108,23 +111,37 @@ impl StoreWriter {
         Ok(None)
     }
 
-    /// Erases a session's events from the file, and returns the number of those that are not in
-    /// memory alone. `None` for a product that the store does not have.
+    /// Returns what a user has left in the file.
+    fn find_traces(&self, product: &ProductId, user: &UserId) -> Result<UserTraces, FileError> {
+        let WriterState::Open(file) = &self.state else { return Ok(UserTraces::default()) };
+        match file.product_number(product)? {
+            Some(number) => file.traces_of(number, user, self.usable_indices()),
+            None => Ok(UserTraces::default()),
+        }
+    }
+
+    /// Returns whether the file's indices may be used.
+    fn usable_indices(&self) -> Indices {
+        match self.handle.are_indices_trusted() {
+            true => Indices::Trusted,
+            false => Indices::Unchecked,
+        }
+    }
+
+    /// Erases the events of a session or a user from the file, and returns the number of those that
+    /// are not in memory alone. `None` for a product that the store does not have.
     fn erase(
         &mut self,
         product: &ProductId,
-        session: &SessionId,
+        visitor: &VisitorId,
     ) -> Result<Option<u64>, FileError> {
+        let indices = self.usable_indices();
         let WriterState::Open(file) = &mut self.state else { return Ok(None) };
         let Some(log) = self.logs.iter().find(|log| log.product() == product) else {
             return Ok(None);
         };
         let Some(number) = file.product_number(product)? else { return Ok(Some(0)) };
-        let indices = match self.handle.are_indices_trusted() {
-            true => Indices::Trusted,
-            false => Indices::Unchecked,
-        };
-        let erased = file.erase(number, session, log.memory_evicted_through(), indices)?;
+        let erased = file.erase(number, visitor, log.memory_evicted_through(), indices)?;
         log.mark_erased(erased.events, erased.bytes);
         self.webhooks.report_counts(file)?;
         // Scrubbed at once, unless the last scrub is less than an interval ago. A due time that is

@@ -17,14 +17,14 @@ impl StoreWriter {
 
     /// Makes a step of the session index if one is due, and as many as have been filled since. So
     /// the index is never further behind than a commit and a step, however fast entries come.
-    pub(super) fn index_sessions(&mut self) -> Result<(), FileError> {
+    pub(super) fn index_names(&mut self) -> Result<(), FileError> {
         let WriterState::Open(file) = &mut self.state else { return Ok(()) };
         if self.indexing.due.is_none_or(|due| Instant::now() < due) {
             return Ok(());
         }
         for _ in 0..=self.indexing.rows / INDEX_STEP_ROWS {
             self.handle.begin_write();
-            let has_more = file.index_sessions()?;
+            let has_more = file.index_names()?;
             self.handle.mark_unsynced();
             if !has_more {
                 self.indexing = IndexSchedule::default();

@@ -241,7 +241,7 @@ impl StoreWriter {
             .and_then(|()| self.execute_commands())
             // Before the index: what is deleted makes room for it.
             .and_then(|()| self.retire())
-            .and_then(|()| self.index_sessions())
+            .and_then(|()| self.index_names())
             .and_then(|()| self.scrub());
         self.last_round_ended = Instant::now();
         self.handle.end_write();
@@ -282,7 +282,7 @@ impl StoreWriter {
                 self.webhooks.advance_position(&journal.id, journal.changes.position);
                 journal.confirm();
             }
-            self.index_sessions()?;
+            self.index_names()?;
             if !self.is_in_memory && sqlite::wal_bytes(self.handle.path()) > sqlite::MAX_WAL_BYTES {
                 // The syncer does not keep up: commits continue while its checkpoint runs, so the
                 // write-ahead log never begins anew. While the writer runs the checkpoint itself,
@@ -350,7 +350,7 @@ impl StoreWriter {
         if let WriterState::Open(mut file) = self.state {
             // The next process then finds a whole index. What one step leaves is a tail there, and
             // so is all of it where the step fails: the file is closed in order in any case.
-            let indexed = file.index_sessions().map(drop);
+            let indexed = file.index_names().map(drop);
             for error in [indexed, file.close()].into_iter().filter_map(Result::err) {
                 error!(problem = error_chain(&error), "the store could not be closed in order");
             }

@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 
-use crate::{event::SessionId, webhook_delivery::Delivery};
+use crate::{event::ErasedEvents, webhook_delivery::Delivery};
 
 /// Length of the history, as the admin API documents it.
 pub(super) const MAX_DELIVERED_HISTORY: usize = 1000;
@@ -39,8 +39,9 @@ impl DeliveredHistory {
         positions.filter(|position| (after + 1..=through).contains(position)).collect()
     }
 
-    /// Removes the deliveries of a session.
-    pub(super) fn erase(&mut self, session: &SessionId) {
-        self.recent.retain(|(_, delivery)| delivery.session.as_ref() != Some(session));
+    /// Removes the deliveries of erased events.
+    pub(super) fn erase(&mut self, erased: &ErasedEvents) {
+        self.recent
+            .retain(|(_, delivery)| !erased.contains(delivery.position, delivery.session.as_ref()));
     }
 }

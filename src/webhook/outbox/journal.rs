@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::item::{ItemKind, RowState};
 use crate::{
-    event::SessionId,
+    event::{ErasedEvents, SessionId},
     store::{DeliveryChange, OwedDelivery, WebhookChanges},
     webhook_delivery::DeadLetter,
 };
@@ -390,21 +390,22 @@ impl OutboxJournal {
             .for_each(|unwritten_letter| unwritten_letter.has_row = false);
     }
 
-    /// Removes the dead letters of a session, and settles those that the batch in flight may be
+    /// Removes the dead letters of erased events, and settles those that the batch in flight may be
     /// writing.
-    pub(super) fn erase(&mut self, session: &SessionId) {
-        let belongs_to_session = |unwritten_letter: &UnwrittenDeadLetter| {
-            unwritten_letter.dead_letter.delivery.session.as_ref() == Some(session)
+    pub(super) fn erase(&mut self, erased: &ErasedEvents) {
+        let is_erased = |unwritten_letter: &UnwrittenDeadLetter| {
+            let delivery = &unwritten_letter.dead_letter.delivery;
+            erased.contains(delivery.position, delivery.session.as_ref())
         };
         let unwritten: Vec<u64> = self
             .dead_letters
             .iter()
-            .filter(|(_, unwritten_letter)| belongs_to_session(unwritten_letter))
+            .filter(|(_, unwritten_letter)| is_erased(unwritten_letter))
             .map(|(position, _)| *position)
             .collect();
         let committing = self.committing.iter().flat_map(|committing| &committing.dead_letters);
         let committing = committing
-            .filter(|(_, (of, _))| of.as_ref() == Some(session))
+            .filter(|(position, (session, _))| erased.contains(**position, session.as_ref()))
             .map(|(position, _)| *position);
         for position in unwritten.into_iter().chain(committing.collect::<Vec<u64>>()) {
             self.settle(position);

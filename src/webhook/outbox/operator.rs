@@ -2,11 +2,13 @@
 //!
 //! May use: `event`.
 
+use std::collections::BTreeSet;
+
 use super::{
     Outbox,
     item::{ItemKind, OutboxItem, RowState},
 };
-use crate::event::SessionId;
+use crate::event::ErasedEvents;
 
 impl Outbox {
     /// Makes the endpoint active and every retry due at once.
@@ -59,11 +61,15 @@ impl Outbox {
         }
     }
 
-    /// Erases one session: owed deliveries, redeliveries, the history, and unwritten dead letters.
-    pub(in crate::webhook) fn erase(&mut self, session: &SessionId) {
-        self.delivered.erase(session);
-        self.journal.erase(session);
-        for position in self.session_queues.positions(session) {
+    /// Erases events: owed deliveries, redeliveries, the history, and unwritten dead letters.
+    pub(in crate::webhook) fn erase(&mut self, erased: &ErasedEvents) {
+        self.delivered.erase(erased);
+        self.journal.erase(erased);
+        let of_sessions =
+            erased.sessions.iter().flat_map(|session| self.session_queues.positions(session));
+        let mut positions: BTreeSet<u64> = of_sessions.collect();
+        positions.extend(&erased.positions);
+        for position in positions {
             let Some(item) = self.items.get(&position) else { continue };
             // A row in the batch in flight must go as well, not only one that is committed.
             if self.journal.row_state(position, item.row, item.item_kind) != RowState::Absent {

@@ -158,7 +158,9 @@ impl Outbox {
         let position = delivery.position;
         let (id, kind, session) =
             (delivery.event_id, delivery.kind.clone(), delivery.session.clone());
-        let event = Arc::new(Event::restored(id, position, kind, session.clone(), &payload));
+        // The user matters to filters alone, and a redelivery passes none.
+        let names = (session.clone(), None);
+        let event = Arc::new(Event::restored(id, position, kind, names, &payload));
         self.redelivery_scan.recently_enqueued.push_back((self.clock.instant, position));
         self.redelivery_scan.has_enqueued = true;
         self.insert_item(

@@ -25,7 +25,7 @@ use tokio::{sync::watch, time};
 
 pub(super) use self::progress::ReadProgress;
 use crate::{
-    event::{Entry, Event, GapReason, Only, Scope},
+    event::{Entry, Event, GapReason, Scope},
     fanout::{Fanout, SubscriberSignal},
     log::{
         DamagedEvent, ReadLimits, ReadOutcome, ReplayClient,
@@ -282,7 +282,7 @@ impl EventReloader {
                 Err(_) => Reloaded::Unreadable,
             });
         }
-        let everything = Scope { sessions: Only::Everything, kinds: Only::Everything };
+        let everything = Scope::EVERYTHING;
         let mut entries = VecDeque::new();
         let limits = if self.single_event_only {
             ReadLimits { entries: 1, ..RELOAD_LIMITS }

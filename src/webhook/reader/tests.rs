@@ -38,6 +38,7 @@ async fn store_with(directory: &tempfile::TempDir, events: u64) -> (Store, Arc<F
         logs[0].append(Draft {
             kind: Kind::Actions,
             session: None,
+            user: None,
             forwarded_at: None,
             payload,
             received,
@@ -68,7 +69,7 @@ fn position_of(read: ReadItem) -> u64 {
 async fn events_that_cannot_be_read_for_a_while_are_awaited_and_not_lost() {
     let directory = tempfile::tempdir().unwrap();
     let (store, fanout) = store_with(&directory, 400).await;
-    let everything = Scope { sessions: Only::Everything, kinds: Only::Everything };
+    let everything = Scope::EVERYTHING;
     let mut reader = reader_of(&fanout, &store, everything);
     let mut given = Vec::new();
     while given.len() < 100 {
@@ -125,7 +126,7 @@ async fn an_event_with_a_damaged_payload_is_told_by_name_and_one_of_which_nothin
         &directory,
         &["payload = x'20' WHERE entry & 0xFFFF = 100", "suffix = 1 WHERE entry & 0xFFFF = 200"],
     );
-    let everything = Scope { sessions: Only::Everything, kinds: Only::Everything };
+    let everything = Scope::EVERYTHING;
     let mut reader = reader_of(&fanout, &store, everything);
     for position in 1..=400 {
         match reader.next().await {

@@ -39,7 +39,7 @@ impl StoreSyncHarness {
 
     fn enqueue(&mut self, position: u64) {
         let (id, kind) = (EventId::new(7, position), Kind::Actions);
-        let event = Event::restored(id, position, kind, None, &Bytes::from_static(b"{}"));
+        let event = Event::restored(id, position, kind, (None, None), &Bytes::from_static(b"{}"));
         self.outbox.enqueue(Arc::new(event), Now::read());
     }
 

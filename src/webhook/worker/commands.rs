@@ -43,9 +43,9 @@ impl Worker {
             WebhookCommand::List { state, before, limit, reply } => {
                 let _ = reply.send(self.list_deliveries(state, before, limit));
             }
-            WebhookCommand::Erase(session, reply) => {
-                self.outbox.erase(&session);
-                // The subscription may hold events of the session that it read but did not return.
+            WebhookCommand::Erase(erased, reply) => {
+                self.outbox.erase(&erased);
+                // The subscription may hold such events that it read but did not return.
                 self.reader.resubscribe(self.shared.definition().webhook.scope());
                 self.store_sync.discard_dead_letters();
                 let _ = reply.send(());

@@ -37,7 +37,7 @@ use super::{
     store_sync::StoreSync,
 };
 use crate::{
-    event::SessionId,
+    event::ErasedEvents,
     fanout::Fanout,
     metrics::WebhookMetrics,
     store::{OwedDelivery, StoreUnwritable, WebhookNotice, WebhookNotices},
@@ -64,8 +64,8 @@ pub(super) enum WebhookCommand {
         limit: usize,
         reply: oneshot::Sender<DeliveryPage>,
     },
-    /// Erases one session.
-    Erase(SessionId, oneshot::Sender<()>),
+    /// Erases events.
+    Erase(Arc<ErasedEvents>, oneshot::Sender<()>),
 }
 
 /// State of one webhook's task.

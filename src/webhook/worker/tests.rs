@@ -112,7 +112,14 @@ impl WorkerHarness {
     fn append(&self, kind: &str) {
         let (payload, received) = (Bytes::from_static(b"{}"), Instant::now());
         let kind = Kind::new(kind);
-        self.log.append(Draft { kind, session: None, forwarded_at: None, payload, received });
+        self.log.append(Draft {
+            kind,
+            session: None,
+            user: None,
+            forwarded_at: None,
+            payload,
+            received,
+        });
     }
 
     /// Commits what the log has.

@@ -91,7 +91,7 @@ fn a_name_near_a_parameter_of_the_admin_side_is_400() {
         ("GET", "/readyz?requires=upstream"),
         ("DELETE", "/api/v1/events/prod_abc?session_id=s1&session_ids=s2"),
         ("DELETE", "/api/v1/events/prod_abc?session_id=s1&user=u"),
-        ("DELETE", "/api/v1/events/prod_abc?session_id=s1&user_id=u"),
+        ("DELETE", "/api/v1/events/prod_abc?session_id=s1&userId=u"),
     ] {
         http::ask(relay.admin, method, path, &[]).problem(400);
     }

@@ -33,9 +33,10 @@ fn a_store_of_every_release_is_served_from_and_written_to_at_once() {
         }
         assert!(all.numbers(20).into_iter().eq(41..=60));
         relay.wait_until_persisted(59);
-        wait::until("the former index is gone", || {
+        wait::until("the former index is gone, and all users are read", || {
             let file = Connection::open(data.database()).unwrap();
-            let former = "SELECT count(*) FROM sqlite_schema WHERE name = 'by_session'";
+            let former = "SELECT count(*) FROM sqlite_schema \
+                          WHERE name IN ('by_session', 'unread_users')";
             file.query_row(former, [], |row| row.get(0)) == Ok(0)
         });
         assert!(of_a(&relay).numbers(20).into_iter().eq(41..=60));
@@ -47,14 +48,15 @@ fn a_store_of_every_release_is_served_from_and_written_to_at_once() {
         assert!(of_a(&relay).numbers(20).into_iter().eq(41..=60), "by the new index");
         let file = Connection::open(data.database()).unwrap();
         let schema = |name: &str| file.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-        assert_eq!(schema("user_version"), Ok(3));
+        assert_eq!(schema("user_version"), Ok(4));
         assert_eq!(data.set_aside().len(), 0);
     }
 }
 
 /// Files of the former versions of the schema, each written by the relay of that time: 40 positions
 /// of ids 7-1 to 7-40, the even ones of session `a`.
-const RELEASED: [&[u8]; 2] = [
+const RELEASED: [&[u8]; 3] = [
     include_bytes!("../../data/store/schema-1.db"),
     include_bytes!("../../data/store/schema-2.db"),
+    include_bytes!("../../data/store/schema-3.db"),
 ];

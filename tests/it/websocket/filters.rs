@@ -28,7 +28,10 @@ fn a_new_filter_applies_from_the_position_of_the_old_one() {
     socket.send_text(r#"{"subscribe":{"session_ids":["b","a","b"],"types":["summary"]}}"#);
     assert_eq!(
         socket.message(),
-        json!({ "event": "subscribed", "data": { "session_ids": ["a", "b"], "types": ["summary"] } })
+        json!({
+            "event": "subscribed",
+            "data": { "session_ids": ["a", "b"], "user_ids": [], "types": ["summary"] }
+        })
     );
     publish("actions", "a", 1);
     publish("summary", "c", 2);
@@ -37,7 +40,10 @@ fn a_new_filter_applies_from_the_position_of_the_old_one() {
     socket.send_text(r#"{"subscribe":{}}"#);
     assert_eq!(
         socket.message(),
-        json!({ "event": "subscribed", "data": { "session_ids": [], "types": [] } })
+        json!({
+            "event": "subscribed",
+            "data": { "session_ids": [], "user_ids": [], "types": [] }
+        })
     );
     publish("actions", "c", 4);
     assert_eq!(socket.numbers(1), [4]);

@@ -19,7 +19,7 @@ use super::*;
 use crate::{
     auth::{Access, Credential, Grant},
     config::{AuthConfig, JwtConfig, JwtVerification, Permission, Secret},
-    event::{Draft, GapReason, Kind, ProductId, SessionId},
+    event::{Draft, GapReason, Kind, ProductId, SessionId, UserId},
     log::{Log, MemoryBounds, Numbering},
     metrics::Metrics,
     subscription::Subscription,
@@ -67,6 +67,7 @@ type NameFilter = Option<BTreeSet<&'static str>>;
 #[derive(Clone, Debug)]
 struct ScopeModel {
     sessions: NameFilter,
+    users: NameFilter,
     kinds: NameFilter,
 }
 
@@ -76,7 +77,7 @@ impl ScopeModel {
             let few = 1 + rng.usize(..3);
             rng.bool().then(|| (0..few).map(|_| names[rng.usize(..names.len())]).collect())
         };
-        Self { sessions: some(&SESSIONS[1..]), kinds: some(&KINDS) }
+        Self { sessions: some(&SESSIONS[1..]), users: some(&USERS[1..]), kinds: some(&KINDS) }
     }
 
     /// Returns a random request, half of the time within what is granted.
@@ -89,6 +90,7 @@ impl ScopeModel {
                 }
             };
             within(&mut requested.sessions, &self.sessions);
+            within(&mut requested.users, &self.users);
             within(&mut requested.kinds, &self.kinds);
         }
         requested
@@ -103,20 +105,22 @@ impl ScopeModel {
         };
         Some(Self {
             sessions: both(&self.sessions, &requested.sessions)?,
+            users: both(&self.users, &requested.users)?,
             kinds: both(&self.kinds, &requested.kinds)?,
         })
     }
 
-    fn admits(&self, (session, kind): (&str, &str)) -> bool {
+    fn admits(&self, (session, user, kind): (&str, &str, &str)) -> bool {
         let is_in = |names: &NameFilter, name: &str| {
             names.as_ref().is_none_or(|names| names.contains(name))
         };
-        is_in(&self.sessions, session) && is_in(&self.kinds, kind)
+        is_in(&self.sessions, session) && is_in(&self.users, user) && is_in(&self.kinds, kind)
     }
 
     fn query(&self) -> String {
         let mut query = form_urlencoded::Serializer::new(String::new());
         query.extend_pairs(self.sessions.iter().flatten().map(|name| ("session_id", name)));
+        query.extend_pairs(self.users.iter().flatten().map(|name| ("user_id", name)));
         query.extend_pairs(self.kinds.iter().flatten().map(|name| ("type", name)));
         query.finish()
     }
@@ -131,8 +135,8 @@ struct ProductHarness {
     id: ProductId,
     fanout: Arc<Fanout>,
     fanout_task: Pin<Box<dyn Future<Output = ()>>>,
-    /// Session and kind of each event; the first is at position 1.
-    sent: Vec<(&'static str, &'static str)>,
+    /// Session, user and kind of each event; the first is at position 1.
+    sent: Vec<(&'static str, &'static str, &'static str)>,
     shown: usize,
 }
 
@@ -149,13 +153,14 @@ impl ProductHarness {
         Self { id, fanout, fanout_task, sent: Vec::new(), shown: 0 }
     }
 
-    fn append(&mut self, session: &'static str, kind: &'static str) {
-        self.sent.push((session, kind));
+    fn append(&mut self, session: &'static str, user: &'static str, kind: &'static str) {
+        self.sent.push((session, user, kind));
         let payload = Bytes::from(format!("{} {}", self.id, self.sent.len()));
         let session = (!session.is_empty()).then(|| SessionId::new(session).unwrap());
         let draft = Draft {
             kind: Kind::new(kind),
             session,
+            user: (!user.is_empty()).then(|| UserId::new(user).unwrap()),
             forwarded_at: None,
             payload,
             received: Instant::now(),
@@ -252,11 +257,12 @@ impl Schedule {
             match self.rng.u8(..100) {
                 0..55 => {
                     let at = self.rng.usize(..self.harnesses.len());
-                    let (session, kind) = (
+                    let (session, user, kind) = (
                         SESSIONS[self.rng.usize(..SESSIONS.len())],
+                        USERS[self.rng.usize(..USERS.len())],
                         KINDS[self.rng.usize(..KINDS.len())],
                     );
-                    self.harnesses[at].append(session, kind);
+                    self.harnesses[at].append(session, user, kind);
                 }
                 55..70 => {
                     let at = self.rng.usize(..self.harnesses.len());
@@ -276,7 +282,8 @@ impl Schedule {
         let rng = &mut self.rng;
         let products: BTreeSet<_> =
             (0..1 + rng.usize(..2)).map(|_| PRODUCTS[rng.usize(..PRODUCTS.len())]).collect();
-        let granted = ScopeModel::random(rng);
+        // No claim limits a token to users yet.
+        let granted = ScopeModel { users: None, ..ScopeModel::random(rng) };
         let permissions = [
             None,
             Some(json!(["subscribe"])),
@@ -481,7 +488,8 @@ fn signed(claims: &Value) -> String {
 
 const SECRET: &str = "secret-of-the-matrix-0123456789-0";
 
-/// Names that a careless comparison would confuse. The first session is none.
+/// Names that a careless comparison would confuse. The first session and the first user are none.
 const PRODUCTS: [&str; 3] = ["p", "p1", "P"];
+const USERS: [&str; 4] = ["", "u1", "s1", "U1"];
 const SESSIONS: [&str; 7] = ["", "s1", "s10", "S1", "s1 ", "*", "s1&session_id=s10"];
 const KINDS: [&str; 6] = ["actions", "summary", "usertour_trigger", "own", "Own", "*"];

@@ -324,12 +324,12 @@ mod tests {
 
     use super::*;
     use crate::{
-        event::{GapReason, Only, ProductId},
+        event::{GapReason, ProductId},
         log::{Log, MemoryBounds, Numbering},
         metrics::Metrics,
     };
 
-    const ALL: Scope = Scope { sessions: Only::Everything, kinds: Only::Everything };
+    const ALL: Scope = Scope::EVERYTHING;
 
     fn fanout() -> Arc<Fanout> {
         let product = ProductId::new("p").unwrap();

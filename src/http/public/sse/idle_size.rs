@@ -14,7 +14,7 @@ use crate::{
 /// Not in the sum: 272 bytes of tokio's registration of the socket, free entries of the tables, and
 /// what the allocator loses around all of it.
 #[test]
-fn an_idle_subscriber_is_made_of_at_most_816_bytes() {
+fn an_idle_subscriber_is_made_of_at_most_833_bytes() {
     let parts = [
         ("stream and socket", chunk(size_of::<SseConnection>())),
         ("admission", chunk(arc(size_of::<AdmittedSubscriber>()))),
@@ -26,7 +26,7 @@ fn an_idle_subscriber_is_made_of_at_most_816_bytes() {
         ("entry of the wheel", size_of::<Arc<WakeState>>()),
     ];
     let sum: usize = parts.iter().map(|(_, bytes)| bytes).sum();
-    assert!(sum <= 816, "{sum}: {parts:?}");
+    assert!(sum <= 833, "{sum}: {parts:?}");
 }
 
 /// Returns the size of a value behind an [`Arc`], with its two counts.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::{
-    event::{EventId, Gap, Kind, Only, Scope, SessionId},
+    event::{EventId, Gap, Kind, Only, Scope, SessionId, UserId},
     http::public::request::{MAX_FILTER_VALUES, only_or_everything},
 };
 
@@ -32,6 +32,7 @@ pub(super) fn encode_gap(gap: &Gap) -> String {
 pub(crate) fn encode_subscribed(scope: &Scope) -> String {
     let filter = FilterInForce {
         session_ids: filter_values(&scope.sessions, SessionId::as_str),
+        user_ids: filter_values(&scope.users, UserId::as_str),
         types: filter_values(&scope.kinds, Kind::as_str),
     };
     encode_message("subscribed", filter)
@@ -62,19 +63,26 @@ fn filter_values<T>(only: &Only<T>, as_str: impl Fn(&T) -> &str) -> Vec<&str> {
 pub(crate) fn parse_subscribe(text: &[u8]) -> Result<Scope, String> {
     let filter = parse_object(text)
         .and_then(|message: SubscribeMessage<'_>| parse_object(message.subscribe.get().as_bytes()));
-    let RequestedFilter { session_ids, types } =
-        filter.ok_or(r#"not understood; write {"subscribe":{"session_ids":[…],"types":[…]}}"#)?;
+    let RequestedFilter { session_ids, user_ids, types } = filter.ok_or(
+        r#"not understood; write {"subscribe":{"session_ids":[…],"user_ids":[…],"types":[…]}}"#,
+    )?;
     let sessions: Result<BTreeSet<_>, _> =
         session_ids.iter().map(|session| SessionId::new(session)).collect();
     let sessions = sessions.map_err(|error| format!("session_ids: a value {error}"))?;
+    let users: Result<BTreeSet<_>, _> = user_ids.iter().map(|user| UserId::new(user)).collect();
+    let users = users.map_err(|error| format!("user_ids: a value {error}"))?;
     if types.iter().any(String::is_empty) {
         return Err("types: a value must not be empty".to_owned());
     }
     let kinds: BTreeSet<_> = types.iter().map(|kind| Kind::new(kind)).collect();
-    if sessions.len() + kinds.len() > MAX_FILTER_VALUES {
+    if sessions.len() + users.len() + kinds.len() > MAX_FILTER_VALUES {
         return Err(format!("at most {MAX_FILTER_VALUES} values"));
     }
-    Ok(Scope { sessions: only_or_everything(sessions), kinds: only_or_everything(kinds) })
+    Ok(Scope {
+        sessions: only_or_everything(sessions),
+        users: only_or_everything(users),
+        kinds: only_or_everything(kinds),
+    })
 }
 
 /// Parses a JSON object. serde alone would accept an array of the fields' values as well.
@@ -96,6 +104,8 @@ struct RequestedFilter {
     #[serde(default)]
     session_ids: Vec<String>,
     #[serde(default)]
+    user_ids: Vec<String>,
+    #[serde(default)]
     types: Vec<String>,
 }
 
@@ -108,6 +118,7 @@ struct ServerMessage<T> {
 #[derive(Serialize)]
 struct FilterInForce<'a> {
     session_ids: Vec<&'a str>,
+    user_ids: Vec<&'a str>,
     types: Vec<&'a str>,
 }
 
@@ -147,16 +158,20 @@ mod tests {
         let everything = parse_subscribe(br#"{"subscribe":{}}"#).unwrap();
         assert_eq!(
             encode_subscribed(&everything),
-            r#"{"event":"subscribed","data":{"session_ids":[],"types":[]}}"#
+            r#"{"event":"subscribed","data":{"session_ids":[],"user_ids":[],"types":[]}}"#
         );
         let some = parse_subscribe(
-            br#"{"subscribe":{"types":["x","actions"],"session_ids":["\"s\"","s"]}}"#,
+            br#"{"subscribe":{"types":["x","actions"],"user_ids":["u"],"session_ids":["\"s\"","s"]}}"#,
         )
         .unwrap();
         let some: Value = serde_json::from_str(&encode_subscribed(&some)).unwrap();
         assert_eq!(
             some["data"],
-            json!({ "session_ids": ["\"s\"", "s"], "types": ["actions", "x"] })
+            json!({
+                "session_ids": ["\"s\"", "s"],
+                "user_ids": ["u"],
+                "types": ["actions", "x"]
+            })
         );
     }
 
@@ -184,6 +199,9 @@ mod tests {
             r#"{"subscribe":{"types":[1]}}"#,
             r#"{"subscribe":{"session_ids":[""]}}"#,
             r#"{"subscribe":{"session_ids":["a\nb"]}}"#,
+            r#"{"subscribe":{"user_ids":[""]}}"#,
+            r#"{"subscribe":{"user_ids":"u"}}"#,
+            r#"{"subscribe":{"user_id":["u"]}}"#,
             r#"{"subscribe":{},"more":1}"#,
             r#"{"subscribe":{},"subscribe":{}}"#,
             &too_many.to_string(),

@@ -16,9 +16,10 @@ use super::{
     error::FileFault,
     rows::{read_delivery, read_scope, read_unsigned, signed},
     schema::{entry_key, position_of},
+    unread_users::entry_user,
 };
 use crate::{
-    event::{Kind, Only, Scope, SessionId},
+    event::{Kind, Only, Scope, ScopeKey, SessionId, UserId},
     webhook_delivery::{DeadLetter, DeadLetterReason, Delivery},
 };
 
@@ -213,12 +214,16 @@ impl ExpiringWebhook {
         let mut headers = connection.prepare_cached(concat!(
             "SELECT entry, kind, session, head_sum IS ",
             entry_sum!(),
-            " FROM entries WHERE entry > ?1 AND entry <= ?2 AND payload IS NOT NULL"
+            ", ",
+            entry_user!(),
+            ", after_or_user IS NULL AND payload_sum IS NOT row_sum(entry, payload) \
+             FROM entries WHERE entry > ?1 AND entry <= ?2 AND payload IS NOT NULL"
         ))?;
         let mut rows = headers.query(range)?;
         while let Some(row) = rows.next()? {
             let entry: i64 = row.get(0)?;
-            if !row.get::<_, bool>(3)? {
+            let is_user_unknown = self.scope.users != Only::Everything && row.get(5)?;
+            if !row.get::<_, bool>(3)? || is_user_unknown {
                 // The scope may have admitted it: its columns do not tell.
                 new.lost += 1;
                 continue;
@@ -234,19 +239,15 @@ impl ExpiringWebhook {
         Ok(new)
     }
 
-    /// Decides as [`Scope::admits`] does, for a row with a kind and a session.
+    /// Decides as [`Scope::admits`] does, for a row with a kind, a session and a user.
     fn admits_row(&self, row: &Row<'_>) -> Result<bool, FileFault> {
         let kind = Kind::new(row.get_ref(1)?.as_str().map_err(rusqlite::Error::from)?);
-        let of_session = match &self.scope.sessions {
-            Only::Everything => true,
-            Only::These(these) => {
-                let session = row.get_ref(2)?.as_str_or_null().map_err(rusqlite::Error::from)?;
-                session
-                    .and_then(|it| SessionId::new(it).ok())
-                    .is_some_and(|session| these.contains(&session))
-            }
-        };
-        Ok(of_session && self.scope.kinds.admits(&kind))
+        let session = row.get_ref(2)?.as_str_or_null().map_err(rusqlite::Error::from)?;
+        let user = row.get_ref(4)?.as_str_or_null().map_err(rusqlite::Error::from)?;
+        let session = session.and_then(|it| SessionId::new(it).ok());
+        let user = user.and_then(|it| UserId::new(it).ok());
+        let key = ScopeKey { session: session.as_ref(), user: user.as_ref(), kind: &kind };
+        Ok(self.scope.includes(key))
     }
 
     /// Deletes the owed deliveries up to `through`. Returns whether there were any, and how many of

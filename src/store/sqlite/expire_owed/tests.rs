@@ -113,20 +113,20 @@ fn only_events_that_its_scope_admits_become_dead_letters_of_a_webhook() {
     let (_directory, mut file) = file_with_product();
     let sessions = |these: &[&str]| Only::These(these.iter().map(|it| session(it)).collect());
     let scopes = [
-        (
-            "everything",
-            Scope { sessions: Only::Everything, kinds: Only::Everything },
-            &[1, 2, 4, 5][..],
-        ),
-        ("session", Scope { sessions: sessions(&["a"]), kinds: Only::Everything }, &[1, 4]),
+        ("everything", Scope::EVERYTHING, &[1, 2, 4, 5][..]),
+        ("session", Scope { sessions: sessions(&["a"]), ..Scope::EVERYTHING }, &[1, 4]),
         (
             "kind",
-            Scope { sessions: Only::Everything, kinds: Only::These([Kind::Actions].into()) },
+            Scope { kinds: Only::These([Kind::Actions].into()), ..Scope::EVERYTHING },
             &[1, 2],
         ),
         (
             "both",
-            Scope { sessions: sessions(&["b"]), kinds: Only::These([Kind::Summary].into()) },
+            Scope {
+                sessions: sessions(&["b"]),
+                kinds: Only::These([Kind::Summary].into()),
+                ..Scope::EVERYTHING
+            },
             &[],
         ),
     ];

@@ -17,9 +17,9 @@ use super::{
     dead_letters,
     error::FileFault,
     expire_owed::{self, ExpiredDeliveries},
+    name_index,
     rows::{read_unsigned, signed},
     schema::{MAX_POSITION, entry_key, position_of},
-    session_index,
 };
 
 impl StoreFile {
@@ -53,7 +53,7 @@ impl StoreFile {
         if excess == 0 && oldest.kept_at >= oldest_kept_at {
             return Ok(None);
         }
-        let is_index_complete = self.former_index.is_none();
+        let is_index_complete = !self.has_former_rows();
         let retired = self.in_transaction(SyncMode::Normal, |connection| {
             let cut = oldest.find_cut(connection, oldest_kept_at, excess, usage.page_bytes)?;
             oldest.retire(connection, &cut, is_index_complete, now)
@@ -96,7 +96,7 @@ impl StoreFile {
             let mut update = connection.prepare_cached(concat!(
                 "UPDATE entries SET kept_at = ?3, head_sum = iif(head_sum IS ",
                 entry_sum!(),
-                ", row_sum(entry, epoch, sequence, suffix, ?3, gap, after, kind, session), head_sum) \
+                ", row_sum(entry, epoch, sequence, suffix, ?3, gap, after_or_user, kind, session), head_sum) \
                  WHERE entry BETWEEN ?1 AND ?2"
             ))?;
             update.execute([first, last, now])?;
@@ -126,7 +126,7 @@ pub(crate) struct RetentionStep {
     pub(crate) evicted_through: u64,
     /// Number of rows.
     pub(crate) events: u64,
-    /// Bytes of their payloads, sessions and kinds.
+    /// Bytes of their payloads, sessions, users and kinds.
     pub(crate) bytes: u64,
     /// Deliveries that expired with them, by webhook.
     pub(crate) expired: Vec<ExpiredDeliveries>,
@@ -189,7 +189,7 @@ impl OldestEntry {
     ) -> Result<RetentionCut, FileFault> {
         let mut statement = connection.prepare_cached(
             "SELECT entry, iif(typeof(kept_at) = 'integer', kept_at, 0), ifnull(octet_length(session), 0), ifnull(octet_length(kind), 0), \
-                    ifnull(octet_length(payload), 0) \
+                    ifnull(octet_length(payload), 0), iif(gap IS NULL, ifnull(octet_length(after_or_user), 0), 0) \
              FROM entries WHERE entry > ?1 AND entry <= ?2 ORDER BY entry LIMIT ?3",
         )?;
         let (first, last) = (
@@ -214,11 +214,14 @@ impl OldestEntry {
             }
             let (session, kind, payload) =
                 (read_unsigned(row, 2)?, read_unsigned(row, 3)?, read_unsigned(row, 4)?);
-            freed += footprint(session * 2 + kind + payload + ROW_OVERHEAD_BYTES, page_bytes);
+            let user = read_unsigned(row, 5)?;
+            // The names of session and user stand in their indices as well.
+            let in_file = (session + user) * 2 + kind + payload + ROW_OVERHEAD_BYTES;
+            freed += footprint(in_file, page_bytes);
             cut = RetentionCut {
                 last: row.get(0)?,
                 events: cut.events + 1,
-                bytes: cut.bytes + session + kind + payload,
+                bytes: cut.bytes + session + user + kind + payload,
             };
         }
         Ok(cut)
@@ -251,7 +254,7 @@ impl OldestEntry {
         let evicted_through = self.position_before_rest(connection, cut.last)?;
         let expired =
             expire_owed::expire_owed(connection, self.product_number, evicted_through, now)?;
-        session_index::retire(connection, (first, cut.last), is_index_complete)?;
+        name_index::retire(connection, (first, cut.last), is_index_complete)?;
         let mut delete =
             connection.prepare_cached("DELETE FROM entries WHERE entry > ?1 AND entry <= ?2")?;
         delete.execute([first, cut.last])?;

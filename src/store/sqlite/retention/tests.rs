@@ -8,8 +8,8 @@ use crate::{
         DeliveryChange,
         sqlite::{
             AppendBatch, Indices,
-            erase::ErasedSession,
-            tests::{bytes_of, event, file_with_product, gap, product, session},
+            erase::ErasedRows,
+            tests::{bytes_of, event, file_with_product, gap, of_session, product},
             webhooks::tests::journal,
         },
         webhook_rows::tests::{changes, owed, webhook},
@@ -208,12 +208,13 @@ fn erase_victims(file: &mut StoreFile, numbers: &[u32], victims: &[&str], oldest
     for number in numbers {
         for victim in victims {
             assert!(
-                file.erase(*number, &session(victim), 0, Indices::Trusted).unwrap().events >= 100
+                file.erase(*number, &of_session(victim), 0, Indices::Trusted).unwrap().events
+                    >= 100
             );
         }
         assert_eq!(
-            file.erase(*number, &session(victims[0]), 0, Indices::Trusted).unwrap(),
-            ErasedSession { events: 0, bytes: 0, dead_letters: 0 }
+            file.erase(*number, &of_session(victims[0]), 0, Indices::Trusted).unwrap(),
+            ErasedRows { events: 0, bytes: 0, dead_letters: 0 }
         );
     }
 }
@@ -261,7 +262,7 @@ fn scrubbing_reports_a_reader_in_the_way_and_can_be_repeated() {
     reader.execute_batch("BEGIN; SELECT * FROM products").unwrap();
     reader.query_row("SELECT count(*) FROM entries", [], |row| row.get::<_, i64>(0)).unwrap();
     assert_eq!(
-        file.erase(1, &session("s"), 0, Indices::Trusted).unwrap().events,
+        file.erase(1, &of_session("s"), 0, Indices::Trusted).unwrap().events,
         5,
         "an erasure does not wait for a reader"
     );
@@ -284,7 +285,7 @@ fn a_session_is_erased_in_one_product_only() {
     file.find_or_add_product(&product("q")).unwrap();
     write_events(&mut file, 1, 1..=1300, 1, 1);
     write_events(&mut file, 2, 1..=5, 1, 1);
-    assert_eq!(file.erase(1, &session("s"), 0, Indices::Trusted).unwrap().events, 1300);
+    assert_eq!(file.erase(1, &of_session("s"), 0, Indices::Trusted).unwrap().events, 1300);
     let kept = file.find_or_add_product(&product("p")).unwrap();
     assert_eq!((kept.newest, kept.evicted_through, kept.events, kept.bytes), (1300, 0, 0, 0));
     assert_eq!(file.find_or_add_product(&product("q")).unwrap().events, 5);
@@ -295,12 +296,12 @@ fn an_erasure_by_rows_reaches_one_that_an_index_leaves_out_or_finds_the_damage()
     let left = |indices| {
         let (_directory, mut file) = file_with_product();
         write_events(&mut file, 1, 1..=5, 1, 1);
-        assert_eq!(file.index_sessions().ok(), Some(false));
+        assert_eq!(file.index_names().ok(), Some(false));
         let path = file.path().to_owned();
         file.close().unwrap();
         uncount_last_row(&path, "session_index");
         let mut file = StoreFile::open(&path).unwrap();
-        let is_refused = file.erase(1, &session("s"), 0, indices).is_err();
+        let is_refused = file.erase(1, &of_session("s"), 0, indices).is_err();
         let rows = "SELECT count(*) FROM entries NOT INDEXED";
         (is_refused, file.connection.query_row(rows, [], |row| row.get::<_, u32>(0)).unwrap())
     };

@@ -22,6 +22,7 @@ use super::{
 use crate::{
     event::{
         Draft, Entry, Event, EventId, Gap, GapReason, Kind, Only, ProductId, Scope, SessionId,
+        UserId, VisitorId,
     },
     log::{
         EmptyEpoch, Hole, IdSpan, MAX_EMPTY_EPOCHS, PersistedLog, ReadLimits, backing::ReadRequest,
@@ -48,6 +49,10 @@ pub(in crate::store) fn product(id: &str) -> ProductId {
     ProductId::new(id).unwrap()
 }
 
+pub(in crate::store) fn of_session(id: &str) -> VisitorId {
+    VisitorId::Session(session(id))
+}
+
 pub(in crate::store) fn session(id: &str) -> SessionId {
     SessionId::new(id).unwrap()
 }
@@ -62,12 +67,16 @@ pub(in crate::store) fn event(
     event_as(EventId::new(7, position), position, session_id, kind, payload)
 }
 
+/// Returns an event. What stands behind a slash in its session is its user.
 fn event_as(id: EventId, position: u64, session_id: &str, kind: &str, payload: &[u8]) -> Entry {
+    let (session_id, user_id) = session_id.split_once('/').unwrap_or((session_id, ""));
     let session = (!session_id.is_empty()).then(|| session(session_id));
+    let user = (!user_id.is_empty()).then(|| UserId::new(user_id).unwrap());
     let payload = payload.to_vec().into();
     let draft = Draft {
         kind: Kind::new(kind),
         session,
+        user,
         forwarded_at: None,
         payload,
         received: Instant::now(),
@@ -111,7 +120,8 @@ impl StoreFile {
     pub(in crate::store) fn assert_counters_fit(&mut self, id: &str) {
         let persisted = self.find_or_add_product(&product(id)).unwrap();
         let query = "SELECT count(*), ifnull(sum(ifnull(length(payload), 0) + ifnull(octet_length(session), 0) \
-                     + ifnull(octet_length(kind), 0)), 0) FROM entries WHERE entry >> 40 = ?1";
+                     + ifnull(octet_length(kind), 0) \
+                     + iif(gap IS NULL, ifnull(octet_length(after_or_user), 0), 0)), 0) FROM entries WHERE entry >> 40 = ?1";
         let (events, bytes): (i64, i64) = self
             .connection
             .query_row(query, [persisted.product_number], |row| Ok((row.get(0)?, row.get(1)?)))
@@ -140,7 +150,7 @@ pub(in crate::store) fn visible_facts(entry: &Entry) -> String {
 
 /// Reads all entries of a product in one chunk.
 fn read_back(path: &Path, number: u32) -> Vec<Entry> {
-    let scope = Scope { sessions: Only::Everything, kinds: Only::Everything };
+    let scope = Scope::EVERYTHING;
     let limits = ReadLimits { entries: 1000, bytes: usize::MAX };
     let newest = "SELECT newest FROM products WHERE number = ?1";
     let through: i64 =

@@ -100,7 +100,7 @@ fn a_version_that_no_relay_writes_is_refused_in_one_line_and_left_alone() {
         for refused in [StoreFile::open(&path).unwrap_err(), StoreReader::open(&path).unwrap_err()]
         {
             let expected =
-                format!("its schema has version {version}; a store has a version from 1 to 3");
+                format!("its schema has version {version}; a store has a version from 1 to 4");
             let text = crate::error_chain::error_chain(&refused);
             assert!(text.ends_with(&expected) && !text.contains('\n'), "{text}");
         }
@@ -189,7 +189,7 @@ fn the_settings_are_in_force() {
     assert_eq!(setting("journal_mode"), Value::Text("wal".into()));
     for (name, value) in [
         ("page_size", 8192),
-        ("user_version", 3),
+        ("user_version", 4),
         ("application_id", schema::APPLICATION_ID),
         ("secure_delete", 1),
         ("cell_size_check", 1),
@@ -231,11 +231,11 @@ fn a_newer_version_is_refused_and_left_alone() {
     let before = bytes_of(&path).swap_remove(0);
     for refused in [StoreFile::open(&path).unwrap_err(), StoreReader::open(&path).unwrap_err()] {
         assert!(
-            matches!(refused, FileError::NewerVersion { found: 7, known: 3, .. }),
+            matches!(refused, FileError::NewerVersion { found: 7, known: 4, .. }),
             "{refused:?}"
         );
         assert!(
-            refused.to_string().ends_with("version 7, the newest known here is 3"),
+            refused.to_string().ends_with("version 7, the newest known here is 4"),
             "{refused}"
         );
     }

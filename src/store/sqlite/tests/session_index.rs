@@ -1,5 +1,5 @@
-//! The session index behind its rows: crashes, erasures, retention and replays at any time between
-//! two of its steps; damage to it; the index of a former version.
+//! The indices by session and by user behind their rows: crashes, erasures, retention and replays
+//! at any time between two of their steps; damage to them.
 
 use std::collections::BTreeMap;
 
@@ -10,6 +10,22 @@ use crate::store::reader::StoreReader;
 
 /// Reads a session's events behind `after` in small chunks, and returns their positions.
 pub(super) fn replay(path: &Path, name: &str, after: u64, indices: Indices) -> Vec<u64> {
+    replay_of(path, &of_session(name), after, indices)
+}
+
+/// Reads the events of a session or a user, and returns their positions.
+pub(super) fn replay_of(
+    path: &Path,
+    visitor: &VisitorId,
+    after: u64,
+    indices: Indices,
+) -> Vec<u64> {
+    let scope = match visitor.clone() {
+        VisitorId::Session(session) => {
+            Scope { sessions: Only::These([session].into()), ..Scope::EVERYTHING }
+        }
+        VisitorId::User(user) => Scope { users: Only::These([user].into()), ..Scope::EVERYTHING },
+    };
     let reader = StoreReader::open(path).unwrap();
     let newest = "SELECT newest, evicted_through, id FROM products WHERE number = 1";
     let (newest, evicted, id): (i64, i64, String) = Connection::open(path)
@@ -22,13 +38,13 @@ pub(super) fn replay(path: &Path, name: &str, after: u64, indices: Indices) -> V
         product_number: 1,
         after: after.max(evicted),
         through: newest,
-        scope: Scope { sessions: Only::These([session(name)].into()), kinds: Only::Everything },
+        scope,
         limits: ReadLimits { entries: 3, bytes: usize::MAX },
     };
     let mut positions = Vec::new();
     while request.after < request.through {
         let chunk = reader.fetch(&request, indices).unwrap();
-        assert!(chunk.through > request.after && chunk.damaged.is_none(), "{name}: {chunk:?}");
+        assert!(chunk.through > request.after && chunk.damaged.is_none(), "{visitor:?}: {chunk:?}");
         positions.extend(chunk.entries.iter().filter_map(|entry| match entry {
             Entry::Event(event) => Some(event.position()),
             Entry::Gap(_) => None,
@@ -39,7 +55,7 @@ pub(super) fn replay(path: &Path, name: &str, after: u64, indices: Indices) -> V
     positions
 }
 
-/// Appends events of these sessions behind the newest.
+/// Appends events of these sessions behind the newest; what stands behind a slash is the user.
 fn append_of(file: &mut StoreFile, sessions: &[&str], now: u64) {
     let newest = file.find_or_add_product(&product("p")).unwrap().newest;
     let entries: Vec<_> = (newest + 1..)
@@ -50,7 +66,7 @@ fn append_of(file: &mut StoreFile, sessions: &[&str], now: u64) {
 }
 
 fn index_all(file: &mut StoreFile) {
-    while file.index_sessions().unwrap() {}
+    while file.index_names().unwrap() {}
 }
 
 /// Ends the process without closing the file, and opens it as the next one does.
@@ -67,6 +83,19 @@ pub(super) fn indexed(file: &StoreFile) -> Vec<(u64, String)> {
     let rows =
         rows.query_map([], |row| Ok((schema::position_of(row.get(0)?), row.get(1)?))).unwrap();
     rows.map(Result::unwrap).collect()
+}
+
+/// Returns the positions and users that the index has.
+pub(super) fn indexed_users(file: &StoreFile) -> Vec<(u64, String)> {
+    let mut rows =
+        file.connection.prepare("SELECT entry, user FROM user_index ORDER BY entry").unwrap();
+    let rows =
+        rows.query_map([], |row| Ok((schema::position_of(row.get(0)?), row.get(1)?))).unwrap();
+    rows.map(Result::unwrap).collect()
+}
+
+pub(super) fn of_user(name: &str) -> VisitorId {
+    VisitorId::User(UserId::new(name).unwrap())
 }
 
 #[test]
@@ -95,7 +124,7 @@ fn a_session_is_erased_on_both_sides_of_the_seam_and_leaves_no_byte_of_its_name(
         append_of(&mut file, &["victim", "b", "victim"], 1);
         index_all(&mut file);
         append_of(&mut file, &["victim", "b", "victim"], 1);
-        assert_eq!(file.erase(1, &session("victim"), 0, indices).unwrap().events, 4);
+        assert_eq!(file.erase(1, &of_session("victim"), 0, indices).unwrap().events, 4);
         file.assert_counters_fit("p");
         assert!(replay(file.path(), "victim", 0, Indices::Unchecked).is_empty());
         index_all(&mut file);
@@ -108,13 +137,61 @@ fn a_session_is_erased_on_both_sides_of_the_seam_and_leaves_no_byte_of_its_name(
 }
 
 #[test]
+fn a_user_is_erased_on_both_sides_of_the_seam_and_leaves_no_byte_of_its_name() {
+    for indices in [Indices::Trusted, Indices::Unchecked] {
+        let (_directory, mut file) = file_with_product();
+        append_of(&mut file, &["a/victim", "b/u", "/victim"], 1);
+        index_all(&mut file);
+        append_of(&mut file, &["c/victim", "a/u", "/victim", "b"], 1);
+        let traces = file.traces_of(1, &UserId::new("victim").unwrap(), indices).unwrap();
+        let sessions: Vec<_> = traces.sessions.iter().map(|it| it.as_str()).collect();
+        assert_eq!((sessions, traces.positions), (vec!["a", "c"], [3, 6].into()));
+        assert_eq!(file.erase(1, &of_user("victim"), 0, indices).unwrap().events, 4);
+        file.assert_counters_fit("p");
+        assert!(replay_of(file.path(), &of_user("victim"), 0, Indices::Unchecked).is_empty());
+        assert_eq!(
+            replay(file.path(), "a", 0, Indices::Unchecked),
+            [5],
+            "its sessions have others'"
+        );
+        index_all(&mut file);
+        let named = |names: [(u64, &str); 3]| names.map(|(at, name)| (at, name.to_owned()));
+        assert_eq!(indexed(&file), named([(2, "b"), (5, "a"), (7, "b")]));
+        assert_eq!(indexed_users(&file), named([(2, "u"), (5, "u"), (0, "")])[..2]);
+        file.scrub().unwrap();
+        let everything = bytes_of(file.path()).into_iter().flatten();
+        let found = everything.map(|bytes| bytes.windows(6).filter(|it| it == b"victim").count());
+        assert_eq!(found.sum::<usize>(), 0, "{indices:?}");
+    }
+}
+
+#[test]
+fn retention_finds_a_user_index_without_a_row() {
+    let (_directory, mut file) = file_with_product();
+    append_of(&mut file, &["a/u", "b/v"], 1);
+    append_of(&mut file, &["a/u", "b/v"], 5);
+    index_all(&mut file);
+    assert_eq!(file.retire(2, u64::MAX, 9).unwrap().unwrap().evicted_through, 2);
+    assert_eq!(indexed_users(&file), [(3, "u".to_owned()), (4, "v".to_owned())]);
+    file.connection.execute("DELETE FROM user_index WHERE user = 'u'", []).unwrap();
+    let error = file.retire(10, u64::MAX, 11).unwrap_err();
+    assert!(error.is_of_index(), "{error:?}");
+    let reader = StoreReader::open(file.path()).unwrap();
+    assert!(matches!(reader.check_indices(0), Err(FileError::Damaged { .. })), "the check, too");
+    file.repair().unwrap();
+    assert_eq!(reader.check_indices(0).unwrap(), None);
+    assert_eq!(file.retire(10, u64::MAX, 11).unwrap().unwrap().evicted_through, 4);
+    assert_eq!(indexed_users(&file), [], "no name stays behind");
+}
+
+#[test]
 fn an_erasure_by_the_index_takes_a_row_with_it_whose_session_has_changed_on_the_disk() {
     let (_directory, mut file) = file_with_product();
     append_of(&mut file, &["a", "b", "a"], 1);
     index_all(&mut file);
     let change = "UPDATE entries SET session = 'x' WHERE entry & 0xFF = 3";
     assert_eq!(file.connection.execute(change, []), Ok(1));
-    assert_eq!(file.erase(1, &session("a"), 0, Indices::Trusted).unwrap().events, 2);
+    assert_eq!(file.erase(1, &of_session("a"), 0, Indices::Trusted).unwrap().events, 2);
     let left = "SELECT group_concat(entry & 0xFF) FROM entries";
     assert_eq!(file.connection.query_row(left, [], |row| row.get(0)), Ok("2".to_owned()));
 }
@@ -125,7 +202,7 @@ fn an_index_that_names_a_row_of_another_session_erases_none_of_that() {
     append_of(&mut file, &["a", "b"], 1);
     index_all(&mut file);
     file.connection.execute("UPDATE session_index SET session = 'a'", []).unwrap();
-    assert_eq!(file.erase(1, &session("a"), 0, Indices::Trusted).unwrap().events, 1);
+    assert_eq!(file.erase(1, &of_session("a"), 0, Indices::Trusted).unwrap().events, 1);
     let left = "SELECT group_concat(session) FROM entries";
     assert_eq!(file.connection.query_row(left, [], |row| row.get(0)), Ok("b".to_owned()));
 }
@@ -169,19 +246,19 @@ fn a_damaged_extent_of_the_index_is_found_by_every_use_and_made_anew() {
             product_number: 1,
             after: 0,
             through: 6,
-            scope: Scope { sessions: Only::These([session("a")].into()), kinds: Only::Everything },
+            scope: Scope { sessions: Only::These([session("a")].into()), ..Scope::EVERYTHING },
             limits: ReadLimits { entries: 9, bytes: usize::MAX },
         };
         for error in [
             reader.fetch(&request, Indices::Trusted).map(drop).unwrap_err(),
             reader.check_indices(0).map(drop).unwrap_err(),
-            file.index_sessions().map(drop).unwrap_err(),
-            file.erase(1, &session("a"), 0, Indices::Trusted).map(drop).unwrap_err(),
+            file.index_names().map(drop).unwrap_err(),
+            file.erase(1, &of_session("a"), 0, Indices::Trusted).map(drop).unwrap_err(),
             file.retire(9, u64::MAX, 9).map(drop).unwrap_err(),
         ] {
             assert!(matches!(error, FileError::Damaged { .. }), "{change}: {error:?}");
         }
-        assert!(file.index_sessions().unwrap_err().is_of_index(), "repaired, not set aside");
+        assert!(file.index_names().unwrap_err().is_of_index(), "repaired, not set aside");
         assert_eq!(reader.fetch(&request, Indices::Unchecked).unwrap().entries.len(), 3);
         file.repair().unwrap();
         assert_eq!(replay(file.path(), "a", 0, Indices::Trusted), [1, 3, 5]);
@@ -211,7 +288,7 @@ fn a_step_has_a_bound_and_the_oldest_rows_of_every_product_get_their_turn() {
         file.append_one(number, 1, &entries, 1);
     }
     let mut steps = 0;
-    while file.index_sessions().unwrap() {
+    while file.index_names().unwrap() {
         steps += 1;
         assert_eq!(indexed(&file).len() as u64, steps * INDEX_STEP_ROWS);
     }
@@ -232,23 +309,42 @@ enum IndexStep {
 fn any_step() -> impl Strategy<Value = IndexStep> {
     let indices = prop_oneof![Just(Indices::Trusted), Just(Indices::Unchecked)];
     prop_oneof![
-        4 => proptest::collection::vec(0..4_usize, 1..8).prop_map(IndexStep::Append),
+        4 => proptest::collection::vec(0..NAMES.len(), 1..8).prop_map(IndexStep::Append),
         3 => Just(IndexStep::Index),
-        1 => (0..3_usize, indices).prop_map(|(of, indices)| IndexStep::Erase(of, indices)),
+        1 => (0..5_usize, indices).prop_map(|(of, indices)| IndexStep::Erase(of, indices)),
         1 => (1..4_u64).prop_map(IndexStep::Retire),
         1 => Just(IndexStep::Crash),
         1 => Just(IndexStep::Repair),
     ]
 }
 
-/// Names of sessions; an empty one is no session.
-const NAMES: [&str; 4] = ["a", "b", "c", ""];
+/// Names of sessions, and behind a slash of users; an empty one is none.
+const NAMES: [&str; 8] = ["a", "b/u", "c/v", "", "/u", "a/v", "b/a", "a/u"];
+
+/// Returns the sessions and users that the model looks at. A session and a user have one name.
+fn visitors() -> [VisitorId; 5] {
+    ["a", "b"]
+        .map(of_session)
+        .into_iter()
+        .chain(["u", "v", "a"].map(of_user))
+        .collect::<Vec<_>>()
+        .try_into()
+        .unwrap()
+}
+
+fn belongs_to(names: &str, visitor: &VisitorId) -> bool {
+    let (session, user) = names.split_once('/').unwrap_or((names, ""));
+    match visitor {
+        VisitorId::Session(_) => session == visitor.as_str(),
+        VisitorId::User(_) => user == visitor.as_str(),
+    }
+}
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn whenever_the_index_is_behind_every_session_is_replayed_once_and_in_order(
+    fn whenever_the_indices_are_behind_every_session_and_user_is_replayed_once_and_in_order(
         steps in proptest::collection::vec(any_step(), 1..25),
         after in 0..30_u64,
     ) {
@@ -268,9 +364,10 @@ proptest! {
                 }
                 IndexStep::Index => index_all(&mut file),
                 IndexStep::Erase(of, indices) => {
-                    let erased = file.erase(1, &session(NAMES[of]), 0, indices).unwrap();
+                    let visitor = &visitors()[of];
+                    let erased = file.erase(1, visitor, 0, indices).unwrap();
                     let before = rows.len();
-                    rows.retain(|_, (name, _)| *name != NAMES[of]);
+                    rows.retain(|_, (names, _)| !belongs_to(names, visitor));
                     prop_assert_eq!(erased.events as usize, before - rows.len());
                 }
                 IndexStep::Retire(back) => {
@@ -281,26 +378,34 @@ proptest! {
                 IndexStep::Crash => file = crash_and_reopen(file),
                 IndexStep::Repair => drop(file.repair().unwrap()),
             }
-            for name in &NAMES[..3] {
+            for visitor in &visitors() {
                 let expected: Vec<_> = rows.iter()
-                    .filter(|(position, (of, _))| of == name && **position > after)
+                    .filter(|(position, (names, _))| belongs_to(names, visitor) && **position > after)
                     .map(|(position, _)| *position)
                     .collect();
                 for indices in [Indices::Trusted, Indices::Unchecked] {
-                    prop_assert_eq!(&replay(file.path(), name, after, indices), &expected);
+                    prop_assert_eq!(&replay_of(file.path(), visitor, after, indices), &expected);
                 }
             }
             for (position, name) in indexed(&file) {
-                prop_assert_eq!(rows.get(&position).map(|(of, _)| *of), Some(&*name));
+                prop_assert!(rows.get(&position).is_some_and(|(of, _)| belongs_to(of, &of_session(&name))));
+            }
+            for (position, name) in indexed_users(&file) {
+                prop_assert!(rows.get(&position).is_some_and(|(of, _)| belongs_to(of, &of_user(&name))));
             }
             file.assert_counters_fit("p");
         }
         index_all(&mut file);
-        let expected: Vec<_> = rows.iter()
-            .filter(|(_, (name, _))| !name.is_empty())
-            .map(|(position, (name, _))| (*position, (*name).to_owned()))
-            .collect();
-        prop_assert_eq!(indexed(&file), expected);
+        let names = rows.iter().map(|(position, (names, _))| {
+            (*position, names.split_once('/').unwrap_or((names, "")))
+        });
+        let sessions = names.clone().map(|(position, (session, _))| (position, session.to_owned()));
+        let users = names.map(|(position, (_, user))| (position, user.to_owned()));
+        let known = |names: &mut dyn Iterator<Item = (u64, String)>| -> Vec<_> {
+            names.filter(|(_, name)| !name.is_empty()).collect()
+        };
+        prop_assert_eq!(indexed(&file), known(&mut { sessions }));
+        prop_assert_eq!(indexed_users(&file), known(&mut { users }));
         prop_assert_eq!(StoreReader::open(file.path()).unwrap().check_indices(0).unwrap(), None);
     }
 }

@@ -18,7 +18,7 @@ fn a_commit_of_a_dozen_events_of_as_many_sessions_writes_few_pages() {
             positions.map(|it| event(it, &session_of(it), "actions", &[b'x'; 1000])).collect();
         file.append_one(1, commit * 12 + 1, &entries, 1);
         if (commit + 1) % COMMITS_PER_SECOND == 0 {
-            assert_eq!(file.index_sessions().ok(), Some(false), "one step has all of a second");
+            assert_eq!(file.index_names().ok(), Some(false), "one step has all of a second");
         }
     }
     // A page and its header in the write-ahead log.

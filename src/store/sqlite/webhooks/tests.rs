@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    event::{EventId, Kind, Only, Scope},
+    event::{EventId, Kind, Only, Scope, UserId, VisitorId},
     log::Hole,
     store::{
         sqlite::{
@@ -167,7 +167,7 @@ fn an_erased_event_does_not_come_back_with_a_workers_copy_of_it() {
         AppendBatch { product_number: 1, first: 1, entries: &entries, spans: &[], holes: &missing };
     file.append(&[batch], SyncMode::Normal, 1).unwrap();
     let session = SessionId::new("s").unwrap();
-    file.erase(1, &session, 0, Indices::Trusted).unwrap();
+    file.erase(1, &VisitorId::Session(session), 0, Indices::Trusted).unwrap();
     // 4 is a hole, whose event the worker has; the file's newest position is 4, so 5 is unknown.
     let dead = [2, 3, 4, 5].map(|position| DeliveryChange::Dead(dead_letter(position, b"a")));
     journal(&mut file, "w", &changes(1, dead.into_iter().chain([DeliveryChange::Owed(owed(1))])));
@@ -236,14 +236,17 @@ fn a_webhook_is_deleted_in_steps_and_the_others_stay() {
 fn a_scope_reads_back_as_it_was_written() {
     let these =
         |texts: &[&str]| Only::These(texts.iter().map(|it| SessionId::new(it).unwrap()).collect());
+    let users = Only::These([UserId::new("\"u").unwrap()].into());
     let kinds = Only::These([Kind::Actions, Kind::new("odd \" kind")].into());
     for scope in [
-        Scope { sessions: Only::Everything, kinds: Only::Everything },
-        Scope { sessions: these(&["\u{e4}", "\"b"]), kinds },
-        Scope { sessions: these(&[]), kinds: Only::Everything },
+        Scope::EVERYTHING,
+        Scope { sessions: these(&["\u{e4}", "\"b"]), users, kinds },
+        Scope { sessions: these(&[]), ..Scope::EVERYTHING },
     ] {
         assert_eq!(read_scope(&write_scope(&scope).unwrap()).unwrap(), scope);
     }
+    let former = r#"{"sessions":null,"kinds":null}"#;
+    assert_eq!(read_scope(former).unwrap(), Scope::EVERYTHING, "of a file without users");
     assert!(matches!(read_scope("[]"), Err(FileFault::Damage(_))));
 }
 

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use super::super::*;
 use crate::{
-    event::{Draft, Entry, Kind, Only, ProductId, Scope, SessionId},
+    event::{Draft, Entry, Kind, ProductId, Scope, SessionId},
     log::{
         MemoryBounds, Numbering, PersistedLog, ReadLimits, ReadOutcome,
         backing::{LogBacking, ReadRequest},
@@ -169,7 +169,7 @@ impl WriterHarness {
     }
 
     pub(super) fn request(&self) -> ReadRequest {
-        let scope = Scope { sessions: Only::Everything, kinds: Only::Everything };
+        let scope = Scope::EVERYTHING;
         ReadRequest {
             product: product(),
             product_number: self.log.product_number(),
@@ -214,7 +214,14 @@ pub(super) fn product() -> ProductId {
 pub(super) fn append(log: &Log) {
     let session = Some(SessionId::new("s").unwrap());
     let (payload, received) = (Bytes::from_static(b"{}"), tokio::time::Instant::now());
-    log.append(Draft { kind: Kind::Actions, session, forwarded_at: None, payload, received });
+    log.append(Draft {
+        kind: Kind::Actions,
+        session,
+        user: None,
+        forwarded_at: None,
+        payload,
+        received,
+    });
 }
 
 /// Returns all entries behind a position, as the fan-out takes them, without waiting.

@@ -17,7 +17,7 @@ use self::harness::{
 };
 use super::*;
 use crate::{
-    event::{EventId, SessionId, StartPosition},
+    event::{EventId, SessionId, StartPosition, VisitorId},
     log::{Hole, ReplayClient, ResolvedStart, backing::ReadRequest},
     store::reader::{Indices, StoreReader},
 };
@@ -342,7 +342,8 @@ fn many_erasures_do_not_hold_up_entries_that_come_meanwhile() {
     let mut harness = WriterHarness::new(1000);
     let erased: Vec<_> = (0..5000)
         .map(|number| {
-            harness.writer.handle.erase(product(), SessionId::new(&format!("s{number}")).unwrap())
+            let session = SessionId::new(&format!("s{number}")).unwrap();
+            harness.writer.handle.erase(product(), VisitorId::Session(session))
         })
         .collect();
     let mut rounds = 0;

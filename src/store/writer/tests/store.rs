@@ -1,6 +1,6 @@
 //! The writer in a whole store: without a directory, and across restarts.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use super::*;
 use crate::{
@@ -57,9 +57,9 @@ async fn without_a_directory_the_same_commands_are_executed_in_memory() {
         3
     );
     let session = SessionId::new("s").unwrap();
-    let in_memory = log.erase(&session);
+    let (_, in_memory) = log.erase(&mut [session.clone()].into(), &BTreeSet::new());
     assert_eq!(
-        in_memory + handle.erase(product(), session).await.unwrap(),
+        in_memory + handle.erase(product(), VisitorId::Session(session)).await.unwrap(),
         in_memory + 2,
         "the event at 40 is counted in memory"
     );

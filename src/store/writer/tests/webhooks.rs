@@ -1,6 +1,6 @@
 //! The writer's commands and journals of webhooks, on the same scripted disk.
 
-use std::task::Poll;
+use std::{collections::BTreeSet, task::Poll};
 
 use super::*;
 use crate::{
@@ -341,8 +341,9 @@ fn erasing_a_session_takes_its_dead_letters_too() {
         )
         .unwrap();
     let session = SessionId::new("s").unwrap();
-    assert_eq!(harness.log.erase(&session), 0, "the store has them");
-    let erased = harness.writer.handle.erase(product(), session);
+    let (_, in_memory) = harness.log.erase(&mut [session.clone()].into(), &BTreeSet::new());
+    assert_eq!(in_memory, 0, "the store has them");
+    let erased = harness.writer.handle.erase(product(), VisitorId::Session(session));
     harness.writer.run_round();
     assert_eq!(expect_ready(erased).unwrap(), 10, "the event of the dead letter is one of them");
     assert_eq!(

@@ -168,7 +168,7 @@ impl OutboxModel {
                 id,
                 position,
                 Kind::Actions,
-                session,
+                (session, None),
                 &self.payload,
             )));
         }

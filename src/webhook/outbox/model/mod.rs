@@ -14,7 +14,7 @@ use bytes::Bytes;
 use self::harness::*;
 use super::*;
 use crate::{
-    event::{EventId, Kind, SessionId},
+    event::{ErasedEvents, EventId, Kind, SessionId},
     store::{DeliveryChange, WebhookChanges},
     webhook::Disposition,
     webhook_delivery::{Attempt, DeadLetter, DeadLetterReason, Outcome},

@@ -158,7 +158,8 @@ impl OutboxModel {
         self.store
             .dead_letters
             .retain(|_, (dead_letter, _)| dead_letter.delivery.session.as_ref() != Some(&session));
-        self.outbox.erase(&session);
+        let sessions = [session].into();
+        self.outbox.erase(&ErasedEvents { sessions, ..ErasedEvents::default() });
         let delivered = self.outbox.delivered(None, usize::MAX);
         assert!(
             delivered.iter().all(|(_, delivery)| !self.entry(delivery.position).is_erased),

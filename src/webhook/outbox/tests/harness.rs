@@ -106,7 +106,8 @@ impl OutboxHarness {
 pub(super) fn event(position: u64, session: &str, bytes: usize) -> Arc<Event> {
     let session = (!session.is_empty()).then(|| SessionId::new(session).unwrap());
     let payload = Bytes::from("x".repeat(bytes));
-    Arc::new(Event::restored(EventId::new(7, position), position, Kind::Actions, session, &payload))
+    let (id, names) = (EventId::new(7, position), (session, None));
+    Arc::new(Event::restored(id, position, Kind::Actions, names, &payload))
 }
 
 pub(super) fn dead_letter(position: u64, session: &str) -> DeadLetter {

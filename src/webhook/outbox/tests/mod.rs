@@ -16,7 +16,7 @@ use super::{
     *,
 };
 use crate::{
-    event::{Draft, EventId, Kind, SessionId},
+    event::{Draft, ErasedEvents, EventId, Kind, SessionId},
     store::{DeliveryChange, WebhookChanges},
     webhook::Disposition,
     webhook_delivery::{Attempt, DeadLetter, DeadLetterReason, Outcome},
@@ -297,7 +297,7 @@ fn an_erased_session_leaves_no_record_for_any_outcome_of_attempts_in_flight() {
         harness.accept(3);
         harness.commit_all();
         assert_eq!(harness.send_all(), [2, 5]);
-        harness.outbox.erase(&SessionId::new("a").unwrap());
+        harness.outbox.erase(&erased_session("a"));
         assert_eq!(harness.outbox.owed().0, 1);
         let of_b: Vec<u64> = harness
             .outbox
@@ -316,6 +316,27 @@ fn an_erased_session_leaves_no_record_for_any_outcome_of_attempts_in_flight() {
     }
 }
 
+fn erased_session(name: &str) -> ErasedEvents {
+    let sessions = [SessionId::new(name).unwrap()].into();
+    ErasedEvents { sessions, ..ErasedEvents::default() }
+}
+
+#[test]
+fn erased_events_without_a_session_go_by_their_positions() {
+    let mut harness = OutboxHarness::new(2);
+    (1..=5).for_each(|position| harness.enqueue(position, ""));
+    assert_eq!(harness.send_all(), [1, 2]);
+    harness.accept(1);
+    harness.commit_all();
+    let erased = ErasedEvents { positions: [1, 2, 4, 9].into(), ..ErasedEvents::default() };
+    harness.outbox.erase(&erased);
+    assert_eq!(harness.outbox.owed().0, 2, "3 and 5");
+    assert!(harness.outbox.delivered(None, 9).is_empty());
+    harness.settle(2, 400, &Disposition::Refused);
+    assert!(harness.commit().deliveries.values().all(|change| *change == DeliveryChange::Settled));
+    assert_eq!(harness.send_all(), [3, 5]);
+}
+
 #[test]
 fn a_dead_letter_of_an_erased_session_is_not_written_even_if_it_is_on_its_way() {
     let mut harness = OutboxHarness::new(4);
@@ -325,7 +346,7 @@ fn a_dead_letter_of_an_erased_session_is_not_written_even_if_it_is_on_its_way() 
     let changes = harness.outbox.take_urgent_changes().unwrap();
     harness.send_all();
     harness.settle(2, 400, &Disposition::Refused);
-    harness.outbox.erase(&SessionId::new("a").unwrap());
+    harness.outbox.erase(&erased_session("a"));
     harness.outbox.record_commit_failure(changes);
     assert!(harness.commit().deliveries.values().all(|change| *change == DeliveryChange::Settled));
 }
@@ -376,7 +397,14 @@ fn a_delivery_is_as_old_as_its_event_if_that_is_known() {
     harness.enqueue(1, "");
     let (payload, received) =
         (Bytes::from_static(b"{}"), harness.base.instant + Duration::from_secs(2));
-    let draft = Draft { kind: Kind::Actions, session: None, forwarded_at: None, payload, received };
+    let draft = Draft {
+        kind: Kind::Actions,
+        session: None,
+        user: None,
+        forwarded_at: None,
+        payload,
+        received,
+    };
     harness.outbox.enqueue(Arc::new(Event::new(EventId::new(7, 2), 2, draft)), harness.now());
     let created: Vec<u64> = harness
         .outbox
