@@ -241,6 +241,8 @@ const MINIMAL: &str = r#"
 product_id = "p"
 url = "http://h/stream/p"
 token = "x"
+[[products]]
+product_id = "published"
 [auth]
 admin_key = "x"
 [[auth.keys]]

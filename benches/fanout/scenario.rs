@@ -70,7 +70,10 @@ impl Scenario {
             Self::R | Self::S => vec![Kind::Durable],
             Self::U => vec![Kind::Relay, Kind::Durable],
             // No other target knows users.
-            Self::Cu => vec![Kind::Relay, Kind::Durable],
+            Self::Cu => {
+                let ours = [Kind::Relay, Kind::Durable];
+                wanted.iter().copied().filter(|kind| ours.contains(kind)).collect()
+            }
             Self::K | Self::K2 | Self::Kc | Self::Kc2 => vec![Kind::Relay],
             Self::A | Self::A5 | Self::B => wanted.to_vec(),
             _ => wanted.iter().copied().filter(|kind| !kind.is_layered()).collect(),

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     admission::{AdmissionLimits, DisconnectReason},
     auth::{Access, ListenerKey},
-    config::{Config, ConfigDiff, Findings, Secret, UpstreamConfig},
+    config::{Config, ConfigDiff, Findings, Secret, ServedProduct},
     error_chain::error_chain,
     event::ProductId,
     http::{Relay, admin::AdminState, public::credential::CredentialSources},
@@ -129,8 +129,8 @@ impl App {
         let before = std::mem::replace(&mut self.config, config.clone());
         let removed = self.remove_products(&config);
         self.apply_access(&config);
-        for upstream in &config.upstreams {
-            self.product_tasks.change(upstream, client);
+        for product in config.served_products() {
+            self.product_tasks.change(product, &self.relay, client).await;
         }
         for product in &removed {
             // First, so that the upstream's connection is closed before the store releases the log.
@@ -161,6 +161,7 @@ impl App {
         }
         // A product that the store did not take is not in force, so the next reload tries it again.
         config.upstreams.retain(|upstream| !absent.contains(&upstream.product_id));
+        config.products.retain(|product| !absent.contains(&product.product_id));
         config.webhooks.retain(|webhook| !absent.contains(&webhook.product_id));
         self.webhooks.reconcile(&config.webhooks).await;
         self.config = config;
@@ -182,14 +183,12 @@ impl App {
     /// The product is taken out of the map first: a request that begins after that finds none, and
     /// a subscriber that was admitted before is disconnected.
     fn remove_products(&self, config: &Config) -> Vec<ProductId> {
-        let is_configured =
-            |id: &ProductId| config.upstreams.iter().any(|upstream| upstream.product_id == *id);
         let removed: Vec<_> = self
             .relay
             .products
             .iter()
             .map(|it| it.key().clone())
-            .filter(|id| !is_configured(id))
+            .filter(|id| config.served_product(id).is_none())
             .collect();
         for id in &removed {
             self.relay.products.remove(id);
@@ -202,9 +201,9 @@ impl App {
     /// Applies these rules to new subscribers, and disconnects those that the rules would refuse.
     fn apply_access(&mut self, config: &Config) {
         let server = &config.server;
-        for upstream in &config.upstreams {
-            self.relay.products.alter(&upstream.product_id, |_, existing| {
-                assemble::reconfigured_product(server, upstream, existing)
+        for product in config.served_products() {
+            self.relay.products.alter(product.id, |_, existing| {
+                assemble::reconfigured_product(server, product.upstream, existing)
             });
         }
         let access = Arc::new(Access::new(&config.auth));
@@ -245,10 +244,10 @@ impl App {
         client: &EventStreamClient,
     ) -> Vec<ProductId> {
         let mut absent = Vec::new();
-        for upstream in &config.upstreams {
-            let product = &upstream.product_id;
+        for served in config.served_products() {
+            let product = served.id;
             if !self.relay.products.contains_key(product)
-                && !self.add_product(config, upstream, client).await
+                && !self.add_product(config, served, client).await
             {
                 error!(
                     %product,
@@ -264,10 +263,10 @@ impl App {
     async fn add_product(
         &mut self,
         config: &Config,
-        upstream: &UpstreamConfig,
+        served: ServedProduct<'_>,
         client: &EventStreamClient,
     ) -> bool {
-        let (id, metrics) = (&upstream.product_id, &self.relay.metrics);
+        let (id, metrics) = (served.id, &self.relay.metrics);
         let adopted = self.store.handle().add_product(
             id.clone(),
             assemble::bounds(&config.log),
@@ -279,7 +278,7 @@ impl App {
         let index_and_shards = (self.relay.products.len(), self.shard_threads.runtimes().count());
         let product = Arc::new(assemble::product(
             &config.server,
-            upstream,
+            served.upstream,
             adopted.log,
             index_and_shards,
             metrics,
@@ -287,7 +286,7 @@ impl App {
         let fanout = Arc::clone(&product.feed.fanout);
         // The log is ready before the first request can find the product.
         self.relay.products.insert(id.clone(), product);
-        self.product_tasks.start(upstream, &self.relay, client);
+        self.product_tasks.start(served, &self.relay, client);
         self.webhooks.resume_product(fanout, &config.webhooks, adopted.webhooks).await;
         true
     }

@@ -43,7 +43,7 @@ pub(super) fn open_logs(
     let log_config = &config.log;
     let bounds = bounds(log_config);
     let products: Vec<ProductId> =
-        config.upstreams.iter().map(|upstream| upstream.product_id.clone()).collect();
+        config.served_products().map(|product| product.id.clone()).collect();
     let settings = StoreSettings {
         directory: log_config.data_dir.clone().unwrap_or_default(),
         retention: log_config.retention,
@@ -93,12 +93,8 @@ pub(super) fn relay(
     let server = &config.server;
     let products = DashMap::new();
     for (index, log) in logs.into_iter().enumerate() {
-        let Some(upstream) =
-            config.upstreams.iter().find(|upstream| upstream.product_id == *log.product())
-        else {
-            continue;
-        };
-        let product = product(server, upstream, log, (index, shard_count), metrics);
+        let Some(served) = config.served_product(log.product()) else { continue };
+        let product = product(server, served.upstream, log, (index, shard_count), metrics);
         products.insert(product.feed.id.clone(), Arc::new(product));
     }
     let access = Arc::new(Access::new(&config.auth));
@@ -130,7 +126,7 @@ pub(super) fn relay(
 /// Returns the public side of one product, the `index`-th on `shard_count` shards.
 pub(super) fn product(
     server: &ServerConfig,
-    upstream: &UpstreamConfig,
+    upstream: Option<&UpstreamConfig>,
     log: Arc<Log>,
     (index, shard_count): (usize, usize),
     metrics: &Arc<Metrics>,
@@ -142,25 +138,27 @@ pub(super) fn product(
         paged_events: metrics.paged(&id),
         published_events: metrics.published(&id),
         max_publish_bytes: max_publish_bytes(server, upstream),
-        upstream: upstream.url.origin(),
+        upstream: upstream.map(|it| it.url.origin()),
     }
 }
 
 /// Returns the product under another configuration. Log, fan-out and counters are shared.
 pub(super) fn reconfigured_product(
     server: &ServerConfig,
-    upstream: &UpstreamConfig,
+    upstream: Option<&UpstreamConfig>,
     existing: Arc<Product>,
 ) -> Arc<Product> {
-    let (max_publish_bytes, origin) = (max_publish_bytes(server, upstream), upstream.url.origin());
+    let origin = upstream.map(|it| it.url.origin());
+    let max_publish_bytes = max_publish_bytes(server, upstream);
     if (existing.max_publish_bytes, &existing.upstream) == (max_publish_bytes, &origin) {
         return existing;
     }
     Arc::new(Product { max_publish_bytes, upstream: origin, ..(*existing).clone() })
 }
 
-fn max_publish_bytes(server: &ServerConfig, upstream: &UpstreamConfig) -> usize {
-    usize::try_from(server.max_publish_bytes.min(upstream.max_event_bytes)).unwrap_or(usize::MAX)
+fn max_publish_bytes(server: &ServerConfig, upstream: Option<&UpstreamConfig>) -> usize {
+    let max_event_bytes = upstream.map_or(u64::MAX, |it| it.max_event_bytes);
+    usize::try_from(server.max_publish_bytes.min(max_event_bytes)).unwrap_or(usize::MAX)
 }
 
 /// Returns the state of the admin side.

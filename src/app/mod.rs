@@ -112,8 +112,8 @@ impl App {
         let rejected = Arc::new(RejectedFrames::default());
         let client = EventStreamClient::new(config.egress.ca_file.as_deref())?;
         let mut product_tasks = ProductTasks::new(&shard_threads, Arc::clone(&rejected), &stop);
-        for upstream in &config.upstreams {
-            product_tasks.start(upstream, &relay, &client);
+        for product in config.served_products() {
+            product_tasks.start(product, &relay, &client);
         }
         let statuses = product_tasks.statuses();
         let admin = Arc::new(assemble::admin(&config, &relay, &webhooks, statuses, rejected));

@@ -20,7 +20,7 @@ use serde_json::Value;
 use super::token_error::TokenError;
 use crate::{
     config::{Permission, Permissions},
-    event::{Kind, Only, ProductId, Scope, SessionId},
+    event::{Kind, Only, ProductId, Scope, SessionId, UserId},
     near_name::find_near,
 };
 
@@ -69,6 +69,7 @@ impl TokenClaims {
             parse_set("product_id", self.get("product_id"), |text| ProductId::new(text).ok())?;
         let sessions =
             parse_set("session_id", self.get("session_id"), |text| SessionId::new(text).ok())?;
+        let users = parse_set("user_id", self.get("user_id"), |text| UserId::new(text).ok())?;
         let kinds = parse_set("type", self.get("type"), |text| {
             (!text.is_empty()).then(|| Kind::new(text))
         })?;
@@ -89,7 +90,7 @@ impl TokenClaims {
             permissions: permissions.unwrap_or_else(|| BTreeSet::from([Permission::Subscribe])),
             scope: Scope {
                 sessions: to_only(sessions),
-                users: Only::Everything,
+                users: to_only(users),
                 kinds: to_only(kinds),
             },
             audience: token_audience,
@@ -103,8 +104,8 @@ impl TokenClaims {
         if let Some(meant) = self.near_miss {
             return Err(TokenError::NearClaim(meant));
         }
-        if let Some(name) = UNSUPPORTED_NAMES.iter().find(|name| self.known.contains_key(*name)) {
-            return Err(TokenError::UnsupportedClaim(name));
+        if self.known.contains_key(UNSUPPORTED_NAME) {
+            return Err(TokenError::UnsupportedClaim(UNSUPPORTED_NAME));
         }
         let is_owner = |sub: &str| (1..=MAX_SUB_BYTES).contains(&sub.len());
         match self.get("sub") {
@@ -215,8 +216,8 @@ const KNOWN_NAMES: [&str; 10] = [
     "consumer",
 ];
 
-/// Limits that the relay does not apply yet: to ignore them would grant more than the token says.
-const UNSUPPORTED_NAMES: [&str; 2] = ["user_id", "consumer"];
+/// A limit that the relay does not apply yet: to ignore it would grant more than the token says.
+const UNSUPPORTED_NAME: &str = "consumer";
 
 /// The claim that identity providers write to name the token's own type, although the name is one
 /// letter away from `type`.

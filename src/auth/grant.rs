@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::denial::Denial;
+use super::{denial::Denial, publish_rate::PublishRate};
 use crate::{
     config::{Permission, Permissions},
     event::{Only, ProductId, Scope, ScopeKey},
@@ -29,6 +29,8 @@ pub(crate) struct Grant {
     /// Time from which the grant allows nothing.
     pub(super) expires_at: Option<Instant>,
     pub(super) is_anonymous: bool,
+    /// Rate at which the credential may publish, over all products, if that is limited.
+    pub(super) publish_rate: Option<Arc<PublishRate>>,
     /// The credential that the grant was given for.
     pub(crate) proof: Arc<CredentialProof>,
 }
@@ -89,6 +91,15 @@ impl Grant {
     /// to sessions, and one without a user outside every limit to users.
     pub(crate) fn check_publish(&self, event: ScopeKey<'_>) -> Result<(), Denial> {
         if self.scope.includes(event) { Ok(()) } else { Err(Denial::Forbidden) }
+    }
+
+    /// Counts one request to publish.
+    ///
+    /// # Errors
+    ///
+    /// The time after which the next one is within the rate. This one is not counted then.
+    pub(crate) fn take_publish(&self) -> Result<(), Duration> {
+        self.publish_rate.as_ref().map_or(Ok(()), |rate| rate.take())
     }
 
     /// Checks that the grant has not expired. A request that waited, for its body or for its turn,

@@ -9,6 +9,7 @@ mod claims;
 mod denial;
 mod fingerprint;
 mod grant;
+mod publish_rate;
 #[cfg(test)]
 mod tests;
 mod token;
@@ -22,6 +23,7 @@ use tokio::time::Instant;
 use self::{
     claims::VerifiedClaims,
     fingerprint::fingerprint,
+    publish_rate::PublishRate,
     token::{TokenVerifier, looks_like_token},
 };
 pub(crate) use self::{
@@ -56,6 +58,8 @@ impl Access {
                 scope: Scope::EVERYTHING,
                 expires_at: None,
                 is_anonymous: false,
+                // Another configuration has full buckets: its limits may be other ones.
+                publish_rate: key.max_publishes_per_second.map(PublishRate::new).map(Arc::new),
                 proof: Arc::new(CredentialProof::Key(key_fingerprint)),
             };
             (key_fingerprint, grant)
@@ -68,6 +72,7 @@ impl Access {
             scope: Scope::EVERYTHING,
             expires_at: None,
             is_anonymous: true,
+            publish_rate: None,
             proof: Arc::new(CredentialProof::Anonymous),
         });
         Self {
@@ -176,6 +181,7 @@ fn grant_for_claims(claims: VerifiedClaims, signed_by: [u8; 32], token: &[u8]) -
         scope: claims.scope,
         expires_at: Some(Instant::now() + remaining),
         is_anonymous: false,
+        publish_rate: None,
         proof: Arc::new(CredentialProof::Token { signed_by, audience: claims.audience }),
     }
 }
@@ -207,6 +213,7 @@ impl ListenerKey {
             scope: Scope::EVERYTHING,
             expires_at: None,
             is_anonymous: self.0.is_none(),
+            publish_rate: None,
             proof,
         };
         match self.0 {

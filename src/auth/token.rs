@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     config::{JwtConfig, JwtVerification, Permission, PublicKey, PublicKeyAlgorithm, Secret},
-    event::{Kind, ProductId, SessionId},
+    event::{Kind, ProductId, SessionId, UserId},
 };
 
 /// Verifier of the tokens of one `[auth.jwt]`.
@@ -146,6 +146,8 @@ pub(crate) struct TokenSpec {
     pub(crate) product: ProductId,
     /// The sessions that the token is limited to; empty for no limit.
     pub(crate) sessions: BTreeSet<SessionId>,
+    /// The users that the token is limited to; empty for no limit.
+    pub(crate) users: BTreeSet<UserId>,
     /// The kinds that the token is limited to; empty for no limit.
     pub(crate) kinds: BTreeSet<Kind>,
     /// The time from now to its expiry.
@@ -158,6 +160,8 @@ struct MintedClaims<'a> {
     product_id: &'a str,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     session_id: Vec<&'a str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    user_id: Vec<&'a str>,
     #[serde(rename = "type", skip_serializing_if = "Vec::is_empty")]
     kind: Vec<&'a str>,
     permissions: [&'a str; 1],
@@ -180,6 +184,7 @@ pub(crate) fn mint(
         exp: (unix_now() + spec.ttl.as_secs_f64()).ceil() as u64,
         product_id: spec.product.as_str(),
         session_id: spec.sessions.iter().map(SessionId::as_str).collect(),
+        user_id: spec.users.iter().map(UserId::as_str).collect(),
         kind: spec.kinds.iter().map(Kind::as_str).collect(),
         permissions: [Permission::Subscribe.name()],
         aud: audience,

@@ -32,6 +32,9 @@ pub(super) struct TailArgs {
     /// Print only events of this session; may be given several times.
     #[arg(long = "session-id", value_name = "S")]
     sessions: Vec<String>,
+    /// Print only events of this user; may be given several times.
+    #[arg(long = "user-id", value_name = "U")]
+    users: Vec<String>,
     /// Print only events of this type; may be given several times.
     #[arg(long = "type", value_name = "T")]
     kinds: Vec<String>,
@@ -60,7 +63,7 @@ async fn follow(args: TailArgs) -> Result<(), CliError> {
     let client =
         EventStreamClient::new(None).map_err(|error| CliError::Other(error_chain(&error)))?;
     let mut target = StreamTarget {
-        url: with_filter_query(&args.url, &args.sessions, &args.kinds)?,
+        url: with_filter_query(&args)?,
         token: args.token.map(Secret::inline),
         last_event_id: args.last_event_id,
         is_relay: false,
@@ -201,10 +204,12 @@ fn readable_line(frame: &Frame) -> Option<String> {
     ))
 }
 
-fn with_filter_query(url: &Uri, sessions: &[String], kinds: &[String]) -> Result<Uri, CliError> {
+fn with_filter_query(args: &TailArgs) -> Result<Uri, CliError> {
+    let url = &args.url;
     let mut query = form_urlencoded::Serializer::new(url.query().unwrap_or_default().to_owned());
-    query.extend_pairs(sessions.iter().map(|session| ("session_id", session)));
-    query.extend_pairs(kinds.iter().map(|kind| ("type", kind)));
+    query.extend_pairs(args.sessions.iter().map(|session| ("session_id", session)));
+    query.extend_pairs(args.users.iter().map(|user| ("user_id", user)));
+    query.extend_pairs(args.kinds.iter().map(|kind| ("type", kind)));
     let query = query.finish();
     let mut parts = url.clone().into_parts();
     let path =

@@ -8,14 +8,14 @@ use super::{CliError, parse_duration, print_line};
 use crate::{
     auth::{self, TokenSpec},
     config::{AllowAnonymous, Config, Environment, JwtVerification, Secret},
-    event::{Kind, ProductId, SessionId},
+    event::{Kind, ProductId, SessionId, UserId},
 };
 
 /// Mint a scoped token that permits subscribing, and print it.
 ///
 /// The token is signed with auth.jwt.secret and carries auth.jwt.audience. Its holder sees one
-/// product and, if sessions or types are given, only these. A token cannot be revoked before its
-/// expiry, except by changing the secret.
+/// product and, if sessions, users or types are given, only these. A token cannot be revoked before
+/// its expiry, except by changing the secret.
 #[derive(Debug, clap::Args)]
 pub(super) struct TokenArgs {
     /// The configuration file (TOML) of the relay that is to accept the token.
@@ -27,6 +27,9 @@ pub(super) struct TokenArgs {
     /// Session that the token is limited to; may be given several times.
     #[arg(long = "session-id", value_name = "S", value_parser = parse_session)]
     sessions: Vec<SessionId>,
+    /// User that the token is limited to; may be given several times.
+    #[arg(long = "user-id", value_name = "U", value_parser = parse_user)]
+    users: Vec<UserId>,
     /// Event type that the token is limited to; may be given several times.
     #[arg(long = "type", value_name = "T", value_parser = parse_kind)]
     kinds: Vec<Kind>,
@@ -36,16 +39,17 @@ pub(super) struct TokenArgs {
 }
 
 pub(super) fn run(args: TokenArgs) -> Result<(), CliError> {
-    let TokenArgs { config: file, product, sessions, kinds, ttl } = args;
+    let TokenArgs { config: file, product, sessions, users, kinds, ttl } = args;
     let config = Config::load(&file, &Environment::from_process(), AllowAnonymous::Anywhere)?;
     let (secret, audience) = signing_secret(&config)
         .map_err(|message| CliError::Usage(format!("{}: {message}", file.display())))?;
-    if !config.upstreams.iter().any(|upstream| upstream.product_id == product) {
-        tracing::warn!(%product, "the configuration has no upstream for this product");
+    if config.served_product(&product).is_none() {
+        tracing::warn!(%product, "the configuration does not have this product");
     }
     let spec = TokenSpec {
         product,
         sessions: BTreeSet::from_iter(sessions),
+        users: BTreeSet::from_iter(users),
         kinds: BTreeSet::from_iter(kinds),
         ttl,
     };
@@ -75,6 +79,10 @@ fn parse_product(text: &str) -> Result<ProductId, String> {
 
 fn parse_session(text: &str) -> Result<SessionId, String> {
     SessionId::new(text).map_err(|error| error.to_string())
+}
+
+fn parse_user(text: &str) -> Result<UserId, String> {
+    UserId::new(text).map_err(|error| error.to_string())
 }
 
 fn parse_kind(text: &str) -> Result<Kind, String> {

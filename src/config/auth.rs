@@ -47,6 +47,8 @@ config_keys! {
         products: Only<ProductId> = WithTable(read_products(&entry())?);
         /// Permissions on these products.
         permissions: Permissions = WithTable(read_permissions(&entry()));
+        /// Maximum events that the key publishes in a second; [`None`] = no limit.
+        max_publishes_per_second: Option<u32> = WithTable(entry().limit());
     }
 }
 
@@ -213,8 +215,8 @@ mod tests {
     #[test]
     fn keys_have_a_name_and_a_key_of_their_own() {
         let text = "auth.keys = [\n{ name = 'a', key = 'hush', products = ['*'] },\n{ name = 'a', key = 'hush', products = ['*'] }]";
-        let expected = "relay.toml:3: auth.keys[1].name: is the same as auth.keys[0].name; each needs its own\n\
-                        relay.toml:3: auth.keys[1].key: is the same as auth.keys[0].key; each needs its own";
+        let expected = "relay.toml:3: auth.keys[1].name: is the same as auth.keys[0].name in line 2; each needs its own\n\
+                        relay.toml:3: auth.keys[1].key: is the same as auth.keys[0].key in line 2; each needs its own";
         assert_eq!(findings(text), expected);
         let expected = "relay.toml:1: auth.keys[0].key: is required; give key, key_env or key_file\n\
                         relay.toml:1: auth.keys[0].name: is required";

@@ -40,6 +40,19 @@ impl<'a> ConfigEntry<'a> {
         &self.key
     }
 
+    /// Returns whether the value is a table.
+    pub(super) fn is_table(&self) -> bool {
+        matches!(self.raw, RawConfigValue::Toml(DeValue::Table(_)))
+    }
+
+    /// Returns the key and, if the file has it, its line.
+    pub(super) fn place(&self) -> String {
+        match &self.location {
+            ConfigLocation::Line(_, line) => format!("{} in line {line}", self.key),
+            ConfigLocation::File(_) | ConfigLocation::Variable(_) => self.key.clone(),
+        }
+    }
+
     /// Returns the context that this entry is parsed in.
     pub(super) fn context(&self) -> &'a ParseContext<'a> {
         self.context

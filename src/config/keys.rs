@@ -18,7 +18,7 @@ use super::{
     section::join_path,
     values::{format_duration, format_size},
 };
-use crate::event::{Only, ProductId, SessionId};
+use crate::event::{Only, ProductId, SessionId, UserId};
 
 /// When a changed key comes into force.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -323,6 +323,7 @@ config_values! {
     Vec<Origin> => |list| texts(list, |it| it.as_str().to_owned());
     Only<ProductId> => |only| only_texts(only, &["*"], |it| it.as_str());
     Only<SessionId> => |only| only_texts(only, &[], |it| it.as_str());
+    Only<UserId> => |only| only_texts(only, &[], |it| it.as_str());
     Only<String> => |only| only_texts(only, &[], String::as_str);
 }
 

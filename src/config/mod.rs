@@ -14,7 +14,7 @@
 //! Each key is one line of its section, which says type, reload rule and reading; `keys` makes the
 //! rest of it. `source` reads the configuration again for reloads, and `diff` has the differences.
 //!
-//! May use: no other module.
+//! May use: `event`.
 
 mod address;
 mod admin_address;
@@ -66,9 +66,11 @@ pub(crate) use self::public_keys::PublicKeyAlgorithm;
 pub(crate) use self::secret::Secret;
 pub(crate) use self::server::ServerConfig;
 pub(crate) use self::source::ConfigSource;
-pub(crate) use self::upstream::UpstreamConfig;
+pub(crate) use self::upstream::{ProductConfig, ServedProduct, UpstreamConfig};
 pub(crate) use self::values::{format_duration, parse_duration};
 pub(crate) use self::webhook::{FieldError, WebhookConfig, WebhookJson};
+
+use crate::event::ProductId;
 
 use self::{
     findings::ConfigLocation,
@@ -85,6 +87,8 @@ config_keys! {
         server: ServerConfig = ByKey;
         /// Upstreams that events come from; may be empty, because products can be registered later.
         upstreams: Vec<UpstreamConfig> = ByKey;
+        /// Products without an upstream.
+        products: Vec<ProductConfig> = ByKey;
         /// Credentials and permissions.
         auth: AuthConfig = ByKey;
         /// Events that are kept for subscribers that resume.
@@ -210,11 +214,16 @@ impl Config {
     fn read(mut root: Section<'_>, defaults: &StartDefaults, anonymous: AllowAnonymous) -> Self {
         let [mut server, mut auth, mut log, mut egress] =
             ["server", "auth", "log", "egress"].map(|name| root.section(name));
-        let upstreams = UpstreamConfig::read_all(&mut root);
+        let (upstreams, products) = upstream::read_products(&mut root);
+        let ids = upstreams
+            .iter()
+            .map(|it| &it.product_id)
+            .chain(products.iter().map(|it| &it.product_id));
         let config = Self {
             server: ServerConfig::read(&mut server, defaults.listen),
-            webhooks: WebhookConfig::read_all(&mut root, &upstreams),
+            webhooks: WebhookConfig::read_all(&mut root, &ids.collect()),
             upstreams,
+            products,
             auth: AuthConfig::read_keys(&mut auth, defaults.allow_anonymous),
             log: LogConfig::read_keys(&mut log),
             egress: EgressConfig::read_keys(&mut egress),
@@ -257,6 +266,21 @@ impl Config {
 }
 
 impl Config {
+    /// Returns the products that the relay serves, with and without an upstream.
+    pub(crate) fn served_products(&self) -> impl Iterator<Item = ServedProduct<'_>> {
+        let upstreams = self.upstreams.iter();
+        upstreams
+            .map(|upstream| ServedProduct { id: &upstream.product_id, upstream: Some(upstream) })
+            .chain(
+                self.products.iter().map(|it| ServedProduct { id: &it.product_id, upstream: None }),
+            )
+    }
+
+    /// Returns a product, if the relay serves it.
+    pub(crate) fn served_product(&self, id: &ProductId) -> Option<ServedProduct<'_>> {
+        self.served_products().find(|product| product.id == id)
+    }
+
     /// Returns the configuration in force as TOML, with defaults and overrides; every secret reads
     /// `"********"`.
     pub(crate) fn to_masked_toml(&self) -> String {

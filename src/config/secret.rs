@@ -158,6 +158,41 @@ impl<'a> SecretEntries<'a> {
     }
 }
 
+/// Sources from which a secret under a name of the operator's choice may come.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum SecretSources {
+    /// A text, `{ env = "NAME" }` or `{ file = "path" }`.
+    All,
+    /// A text only: a caller of the API must not read the relay's own variables and files.
+    TextOnly,
+}
+
+impl Section<'_> {
+    /// Reads a secret under a key that has no further forms of its name; invalid ones are findings.
+    pub(super) fn secret(&mut self, name: &str, sources: SecretSources) -> Option<Secret> {
+        let entry = self.file_entry(name);
+        if !entry.is_table() {
+            return entry.text("text").map(|text| Secret(text.to_owned()));
+        }
+        if sources == SecretSources::TextOnly {
+            entry.report("must be a text");
+            return None;
+        }
+        let mut forms = self.section(name);
+        let given = [(SecretForm::Variable, "env"), (SecretForm::File, "file")]
+            .map(|(form, key)| (form, forms.file_entry(key)));
+        forms.finish();
+        let mut given = given.iter().filter(|(_, entry)| entry.is_given());
+        match (given.next(), given.next()) {
+            (Some((form, source)), None) => form.read_secret(source),
+            _ => {
+                entry.report("must be a text, { env = \"NAME\" } or { file = \"path\" }");
+                None
+            }
+        }
+    }
+}
+
 /// Form in which a secret is given.
 #[derive(Clone, Copy)]
 enum SecretForm {

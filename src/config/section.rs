@@ -114,6 +114,17 @@ impl<'a> Section<'a> {
         section
     }
 
+    /// Returns the keys that the table has, in their order, for tables whose keys are names.
+    pub(super) fn typed_keys(&self) -> Vec<String> {
+        let keys = self.table.into_iter().flatten();
+        keys.map(|(typed, _)| typed.get_ref().to_string()).collect()
+    }
+
+    /// Reports a finding about the table as a whole.
+    pub(super) fn report(&self, message: String) {
+        self.context.report(self.location.clone(), Some(&self.path), message);
+    }
+
     /// Returns the array of tables under this key, in the order of the file.
     pub(super) fn tables(&mut self, name: &str) -> Vec<Self> {
         let key = self.register_key(name);
@@ -189,7 +200,7 @@ pub(super) fn report_duplicates<'a, T: Ord>(
     for (entry, value) in values {
         match first_by_value.get(&value) {
             Some(first) => {
-                entry.report(format!("is the same as {}; each needs its own", first.key()));
+                entry.report(format!("is the same as {}; each needs its own", first.place()));
             }
             None => drop(first_by_value.insert(value, entry)),
         }

@@ -61,6 +61,7 @@ pub(super) fn upstream_key(upstream: &UpstreamConfig) -> Option<StaticKeyConfig>
         key: upstream.token.clone()?,
         products: Only::These([upstream.product_id.clone()].into()),
         permissions: BTreeSet::from([Permission::Subscribe, Permission::Publish]),
+        max_publishes_per_second: None,
     })
 }
 

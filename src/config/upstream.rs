@@ -1,6 +1,7 @@
-//! `[[upstreams]]`: the connectors, or other relays, that events come from.
+//! `[[upstreams]]`, the connectors or other relays that events come from, and `[[products]]`, which
+//! live by publishing.
 //!
-//! In: the array of tables. Out: [`UpstreamConfig`]s with one product each.
+//! In: both arrays of tables. Out: an [`UpstreamConfig`] or a [`ProductConfig`] for each product.
 //!
 //! May use: `event`.
 
@@ -35,6 +36,23 @@ config_keys! {
     }
 }
 
+config_keys! {
+    /// A product without an upstream.
+    struct ProductConfig by product_id |section, key, entry| {
+        /// The product, whose events are published.
+        product_id: ProductId = AtReload(entry().required(parse_product_id)?);
+    }
+}
+
+/// A product that the relay serves, and where its events come from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ServedProduct<'a> {
+    /// The product.
+    pub(crate) id: &'a ProductId,
+    /// Its upstream; without one it lives by publishing.
+    pub(crate) upstream: Option<&'a UpstreamConfig>,
+}
+
 /// Two and a half heartbeat intervals of the connector: one heartbeat may be late, two missing ones
 /// mean a dead connection.
 const DEFAULT_HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(75);
@@ -48,15 +66,18 @@ impl UpstreamConfig {
             (DEFAULT_HEARTBEAT_TIMEOUT, DEFAULT_MAX_EVENT_BYTES);
         Self { product_id, url, token, heartbeat_timeout, max_event_bytes }
     }
+}
 
-    /// Reads all tables. There may be none, because products can be registered later.
-    pub(super) fn read_all(root: &mut Section<'_>) -> Vec<Self> {
-        let mut sections = root.tables("upstreams");
-        let upstreams = sections.iter_mut().filter_map(Self::read_keys).collect();
-        report_duplicate_texts(&mut sections, "product_id");
-        sections.into_iter().for_each(Section::finish);
-        upstreams
-    }
+/// Reads all tables of both arrays. There may be none, because products can be registered later.
+pub(super) fn read_products(root: &mut Section<'_>) -> (Vec<UpstreamConfig>, Vec<ProductConfig>) {
+    let mut sections = root.tables("upstreams");
+    let upstreams = sections.iter_mut().filter_map(UpstreamConfig::read_keys).collect();
+    let mut without_upstream = root.tables("products");
+    let products = without_upstream.iter_mut().filter_map(ProductConfig::read_keys).collect();
+    sections.append(&mut without_upstream);
+    report_duplicate_texts(&mut sections, "product_id");
+    sections.into_iter().for_each(Section::finish);
+    (upstreams, products)
 }
 
 /// Parses a product id.
@@ -77,8 +98,22 @@ mod tests {
     #[test]
     fn two_upstreams_of_one_product_are_found() {
         let text = "[[upstreams]]\nproduct_id = 'a'\nurl = 'http://h/a'\n[[upstreams]]\nproduct_id = 'a'\nurl = 'http://h/b'";
-        let expected = "relay.toml:5: upstreams[1].product_id: is the same as upstreams[0].product_id; each needs its own";
+        let expected = "relay.toml:5: upstreams[1].product_id: is the same as upstreams[0].product_id in line 2; each needs its own";
         assert_eq!(findings(text), expected);
+    }
+
+    #[test]
+    fn a_product_with_an_upstream_cannot_be_one_without() {
+        let text = "[[products]]\nproduct_id = 'a'\n[[products]]\nproduct_id = 'b'\n[[upstreams]]\nurl = 'http://h/b'\nproduct_id = 'b'";
+        let expected = "relay.toml:4: products[1].product_id: is the same as upstreams[0].product_id in line 7; each needs its own";
+        assert_eq!(findings(text), expected);
+        assert!(
+            findings("[[products]]\nproduct_id = 'a'\nurl = 'x'")
+                .contains("products[0].url: unknown key")
+        );
+        assert!(
+            findings("[[products]]").contains("relay.toml:1: products[0].product_id: is required")
+        );
     }
 
     #[test]

@@ -152,7 +152,7 @@ impl From<WebhookError> for Problem {
             WebhookError::AlreadyExists
             | WebhookError::DeclaredInFile
             | WebhookError::TooMany
-            | WebhookError::TooManySessions => Self::conflict(message),
+            | WebhookError::TooManyVisitors => Self::conflict(message),
             WebhookError::UnknownProduct | WebhookError::ProductChanged => {
                 Self::invalid_field("product_id", message)
             }
@@ -241,7 +241,7 @@ mod tests {
             (WebhookError::AlreadyExists, 409),
             (WebhookError::DeclaredInFile, 409),
             (WebhookError::TooMany, 409),
-            (WebhookError::TooManySessions, 409),
+            (WebhookError::TooManyVisitors, 409),
             (WebhookError::UnknownProduct, 422),
             (WebhookError::ProductChanged, 422),
             (WebhookError::StoreUnavailable, 503),

@@ -92,8 +92,8 @@ pub(crate) struct Product {
     pub(crate) published_events: IntCounter,
     /// Largest body that a publisher may send.
     pub(crate) max_publish_bytes: usize,
-    /// Scheme, host and port of the upstream.
-    pub(crate) upstream: String,
+    /// Scheme, host and port of the upstream, if there is one.
+    pub(crate) upstream: Option<String>,
 }
 
 impl Relay {

@@ -74,7 +74,7 @@ fn open_product(name: &str, metrics: &Arc<Metrics>) -> Arc<Product> {
         paged_events: metrics.paged(&id),
         published_events: metrics.published(&id),
         max_publish_bytes: 0,
-        upstream: String::new(),
+        upstream: None,
     })
 }
 

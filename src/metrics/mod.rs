@@ -132,9 +132,14 @@ impl Metrics {
         self.certificate_not_after.set(unix_seconds(not_after));
     }
 
+    /// Removes the series of an upstream that is no longer configured.
+    pub(crate) fn remove_upstream(&self, product: &ProductId) {
+        self.upstreams.remove(product.as_str());
+    }
+
     /// Removes the series of a product that is no longer configured.
     pub(crate) fn remove_product(&self, product: &ProductId) {
-        self.upstreams.remove(product.as_str());
+        self.remove_upstream(product);
         self.logs.remove(product.as_str());
         self.subscribers.remove(product.as_str());
     }

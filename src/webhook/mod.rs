@@ -161,11 +161,14 @@ pub(crate) enum WebhookError {
     /// [`MAX_WEBHOOKS`] are registered.
     #[error("there are {} webhooks already; remove one", MAX_WEBHOOKS)]
     TooMany,
-    /// The webhooks together name [`MAX_WEBHOOK_SESSIONS`].
-    #[error("all webhooks together may name {} sessions; name fewer", MAX_WEBHOOK_SESSIONS)]
-    TooManySessions,
+    /// The webhooks together name [`MAX_WEBHOOK_VISITORS`].
+    #[error(
+        "all webhooks together may name {} sessions and users; name fewer",
+        MAX_WEBHOOK_VISITORS
+    )]
+    TooManyVisitors,
     /// The relay has no such product.
-    #[error("is none of this relay's products; add it to [[upstreams]]")]
+    #[error("is none of this relay's products; add it to [[upstreams]] or [[products]]")]
     UnknownProduct,
     /// A webhook keeps its product: its positions count that product's log.
     #[error("cannot be changed; register another webhook")]
@@ -189,7 +192,7 @@ impl WebhookConfig {
             Only::Everything => Only::Everything,
             Only::These(types) => Only::These(types.iter().map(|text| Kind::new(text)).collect()),
         };
-        Scope { sessions: self.session_ids.clone(), users: Only::Everything, kinds }
+        Scope { sessions: self.session_ids.clone(), users: self.user_ids.clone(), kinds }
     }
 }
 
@@ -221,6 +224,6 @@ impl Now {
 /// Registered webhooks at most: each has a worker task and up to `max_in_flight` connections.
 const MAX_WEBHOOKS: usize = 1000;
 
-/// Sessions that all webhooks may name together: a thousand webhooks of a thousand sessions each
-/// would take a gigabyte.
-const MAX_WEBHOOK_SESSIONS: usize = 65_536;
+/// Sessions and users that all webhooks may name together: a thousand webhooks of a thousand
+/// sessions each would take a gigabyte.
+const MAX_WEBHOOK_VISITORS: usize = 65_536;

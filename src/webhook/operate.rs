@@ -11,7 +11,7 @@ use tokio::{sync::oneshot, time};
 use tracing::info;
 
 use super::{
-    DeadLetterSelection, MAX_WEBHOOK_SESSIONS, MAX_WEBHOOKS, WebhookError, WebhookSource,
+    DeadLetterSelection, MAX_WEBHOOK_VISITORS, MAX_WEBHOOKS, WebhookError, WebhookSource,
     WebhookSummary, Webhooks, definition::Definition, registry::WorkerHandle,
     worker::WebhookCommand,
 };
@@ -45,7 +45,7 @@ impl Webhooks {
         if self.lock_handles().len() >= MAX_WEBHOOKS {
             return Err(WebhookError::TooMany);
         }
-        self.ensure_room_for_sessions(&webhook)?;
+        self.ensure_room_for_visitors(&webhook)?;
         let (reply, stored) = oneshot::channel();
         self.spawn_worker(
             Definition::new(webhook, WebhookSource::Api),
@@ -66,14 +66,14 @@ impl Webhooks {
         }
     }
 
-    /// Checks that the sessions of all webhooks, those of `webhook` included, stay within
-    /// [`MAX_WEBHOOK_SESSIONS`].
-    fn ensure_room_for_sessions(&self, webhook: &WebhookConfig) -> Result<(), WebhookError> {
+    /// Checks that the sessions and users of all webhooks, those of `webhook` included, stay within
+    /// [`MAX_WEBHOOK_VISITORS`].
+    fn ensure_room_for_visitors(&self, webhook: &WebhookConfig) -> Result<(), WebhookError> {
         let handles = self.lock_handles();
         let of_others = handles.iter().filter(|(id, _)| **id != webhook.id);
-        let of_others = of_others.map(|(_, it)| session_count(&it.shared.definition().webhook));
-        let total = of_others.sum::<usize>() + session_count(webhook);
-        if total > MAX_WEBHOOK_SESSIONS { Err(WebhookError::TooManySessions) } else { Ok(()) }
+        let of_others = of_others.map(|(_, it)| visitor_count(&it.shared.definition().webhook));
+        let total = of_others.sum::<usize>() + visitor_count(webhook);
+        if total > MAX_WEBHOOK_VISITORS { Err(WebhookError::TooManyVisitors) } else { Ok(()) }
     }
 
     /// Changes a webhook that was registered through the API. The webhook keeps its position; a
@@ -94,7 +94,7 @@ impl Webhooks {
         if current.webhook.product_id != webhook.product_id {
             return Err(WebhookError::ProductChanged);
         }
-        self.ensure_room_for_sessions(&webhook)?;
+        self.ensure_room_for_visitors(&webhook)?;
         let definition = current.replaced_by(webhook, WebhookSource::Api);
         let stored = self
             .send_command(&id, |reply| WebhookCommand::Redefine(Box::new(definition), reply))
@@ -214,12 +214,15 @@ impl Webhooks {
     }
 }
 
-/// Returns the number of sessions that a webhook names.
-fn session_count(webhook: &WebhookConfig) -> usize {
-    match &webhook.session_ids {
-        Only::Everything => 0,
-        Only::These(sessions) => sessions.len(),
+/// Returns the number of sessions and users that a webhook names.
+fn visitor_count(webhook: &WebhookConfig) -> usize {
+    fn count<T>(only: &Only<T>) -> usize {
+        match only {
+            Only::Everything => 0,
+            Only::These(values) => values.len(),
+        }
     }
+    count(&webhook.session_ids) + count(&webhook.user_ids)
 }
 
 /// Bound on an operator's wait for the store. The removal itself is not bounded.

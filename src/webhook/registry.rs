@@ -205,7 +205,7 @@ impl Webhooks {
         let Some(fanout) = self.fanout(&definition.webhook.product_id) else {
             error!(
                 webhook = id,
-                "the relay does not have the webhook's product; add it to [[upstreams]]"
+                "the relay does not have the webhook's product; add it to [[upstreams]] or [[products]]"
             );
             return;
         };

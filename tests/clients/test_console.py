@@ -131,7 +131,9 @@ def test_payloads_and_sessions_are_in_the_page_only_while_they_are_open():
 def test_filters_show_matching_events_only():
     with world() as here, here.open() as console:
         console.follows()
-        events = [event(session, kind) for session in ("s1", "s2", "s3") for kind in ("actions", "summary", "own")]
+        kinds = ("actions", "summary", "own")
+        users = {"s1": "ada", "s2": "ada", "s3": "bob"}
+        events = [event(session, kind, user_id=user) for session, user in users.items() for kind in kinds]
         here.upstream.send(*events)
         console.shows_ids(here.arrived(9))
 
@@ -143,12 +145,14 @@ def test_filters_show_matching_events_only():
             here.upstream.send(*events, product=product)
             console.shows_ids(here.arrived(before + matching, query, product)[before:])
 
-        for sessions, types, matching, query in (
-            ("s1", "", 3, "&session_id=s1"),
-            ("s1, s3", "own", 2, "&session_id=s1&session_id=s3&type=own"),
-            ("", "summary own", 6, "&type=summary&type=own"),
+        for sessions, user, types, matching, query in (
+            ("s1", "", "", 3, "&session_id=s1"),
+            ("s1, s3", "", "own", 2, "&session_id=s1&session_id=s3&type=own"),
+            ("", "ada", "own", 2, "&user_id=ada&type=own"),
+            ("", "", "summary own", 6, "&type=summary&type=own"),
         ):
             console.fill("tail-session", sessions)
+            console.fill("tail-user", user)
             console.fill("tail-type", types)
             console.click("Apply")
             shows_matching(matching, query)

@@ -25,6 +25,7 @@ mod hostile;
 mod http2;
 mod idle;
 mod pages;
+mod products;
 mod reload;
 mod requests;
 mod resume;

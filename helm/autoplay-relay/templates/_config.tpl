@@ -19,11 +19,11 @@ files for the volume.
 {{- $leaf := dict "name" "leaves" "key" $values.leaves.edgeKey "products" (list "*") }}
 {{- $_ := set $config "auth" (merge (dict "keys" (append $values.auth.keys $leaf)) $values.auth) }}
 {{- end }}
-{{- $_ := merge $config (dict "upstreams" $values.upstreams "webhooks" $values.webhooks "egress" $values.egress "log" $log) }}
+{{- $_ := merge $config (dict "upstreams" $values.upstreams "products" $values.products "webhooks" $values.webhooks "egress" $values.egress "log" $log) }}
 {{- else }}
 {{- $upstreams := list }}
 {{- $heartbeat := include "autoplay-relay.seconds" ($values.server.heartbeat_interval | default "30s") | int }}
-{{- range $values.upstreams }}
+{{- range concat $values.upstreams $values.products }}
 {{- $url := printf "http://%s-edge:8080/stream/%s" (include "autoplay-relay.fullname" $.root) .product_id }}
 {{- $timeout := printf "%ds" (div (mul 5 $heartbeat) 2) }}
 {{- $upstream := dict "product_id" .product_id "url" $url "token" $values.leaves.edgeKey "heartbeat_timeout" $timeout }}
@@ -55,6 +55,11 @@ In: root, tier.
 
 [[upstreams]]
 {{ include "autoplay-relay.entries" (dict "table" . "at" (printf "upstreams/%s" .product_id)) }}
+{{- end }}
+{{- range $config.products }}
+
+[[products]]
+{{ include "autoplay-relay.entries" (dict "table" .) }}
 {{- end }}
 
 [auth]

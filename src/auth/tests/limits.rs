@@ -43,11 +43,9 @@ fn a_claim_whose_name_is_a_near_miss_makes_the_token_invalid() {
 
 #[test]
 fn a_limit_that_the_relay_does_not_apply_makes_the_token_invalid() {
-    for name in ["user_id", "consumer"] {
-        for value in [json!("x"), json!(["x"]), json!([]), json!(null)] {
-            let refusal = verify_claims(&json!({ name: value })).err();
-            assert_eq!(refusal, Some(TokenError::UnsupportedClaim(name)), "{name} {value}");
-        }
+    for value in [json!("x"), json!(["x"]), json!([]), json!(null)] {
+        let refusal = verify_claims(&json!({ "consumer": value })).err();
+        assert_eq!(refusal, Some(TokenError::UnsupportedClaim("consumer")), "{value}");
     }
 }
 

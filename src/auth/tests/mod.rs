@@ -415,6 +415,7 @@ fn a_minted_token_is_accepted_with_its_limits() {
     let spec = TokenSpec {
         product: ProductId::new("p").unwrap(),
         sessions: [SessionId::new("s").unwrap()].into(),
+        users: [UserId::new("u").unwrap()].into(),
         kinds: BTreeSet::new(),
         ttl: Duration::from_secs(60),
     };
@@ -423,7 +424,8 @@ fn a_minted_token_is_accepted_with_its_limits() {
         .verify(token.as_bytes(), token::unix_now())
         .unwrap();
     assert_eq!(read.products, [ProductId::new("p").unwrap()].into());
-    assert_eq!(read.scope, Scope { sessions: sessions(&["s"]), ..Scope::EVERYTHING });
+    let users = Only::These([UserId::new("u").unwrap()].into());
+    assert_eq!(read.scope, Scope { sessions: sessions(&["s"]), users, ..Scope::EVERYTHING });
     assert!(read.seconds_left > 55.0 && read.seconds_left < 61.1, "{read:?}");
 }
 

@@ -39,6 +39,9 @@ token_env = "AUTOPLAY_APP_UNKEY_TOKEN"
 heartbeat_timeout = "75s"        # silence longer than this = dead connection, reconnect
 max_event_bytes = "1MiB"
 
+[[products]]                     # products without an upstream: they live by publishing; no upstream metrics, a start writes no gap
+product_id = "agents"
+
 [auth]
 allow_anonymous = false          # true is refused on a non-loopback listen unless --allow-anonymous is given
 anonymous_permissions = ["subscribe"]
@@ -48,6 +51,7 @@ name = "agent-a"
 key_env = "AGENT_A_KEY"
 products = ["prod_abc"]          # ["*"] = all
 permissions = ["subscribe"]      # subscribe, publish
+max_publishes_per_second = 0     # 0 = no limit; 429 + Retry-After beyond it
 [auth.jwt]                       # scoped tokens, for browsers above all
 algorithm = "HS256"              # HS256, EdDSA, ES256, RS256
 secret_env = "RELAY_JWT_SECRET"  # 32 bytes or more; or public_key_file (may hold several keys)
@@ -72,6 +76,8 @@ url = "https://crm.example.com/events"
 secret_env = "CRM_SECRET"
 types = ["actions"]              # which events
 session_ids = []                 # [] = all
+user_ids = []                    # [] = all
+headers = {}                     # further headers, e.g. { "X-Gateway-Key" = { env = "NAME" }, "X-Tenant" = "a" } (or { file = "path" }); values are secrets
 timeout = "10s"
 max_retries = 8
 initial_backoff = "2s"
@@ -121,12 +127,14 @@ fn the_documented_sample_gives_the_documented_upstream_and_webhook() {
         (upstream.heartbeat_timeout, upstream.max_event_bytes),
         (Duration::from_secs(75), 1_048_576)
     );
+    let served: Vec<_> = config.served_products().map(|it| (it.id.as_str(), it.upstream)).collect();
+    assert_eq!(served, [("prod_abc", Some(upstream)), ("agents", None)]);
     let [webhook] = config.webhooks.as_slice() else { panic!("one webhook") };
     assert_eq!((webhook.id.as_str(), &webhook.product_id), ("crm", &product("prod_abc")));
     assert_eq!(webhook.url.to_string(), "https://crm.example.com/events");
     assert_eq!(webhook.secret.expose(), "hush-crm");
     assert_eq!(webhook.types, Only::These(["actions".to_owned()].into()));
-    assert_eq!(webhook.session_ids, Only::Everything);
+    assert_eq!((&webhook.session_ids, &webhook.user_ids), (&Only::Everything, &Only::Everything));
     assert_eq!((webhook.timeout, webhook.max_retries), (Duration::from_secs(10), 8));
     assert_eq!(
         (webhook.initial_backoff, webhook.max_backoff),
@@ -158,7 +166,8 @@ fn the_documented_sample_gives_the_documented_access() {
 #[test]
 fn upstreams_alone_give_the_documented_defaults() {
     let text = "[[upstreams]]\nproduct_id = 'p'\nurl = 'http://h/p'";
-    let Config { server, upstreams, auth, log, webhooks, egress } = parsed(text);
+    let Config { server, upstreams, products, auth, log, webhooks, egress } = parsed(text);
+    assert_eq!(products, []);
     let seconds = Duration::from_secs;
     let expected = ServerConfig {
         listen: "[::]:8080".parse().unwrap(),

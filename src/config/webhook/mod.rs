@@ -1,16 +1,18 @@
 //! `[[webhooks]]`: receivers that events are pushed to.
 //!
-//! In: the array of tables. Out: [`WebhookConfig`]s, in which an empty list of types or sessions
-//! has become "everything". `json` reads webhooks of the admin API by the same rules.
+//! In: the array of tables. Out: [`WebhookConfig`]s, in which an empty list of types, sessions
+//! or users has become "everything". `json` reads webhooks of the admin API by the same rules.
 //!
 //! May use: `event`.
 
+mod headers;
 mod json;
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use self::headers::WebhookHeaders;
 pub(crate) use self::json::{FieldError, WebhookJson};
 
 use super::{
@@ -18,17 +20,17 @@ use super::{
     entry::ConfigEntry,
     findings::quoted,
     keys::config_keys,
-    secret::{Secret, SecretEntries, SecretRule},
+    secret::{Secret, SecretEntries, SecretRule, SecretSources},
     section::{Section, report_duplicate_texts},
-    upstream::{UpstreamConfig, parse_product_id},
+    upstream::parse_product_id,
     values,
 };
-use crate::event::{Only, ProductId, SessionId};
+use crate::event::{Only, ProductId, SessionId, UserId};
 
 config_keys! {
     /// A receiver, the events that it gets, and how often delivery is attempted.
     struct WebhookConfig by id
-    |section, key, entry, read_secret: impl FnOnce(&mut Section<'_>, &str) -> Option<Secret>| {
+    |section, key, entry, read_secret: impl FnOnce(&mut Section<'_>, &str) -> Option<Secret>, header_sources: SecretSources| {
         /// Name in logs, metrics and the admin API.
         id: String = WithTable(entry().required(parse_webhook_id)?);
         /// Product whose events are delivered.
@@ -43,6 +45,12 @@ config_keys! {
         /// Sessions of the delivered events.
         session_ids: Only<SessionId> =
             WithTable(read_filter(&entry(), parse_session_id).unwrap_or(Only::Everything));
+        /// Users of the delivered events.
+        user_ids: Only<UserId> =
+            WithTable(read_filter(&entry(), parse_user_id).unwrap_or(Only::Everything));
+        /// Further headers of each request.
+        headers: WebhookHeaders =
+            WithTable(WebhookHeaders::read(section.section(key), header_sources));
         /// Maximum duration of one attempt as a whole.
         // The time-out of the connector.
         timeout: Duration =
@@ -78,8 +86,8 @@ const MAX_IN_FLIGHT_ATTEMPTS: u32 = 1024;
 const MAX_WEBHOOK_ID_BYTES: usize = 64;
 
 impl WebhookConfig {
-    /// Reads all tables. Each must name the product of a configured upstream.
-    pub(super) fn read_all(root: &mut Section<'_>, upstreams: &[UpstreamConfig]) -> Vec<Self> {
+    /// Reads all tables. Each must name one of the configured products.
+    pub(super) fn read_all(root: &mut Section<'_>, products: &BTreeSet<&ProductId>) -> Vec<Self> {
         let mut sections = root.tables("webhooks");
         // The secret also travels as a bearer token, as it does from the connector.
         let read_secret = |section: &mut Section<'_>, key: &str| {
@@ -87,24 +95,24 @@ impl WebhookConfig {
         };
         let webhooks = sections
             .iter_mut()
-            .filter_map(|section| Self::read_keys(section, read_secret))
+            .filter_map(|section| Self::read_keys(section, read_secret, SecretSources::All))
             .collect();
         report_duplicate_texts(&mut sections, "id");
-        // An upstream with a finding of its own may be the missing one.
-        if root.context().accepts("upstreams") {
-            sections.iter_mut().for_each(|section| check_product(section, upstreams));
+        // A product with a finding of its own may be the missing one.
+        if ["upstreams", "products"].iter().all(|key| root.context().accepts(key)) {
+            sections.iter_mut().for_each(|section| check_product(section, products));
         }
         sections.into_iter().for_each(Section::finish);
         webhooks
     }
 }
 
-fn check_product(section: &mut Section<'_>, upstreams: &[UpstreamConfig]) {
+fn check_product(section: &mut Section<'_>, products: &BTreeSet<&ProductId>) {
     let product = section.entry("product_id");
-    let is_known = |text| upstreams.iter().any(|upstream| upstream.product_id.as_str() == text);
+    let is_known = |text| products.iter().any(|product| product.as_str() == text);
     if product.is_free_of_findings() && product.non_empty_text().is_some_and(|text| !is_known(text))
     {
-        product.report("has no upstream in [[upstreams]]; add one");
+        product.report("is in neither [[upstreams]] nor [[products]]; add it to one of them");
     }
 }
 
@@ -157,6 +165,10 @@ fn parse_session_id(text: &str) -> Result<SessionId, String> {
     SessionId::new(text).map_err(|error| error.to_string())
 }
 
+fn parse_user_id(text: &str) -> Result<UserId, String> {
+    UserId::new(text).map_err(|error| error.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,6 +203,7 @@ mod tests {
     fn the_documented_defaults_hold_and_empty_lists_limit_nothing() {
         let webhook = parsed(&format!("{MINIMAL}types = []")).webhooks.remove(0);
         assert_eq!((webhook.types, webhook.session_ids), (Only::Everything, Only::Everything));
+        assert_eq!(webhook.user_ids, Only::Everything);
         let webhook = parsed(MINIMAL).webhooks.remove(0);
         assert_eq!((webhook.types, webhook.session_ids), (default_types(), Only::Everything));
         assert_eq!((webhook.timeout, webhook.max_retries), (Duration::from_secs(10), 8));
@@ -200,10 +213,44 @@ mod tests {
     }
 
     #[test]
+    fn a_header_is_a_text_a_variable_or_a_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "from-file\n").unwrap();
+        let headers = format!(
+            "headers = {{ X-A = 'a b', X-B = {{ env = 'GATEWAY' }}, X-C = {{ file = '{}' }} }}",
+            file.path().display()
+        );
+        let environment = [("GATEWAY", "from-env")].into_iter().collect();
+        let text = format!("{MINIMAL}{headers}\n{UPSTREAM}");
+        let config = tests::parsed_with(&text, &environment);
+        let fields = config.webhooks[0].headers.to_fields();
+        let fields: Vec<_> =
+            fields.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+        assert_eq!(fields, [("x-a", "a b"), ("x-b", "from-env"), ("x-c", "from-file")]);
+        let printed = config.to_masked_toml();
+        assert!(printed.contains(r#"X-A = "********""#), "{printed}");
+        assert!(!printed.contains("from-") && !printed.contains("a b"), "{printed}");
+        for bad in [
+            "{ X-A = { env = 'ABSENT' } }",
+            "{ X-A = { env = 'A', file = 'b' } }",
+            "{ X-A = { } }",
+            "{ X-A = { path = 'b' } }",
+            "{ X-A = 1 }",
+            "{ X-A = 'a', x-a = 'b' }",
+            "{ Host = 'a' }",
+            "'X-A: a'",
+        ] {
+            let found = findings(&format!("{MINIMAL}headers = {bad}"));
+            assert!(found.contains("relay.toml:6: webhooks[0].headers"), "{bad}: {found}");
+        }
+    }
+
+    #[test]
     fn every_bound_is_kept() {
         let bad = [
             "types = ['']",
             "session_ids = ['']",
+            "user_ids = ['']",
             "timeout = '0s'",
             "timeout = '601s'",
             "max_retries = 101",
@@ -228,7 +275,7 @@ mod tests {
         let found = findings(&MINIMAL.replace("'p'", "'q'"));
         assert_eq!(
             found,
-            "relay.toml:3: webhooks[0].product_id: has no upstream in [[upstreams]]; add one"
+            "relay.toml:3: webhooks[0].product_id: is in neither [[upstreams]] nor [[products]]; add it to one of them"
         );
     }
 
@@ -242,7 +289,7 @@ mod tests {
         let found = findings(&format!("{MINIMAL}{MINIMAL}"));
         assert_eq!(
             found,
-            "relay.toml:7: webhooks[1].id: is the same as webhooks[0].id; each needs its own"
+            "relay.toml:7: webhooks[1].id: is the same as webhooks[0].id in line 2; each needs its own"
         );
     }
 }

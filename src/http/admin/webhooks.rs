@@ -212,7 +212,7 @@ mod tests {
     fn a_webhook_is_shown_with_all_its_fields_and_without_its_secret() {
         let expected = concat!(
             r#"{"id":"crm","product_id":"p","url":"http://h/","types":["actions"],"#,
-            r#""session_ids":[],"timeout":"10s","max_retries":8,"initial_backoff":"2s","#,
+            r#""session_ids":[],"user_ids":[],"headers":{},"timeout":"10s","max_retries":8,"initial_backoff":"2s","#,
             r#""max_backoff":"5m","max_in_flight":16,"secret":"********","source":"api","#,
             r#""state":"active","until":null,"problem":null,"pending":0,"#,
             r#""oldest_pending_at":null,"dead":0}"#,

@@ -5,7 +5,7 @@
 //! readers do not.
 //!
 //! ```text
-//! credential ─► announced length ─► body, quota by piece ─► envelope ─► log ─► 202 after commit
+//! credential ─► rate ─► announced length ─► body, quota by piece ─► envelope ─► log ─► 202 after commit
 //! ```
 //!
 //! Quota is taken for bytes that have arrived, not for bytes that are announced: a client that
@@ -13,7 +13,7 @@
 //!
 //! May use: `auth`, `config`, `envelope`, `event`, `net`.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json,
@@ -43,7 +43,7 @@ use crate::{
 ///
 /// # Errors
 ///
-/// 401, 403, 404, 413, 503, 408, 400, in about this order. The event is in no log then.
+/// 401, 403, 404, 503, 429, 413, 408, 400, in about this order. The event is in no log then.
 ///
 /// # Cancel safety
 ///
@@ -63,6 +63,8 @@ pub(crate) async fn publish(
         return Err(numbered_elsewhere(&product));
     }
     relay.ensure_not_draining()?;
+    // Before the body: a request that turns out to be invalid or too large costs as much.
+    grant.take_publish().map_err(too_many)?;
     let max_bytes = product.max_publish_bytes;
     let mut permit =
         relay.body_quota.permit_for(relay.client_address(connection.peer.ip(), &headers));
@@ -130,13 +132,17 @@ fn too_large(max_bytes: usize) -> Problem {
     Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
 }
 
+fn too_many(wait: Duration) -> Problem {
+    let detail = "this key publishes more than its max_publishes_per_second";
+    Problem::retry_later(StatusCode::TOO_MANY_REQUESTS, detail, wait)
+}
+
 /// Returns the refusal of a relay whose ids come from its upstream: an id of its own would be
 /// unknown to other relays behind the same upstream, and clients move between them.
 fn numbered_elsewhere(product: &Product) -> Problem {
-    Problem::forbidden(format!(
-        "the ids of this relay come from its upstream: publish at {}",
-        product.upstream
-    ))
+    let place =
+        product.upstream.as_deref().map_or(String::new(), |at| format!(": publish at {at}"));
+    Problem::forbidden(format!("the ids of this relay come from its upstream{place}"))
 }
 
 #[cfg(test)]
@@ -145,7 +151,6 @@ mod tests {
         convert::Infallible,
         pin::Pin,
         task::{Context, Poll},
-        time::Duration,
     };
 
     use http_body::Frame;

@@ -71,15 +71,12 @@ impl<K: Clone + Eq + Hash> Chains<K> {
 
     /// Appends the position of the newest entry to the chain of its name.
     pub(super) fn push(&mut self, name: &K, position: u64, evicted_through: u64) {
-        // Looked up first, and not by `entry`, which would need a name of its own each time.
-        if let Some(chain) = self.by_name.get_mut(name) {
-            return chain.push(position);
-        }
         // A name without a chain may have had entries before: any evicted entry may be its own, so
         // the chain starts with the ring's own mark.
-        let mut chain = Chain::new(evicted_through);
-        chain.push(position);
-        self.by_name.insert(name.clone(), chain);
+        self.by_name
+            .entry(name.clone())
+            .or_insert_with(|| Chain::new(evicted_through))
+            .push(position);
     }
 
     /// Removes the oldest entry of a name, which stood at `position`.

@@ -21,7 +21,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::{
     Method, Request, Uri,
     body::{Body, Incoming},
-    header::InvalidHeaderValue,
+    header::{HeaderName, HeaderValue, InvalidHeaderValue},
 };
 use rustls::ClientConfig;
 use tokio::time::{Instant, timeout_at};
@@ -48,6 +48,8 @@ pub(super) struct WebhookSender {
     url: Uri,
     timeout: Duration,
     signer: Signer,
+    /// Further headers of each request.
+    headers: Vec<(HeaderName, HeaderValue)>,
     client: EndpointClient,
     budget: Arc<AnswerBudget>,
 }
@@ -88,6 +90,7 @@ impl WebhookSender {
             url: webhook.url.as_uri().clone(),
             timeout: webhook.timeout,
             signer: Signer::new(&webhook.secret, previous),
+            headers: webhook.headers.to_fields(),
             client: EndpointClient::new(connector, tls, webhook.timeout, max_idle),
             budget,
         }
@@ -126,7 +129,8 @@ impl WebhookSender {
         timestamp: u64,
         payload: Bytes,
     ) -> Result<Request<Full<Bytes>>, InvalidHeaderValue> {
-        let headers = self.signer.headers(id, timestamp, &payload)?;
+        let mut headers = self.signer.headers(id, timestamp, &payload)?;
+        headers.extend(self.headers.iter().cloned());
         let mut request = Request::new(Full::new(payload));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.url.clone();

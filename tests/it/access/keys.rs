@@ -27,6 +27,39 @@ fn a_key_without_subscribe_permission_gets_403() {
 }
 
 #[test]
+fn a_key_publishes_at_its_rate_over_all_products_and_invalid_bodies_count() {
+    let key = |name: &str, rate: usize| {
+        format!(
+            "[[auth.keys]]\nname = '{name}'\nkey = 'key-of-{name}'\nproducts = ['*']\n\
+             permissions = ['publish']\nmax_publishes_per_second = {rate}\n"
+        )
+    };
+    let keys = key("slow", 1) + &key("slow-too", 1) + &key("quick", 1000);
+    let products = ["a", "b"].map(|id| format!("[[products]]\nproduct_id = '{id}'\n")).concat();
+    let relay = Setup::new().auth(&keys).more(&products).start();
+    let publish = |name: &str, product: &str, body: &str| {
+        let key = bearer(&format!("key-of-{name}"));
+        http::ask_with(relay.public, "POST", &format!("/events/{product}"), &fields(&key), body)
+    };
+    let note = r#"{"type":"note"}"#;
+    assert_eq!(publish("slow", "a", note).status(), 202);
+    // One is refilled in a second, which may pass meanwhile; a dozen may not.
+    let refused = (0..12).map(|_| publish("slow", "b", note)).find(|it| it.status() != 202);
+    let refused = refused.expect("one of a dozen is refused").problem(429);
+    assert_eq!(refused.field("retry-after"), Some("1"));
+    for _ in 0..12 {
+        publish("slow", "nowhere", note).problem(404);
+    }
+    // An invalid body counts like a valid one.
+    let statuses: Vec<_> = (0..12).map(|_| publish("slow-too", "a", "{}").status()).collect();
+    assert_eq!(statuses[0], 400);
+    assert!(statuses.contains(&429), "{statuses:?}");
+    for _ in 0..24 {
+        assert_eq!(publish("quick", "a", note).status(), 202, "another key has its own rate");
+    }
+}
+
+#[test]
 fn a_missing_or_invalid_credential_gets_401_with_a_challenge() {
     let relay = with_keys("");
     let bad = [

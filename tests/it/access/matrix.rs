@@ -35,6 +35,7 @@ type Names = Option<BTreeSet<&'static str>>;
 #[derive(Clone, Debug)]
 struct Limits {
     sessions: Names,
+    users: Names,
     kinds: Names,
 }
 
@@ -44,16 +45,18 @@ impl Limits {
             let few = rng.usize(1..4);
             rng.bool().then(|| (0..few).map(|_| names[rng.usize(..names.len())]).collect())
         };
-        Self { sessions: some(&SESSIONS[1..]), kinds: some(&KINDS) }
+        Self { sessions: some(&SESSIONS[1..]), users: some(&USERS[1..]), kinds: some(&KINDS) }
     }
 
     /// Returns the limits of a random request, which are often within the grant.
     fn requested(&self, rng: &mut Rng) -> Self {
         let mut requested = Self::random(rng);
         if rng.u8(..4) > 0 {
-            for (requested, granted) in
-                [(&mut requested.sessions, &self.sessions), (&mut requested.kinds, &self.kinds)]
-            {
+            for (requested, granted) in [
+                (&mut requested.sessions, &self.sessions),
+                (&mut requested.users, &self.users),
+                (&mut requested.kinds, &self.kinds),
+            ] {
                 if let (Some(requested), Some(granted)) = (requested, granted) {
                     *requested = granted.iter().copied().take(requested.len()).collect();
                 }
@@ -73,18 +76,20 @@ impl Limits {
         };
         Some(Self {
             sessions: both(&self.sessions, &requested.sessions)?,
+            users: both(&self.users, &requested.users)?,
             kinds: both(&self.kinds, &requested.kinds)?,
         })
     }
 
-    fn admits(&self, session: &str, kind: &str) -> bool {
+    fn admits(&self, [session, user, kind]: [&str; 3]) -> bool {
         let is_in =
             |names: &Names, name: &str| names.as_ref().is_none_or(|names| names.contains(name));
-        is_in(&self.sessions, session) && is_in(&self.kinds, kind)
+        is_in(&self.sessions, session) && is_in(&self.users, user) && is_in(&self.kinds, kind)
     }
 
-    fn lists(&self) -> [Vec<&'static str>; 2] {
-        [&self.sessions, &self.kinds].map(|names| names.iter().flatten().copied().collect())
+    fn lists(&self) -> [Vec<&'static str>; 3] {
+        [&self.sessions, &self.users, &self.kinds]
+            .map(|names| names.iter().flatten().copied().collect())
     }
 }
 
@@ -92,8 +97,8 @@ impl Limits {
 struct Product {
     name: &'static str,
     link: Option<Link>,
-    /// Session and kind of each event; `None` is a gap.
-    log: Vec<Option<(&'static str, &'static str)>>,
+    /// Session, user and kind of each event; `None` is a gap.
+    log: Vec<Option<[&'static str; 3]>>,
     ids: Vec<String>,
 }
 
@@ -104,7 +109,7 @@ impl Product {
         let entries = self.log.iter().enumerate().skip(from);
         let expected = entries.filter_map(|(at, entry)| match entry {
             None => Some("upstream_reconnect".to_owned()),
-            Some((session, kind)) => limits.admits(session, kind).then(|| at.to_string()),
+            Some(event) => limits.admits(*event).then(|| at.to_string()),
         });
         expected.collect()
     }
@@ -226,15 +231,17 @@ impl Fixture {
     fn publish(&mut self, events: usize) {
         for product in &mut self.products {
             for _ in 0..events {
-                let (session, kind) =
-                    (self.rng.choice(SESSIONS).unwrap(), self.rng.choice(KINDS).unwrap());
+                let mut one = |names: &[&'static str]| names[self.rng.usize(..names.len())];
+                let (session, user, kind) = (one(&SESSIONS), one(&USERS), one(&KINDS));
                 let mut event =
                     json!({"type": kind, "product_id": product.name, "count": product.log.len()});
-                if !session.is_empty() {
-                    event["session_id"] = json!(session);
+                for (name, value) in [("session_id", session), ("user_id", user)] {
+                    if !value.is_empty() {
+                        event[name] = json!(value);
+                    }
                 }
                 product.link.as_mut().unwrap().event(event.to_string());
-                product.log.push(Some((session, kind)));
+                product.log.push(Some([session, user, kind]));
             }
             product.link = None;
             product.log.push(None);
@@ -264,8 +271,7 @@ impl Fixture {
             [json!(["subscribe"]), json!(["publish", "subscribe"]), json!(["publish"])];
         let permissions = &permissions[*rng.choice(&[0, 0, 0, 1, 1, 2]).unwrap()];
         let mut claims = json!({"product_id": products, "permissions": permissions});
-        let [sessions, kinds] = granted.lists();
-        for (name, values) in [("session_id", sessions), ("type", kinds)] {
+        for (name, values) in FILTERS.into_iter().zip(granted.lists()) {
             match values.as_slice() {
                 [] => {}
                 [one] if rng.bool() => claims[name] = json!(one),
@@ -285,9 +291,9 @@ impl Fixture {
         };
         let mut query = form_urlencoded::Serializer::new(String::new());
         query.append_pair("last_event_id", &id);
-        let [sessions, kinds] = requested.lists();
-        query.extend_pairs(sessions.iter().map(|name| ("session_id", name)));
-        query.extend_pairs(kinds.iter().map(|name| ("type", name)));
+        for (name, values) in FILTERS.into_iter().zip(requested.lists()) {
+            query.extend_pairs(values.iter().map(|value| (name, value)));
+        }
         let token = token(&claims);
         let authorization = if rng.bool() { format!("Bearer {token}") } else { String::new() };
         if authorization.is_empty() {
@@ -324,16 +330,17 @@ impl Fixture {
         let requests: Vec<_> =
             sockets.iter().map(|(_, client)| client.granted.requested(&mut self.rng)).collect();
         for ((socket, _), requested) in sockets.iter_mut().zip(&requests) {
-            let [sessions, kinds] = requested.lists();
-            socket.send_filter(&sessions, &kinds);
+            let [sessions, users, kinds] = requested.lists();
+            let filter = json!({"session_ids": sessions, "user_ids": users, "types": kinds});
+            socket.send_text(&json!({ "subscribe": filter }).to_string());
         }
         for ((socket, client), requested) in sockets.iter_mut().zip(&requests) {
             let answer = socket.item();
             match client.granted.narrowed(requested) {
                 None => assert_eq!(answer["event"], "error", "{requested:?} of {}", client.path),
                 Some(limits) => {
-                    let [sessions, kinds] = limits.lists();
-                    let data = json!({"session_ids": sessions, "types": kinds});
+                    let [sessions, users, kinds] = limits.lists();
+                    let data = json!({"session_ids": sessions, "user_ids": users, "types": kinds});
                     assert_eq!(
                         in_order(&answer["data"]),
                         in_order(&data),
@@ -379,13 +386,19 @@ fn received_by(socket: &mut Socket, count: usize) -> Vec<String> {
     (0..count).map(|_| text(socket.item())).collect()
 }
 
-fn in_order(filter: &Value) -> [BTreeSet<String>; 2] {
-    ["session_ids", "types"].map(|name| serde_json::from_value(filter[name].clone()).unwrap())
+fn in_order(filter: &Value) -> [BTreeSet<String>; 3] {
+    ["session_ids", "user_ids", "types"]
+        .map(|name| serde_json::from_value(filter[name].clone()).unwrap())
 }
 
-/// Names that a careless comparison would confuse. The first session is empty.
+/// Claims and parameters that limit.
+const FILTERS: [&str; 3] = ["session_id", "user_id", "type"];
+
+/// Names that a careless comparison would confuse. The first session and the first user are empty.
 const PRODUCTS: [&str; 2] = ["prod_a", "prod_A"];
 
 const SESSIONS: [&str; 7] = ["", "s1", "s10", "S1", "s1 ", "*", "s1&session_id=s10"];
+
+const USERS: [&str; 5] = ["", "s1", "u1", "U1", "u1,u2"];
 
 const KINDS: [&str; 5] = ["actions", "summary", "own", "Own", "*"];

@@ -19,6 +19,8 @@ fn the_token_command_mints_tokens_that_the_relay_accepts() {
             "s1",
             "--session-id",
             "s2",
+            "--user-id",
+            "ada",
             "--type",
             "summary",
             "--ttl",
@@ -38,6 +40,7 @@ fn the_token_command_mints_tokens_that_the_relay_accepts() {
     relay
         .get(&format!("{STREAM}?session_id=s3"), &[("Authorization", &authorization)])
         .problem(403);
+    relay.get(&format!("{STREAM}?user_id=bob"), &[("Authorization", &authorization)]).problem(403);
     relay.get(&format!("{STREAM}?type=actions"), &[("Authorization", &authorization)]).problem(403);
     for (arguments, expected) in [
         (["--product", "", "--ttl", "1h"], "must not be empty"),
@@ -45,6 +48,7 @@ fn the_token_command_mints_tokens_that_the_relay_accepts() {
         (["--product", PRODUCT, "--ttl", "7"], "--ttl"),
         (["--product", PRODUCT, "--type", ""], "must not be empty"),
         (["--product", PRODUCT, "--session-id", ""], "must not be empty"),
+        (["--product", PRODUCT, "--user-id", ""], "must not be empty"),
     ] {
         let done =
             Process::run(&[["token", "--config", file].as_slice(), &arguments].concat(), &[]);

@@ -37,13 +37,13 @@ fn a_token_limits_a_websocket_in_live_events_replay_and_filter_changes() {
         assert_eq!(socket.message()["event"], "error", "{more}");
     }
     socket.send_text(r#"{"subscribe":{"session_ids":["s2"]}}"#);
-    let narrowed = json!({"session_ids": ["s2"], "types": ["summary", "own"]});
+    let narrowed = json!({"session_ids": ["s2"], "user_ids": [], "types": ["summary", "own"]});
     assert_eq!(socket.message(), json!({"event": "subscribed", "data": narrowed}));
     publish("summary", "s1", 4);
     publish("summary", "s2", 5);
     assert_eq!(socket.numbers(1), [5]);
     socket.send_text(r#"{"subscribe":{}}"#);
-    let granted = json!({"session_ids": ["s1", "s2"], "types": ["summary", "own"]});
+    let granted = json!({"session_ids": ["s1", "s2"], "user_ids": [], "types": ["summary", "own"]});
     assert_eq!(socket.message()["data"], granted, "an empty filter is the grant");
     publish("actions", "s2", 6);
     publish("own", "s1", 7);

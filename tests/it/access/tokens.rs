@@ -80,6 +80,47 @@ fn a_request_beyond_its_grant_gets_403() {
 }
 
 #[test]
+fn a_token_of_users_sees_and_publishes_their_events_only() {
+    let (_connector, mut link, relay) = relay_with_upstream("", "");
+    let mut witness = open(&relay, STREAM, &bearer(&json!({})));
+    let of_ada = bearer(&json!({"user_id": "ada", "permissions": ["subscribe", "publish"]}));
+    let mut stream = open(&relay, STREAM, &of_ada);
+    for (n, user) in [r#""ada""#, r#""bob""#, "null", r#""ada""#].iter().enumerate() {
+        link.event(format!(
+            r#"{{"type":"actions","session_id":"s","user_id":{user},"count":{n}}}"#
+        ));
+    }
+    assert_eq!(witness.numbers(4), [0, 1, 2, 3]);
+    assert_eq!(stream.numbers(2), [0, 3]);
+    let both = bearer(&json!({"user_id": ["ada", "bob"]}));
+    for (token, query, seen) in [
+        (&of_ada, "", [0, 3].as_slice()),
+        (&of_ada, "?user_id=ada", &[0, 3]),
+        (&both, "", &[0, 1, 3]),
+        (&both, "?user_id=bob", &[1]),
+        (&both, "?user_id=bob&session_id=other", &[]),
+    ] {
+        let page = relay.get(&format!("{PAGES}{query}"), &[("Authorization", token)]);
+        assert_eq!(Page::read(&page).numbers(), seen, "{query}");
+    }
+    for path in [STREAM, PAGES] {
+        for query in ["user_id=bob", "user_id=ada&user_id=bob", "user_id=Ada"] {
+            relay.get(&format!("{path}?{query}"), &[("Authorization", &of_ada)]).problem(403);
+        }
+    }
+    let publish = |user: &str| {
+        let body = format!(r#"{{"type":"own","user_id":{user},"count":9}}"#);
+        http::ask_with(relay.public, "POST", PAGES, &[("Authorization", &of_ada)], &body)
+    };
+    for user in [r#""bob""#, "null"] {
+        publish(user).problem(403);
+    }
+    assert_eq!(publish(r#""ada""#).status(), 202);
+    assert_eq!(witness.numbers(1), [9]);
+    assert_eq!(stream.numbers(1), [9]);
+}
+
+#[test]
 fn a_token_with_a_limit_that_does_not_apply_gets_401() {
     let (_connector, mut link, relay) = relay_with_upstream("", "");
     let mut witness = open(&relay, STREAM, &bearer(&json!({})));
@@ -93,7 +134,7 @@ fn a_token_with_a_limit_that_does_not_apply_gets_401() {
         "event",
         "permission",
         "user",
-        "user_id",
+        "userId",
         "consumer",
     ] {
         let limited = bearer(&json!({ name: "x" }));

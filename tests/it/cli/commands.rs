@@ -183,20 +183,24 @@ fn tail_json_prints_a_line_for_each_block() {
     let relay = Setup::behind(&connector).server("heartbeat_interval = '500ms'").start();
     let mut link = connector.stream();
     let url = format!("http://{}{STREAM}", relay.public);
-    let tail =
-        Process::start(&["tail", &url, "--json", "--type", "actions", "--session-id", "s1"], &[]);
+    let tail = Process::start(
+        &["tail", &url, "--json", "--type", "actions", "--session-id", "s1", "--user-id", "ada"],
+        &[],
+    );
     let heartbeat = json(&tail.stdout.wait_for(1)[0]);
     assert_eq!(heartbeat, serde_json::json!({"id": null, "event": "heartbeat", "data": null}));
     let mut subscriber = relay.subscribe();
     link.event(r#"{"type":"summary","session_id":"s1"}"#);
     link.event(r#"{"type":"actions","session_id":"s2"}"#);
-    link.event(event(4));
-    (0..2).for_each(|_| drop(subscriber.event()));
+    link.event(r#"{"type":"actions","session_id":"s1","user_id":"bob"}"#);
+    let of_ada = r#"{"type":"actions","session_id":"s1","user_id":"ada","count":4}"#;
+    link.event(of_ada);
+    (0..3).for_each(|_| drop(subscriber.event()));
     let id = subscriber.event().id.unwrap();
     let line = tail.stdout.first("the event is printed", |line| {
         Some(json(line)).filter(|line| line["event"] == "message")
     });
-    assert_eq!(line, serde_json::json!({"id": id, "event": "message", "data": json(&event(4))}));
+    assert_eq!(line, serde_json::json!({"id": id, "event": "message", "data": json(of_ada)}));
 }
 
 #[test]

@@ -27,7 +27,7 @@ fn a_webhook_is_created_shown_changed_and_deleted() {
     assert_eq!(created.status(), 201, "{}", created.text());
     assert_eq!(created.field("location"), Some("/api/v1/webhooks/crm"));
     let expected = json!({ "id": "crm", "product_id": PRODUCT, "url": "http://127.0.0.1:1/events", "types": ["actions"],
-        "session_ids": [], "timeout": "10s", "max_retries": 8, "initial_backoff": "2s", "max_backoff": "5m",
+        "session_ids": [], "user_ids": [], "headers": {}, "timeout": "10s", "max_retries": 8, "initial_backoff": "2s", "max_backoff": "5m",
         "max_in_flight": 16, "secret": "********", "source": "api", "state": "active", "until": null, "problem": null,
         "pending": 0, "oldest_pending_at": null, "dead": 0 });
     assert_eq!(created.json(), expected);

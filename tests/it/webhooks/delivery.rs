@@ -77,6 +77,54 @@ fn is(request: &Request, path: &str, id: &str) -> bool {
 }
 
 #[test]
+fn a_webhook_s_own_headers_are_sent_and_never_shown() {
+    let (connector, receiver) = (Connector::new(), Receiver::accepting());
+    let headers = "headers = { X-Gateway-Key = { env = 'GATEWAY_KEY' }, X-Tenant = 'tenant a' }";
+    let relay = Setup::behind(&connector)
+        .more(&(table("hook", &receiver, headers) + LOOPBACK))
+        .start_with(&[("GATEWAY_KEY", "key-of-gateway"), ("RUST_LOG", "trace")]);
+    let mut link = connector.stream();
+    publish(&relay, &mut link, [event(1)]);
+    let request = &receiver.wait_for(1)[0];
+    assert_eq!(request.field("x-gateway-key"), "key-of-gateway");
+    assert_eq!(request.field("x-tenant"), "tenant a");
+    assert_signed(request, SECRET, SECRET.as_bytes());
+    let shown = relay.ask_admin("/api/v1/webhooks/hook").json();
+    let masked = json!({"X-Gateway-Key": "********", "X-Tenant": "********"});
+    assert_eq!(shown["headers"], masked);
+    relay.wait_until_settled("hook");
+    let metrics = relay.ask_admin("/metrics").text();
+    assert!(!metrics.contains("key-of-gateway"));
+}
+
+#[test]
+fn a_webhook_of_users_gets_their_events_of_every_session() {
+    let (connector, receiver) = (Connector::new(), Receiver::accepting());
+    let tables = table("of-ada", &receiver, "user_ids = ['ada']")
+        + &table("both", &receiver, "user_ids = ['ada', 'bob']\nsession_ids = ['a']");
+    let relay = Setup::behind(&connector).more(&(tables + LOOPBACK)).start();
+    let mut link = connector.stream();
+    let user = |n: usize| [r#""ada""#, r#""bob""#, "null"][n % 3];
+    let session = |n: usize| ["a", "b"][n % 2];
+    publish(
+        &relay,
+        &mut link,
+        (0..12).map(|n| {
+            let (session, user) = (session(n), user(n));
+            format!(r#"{{"type":"actions","session_id":"{session}","user_id":{user},"count":{n}}}"#)
+        }),
+    );
+    for (id, expected) in [("of-ada", [0, 3, 6, 9].as_slice()), ("both", &[0, 4, 6, 10])] {
+        relay.wait_until_settled(id);
+        let path = format!("/hooks/{id}");
+        let of_hook = receiver.requests().into_iter().filter(|request| request.head.path() == path);
+        let mut numbers: Vec<_> = of_hook.map(|request| request.number()).collect();
+        numbers.sort_unstable();
+        assert_eq!(numbers, expected, "{id}");
+    }
+}
+
+#[test]
 fn a_webhook_gets_its_types_and_sessions_and_neither_gap_nor_heartbeat() {
     let (connector, receiver) = (Connector::new(), Receiver::accepting());
     let tables = table("all", &receiver, "")

@@ -9,7 +9,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
@@ -22,7 +22,7 @@ use crate::{
         entry::ConfigEntry,
         environment::Environment,
         parse_context::ParseContext,
-        secret::{MASK, Secret, SecretRule},
+        secret::{MASK, Secret, SecretRule, SecretSources},
         section::Section,
         values::format_duration,
     },
@@ -54,6 +54,8 @@ pub(crate) struct WebhookJson<'a> {
     url: String,
     types: Vec<&'a str>,
     session_ids: Vec<&'a str>,
+    user_ids: Vec<&'a str>,
+    headers: BTreeMap<&'a str, &'a str>,
     timeout: String,
     max_retries: u32,
     initial_backoff: String,
@@ -86,14 +88,14 @@ impl WebhookConfig {
 
     /// Returns the webhook for an answer, with its secret masked.
     pub(crate) fn to_json(&self) -> WebhookJson<'_> {
-        self.json(MASK)
+        self.json(|_| MASK)
     }
 
     /// Returns the webhook for the store, with its secret, as [`WebhookConfig::from_stored`] reads
     /// it.
     pub(crate) fn to_stored(&self) -> String {
         // Serialization of texts and numbers cannot fail.
-        serde_json::to_string(&self.json(self.secret.expose())).unwrap_or_default()
+        serde_json::to_string(&self.json(Secret::expose)).unwrap_or_default()
     }
 
     /// Reads a text of [`WebhookConfig::to_stored`].
@@ -105,19 +107,21 @@ impl WebhookConfig {
         Self::from_json(text.as_bytes(), None)
     }
 
-    fn json<'a>(&'a self, secret: &'a str) -> WebhookJson<'a> {
+    fn json<'a>(&'a self, show: impl Fn(&'a Secret) -> &'a str) -> WebhookJson<'a> {
         WebhookJson {
             id: &self.id,
             product_id: self.product_id.as_str(),
             url: self.url.to_string(),
             types: only_to_list(&self.types, String::as_str),
             session_ids: only_to_list(&self.session_ids, |session| session.as_str()),
+            user_ids: only_to_list(&self.user_ids, |user| user.as_str()),
+            headers: self.headers.to_map(&show),
             timeout: format_duration(self.timeout),
             max_retries: self.max_retries,
             initial_backoff: format_duration(self.initial_backoff),
             max_backoff: format_duration(self.max_backoff),
             max_in_flight: self.max_in_flight,
-            secret,
+            secret: show(&self.secret),
         }
     }
 }
@@ -174,9 +178,11 @@ impl WebhookBody {
         let environment = Environment::default();
         let context = ParseContext::new("", &text, &environment);
         let mut section = Section::root(&context, document.get_ref());
-        let webhook = WebhookConfig::read_keys(&mut section, |section, key| {
-            read_secret(&section.entry(key), existing)
-        });
+        let webhook = WebhookConfig::read_keys(
+            &mut section,
+            |section, key| read_secret(&section.entry(key), existing),
+            SecretSources::TextOnly,
+        );
         section.finish();
         if let Err(findings) = context.finish() {
             findings.into_fields().for_each(|(field, message)| self.report(&field, &message));
@@ -198,13 +204,22 @@ impl WebhookBody {
     /// Converts a value to TOML. Of values that are nested deeper than any field allows, only the
     /// kind is kept.
     fn convert_value(&mut self, field: &str, value: Value) -> toml::Value {
-        let Value::Array(elements) = value else { return self.scalar_to_toml(field, &value) };
-        let elements = elements.iter().enumerate();
-        toml::Value::Array(
-            elements
-                .map(|(index, value)| self.scalar_to_toml(&format!("{field}[{index}]"), value))
-                .collect(),
-        )
+        match value {
+            Value::Array(elements) => {
+                let elements = elements.iter().enumerate();
+                let elements = elements
+                    .map(|(index, value)| self.scalar_to_toml(&format!("{field}[{index}]"), value));
+                toml::Value::Array(elements.collect())
+            }
+            Value::Object(members) => {
+                let members = members.into_iter().map(|(name, value)| {
+                    let value = self.scalar_to_toml(&format!("{field}.{name}"), &value);
+                    (name, value)
+                });
+                toml::Value::Table(members.collect())
+            }
+            scalar => self.scalar_to_toml(field, &scalar),
+        }
     }
 
     fn scalar_to_toml(&mut self, field: &str, value: &Value) -> toml::Value {

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
-    config::address::HttpUrl,
-    event::{ProductId, SessionId},
+    config::{address::HttpUrl, webhook::WebhookHeaders},
+    event::{ProductId, SessionId, UserId},
 };
 
 fn minimal() -> Value {
@@ -43,6 +43,7 @@ fn required_fields_and_defaults_of_the_file_apply_here_too() {
     let webhook = minimal_webhook();
     assert_eq!(webhook.types, Only::These(["actions".to_owned()].into()));
     assert_eq!(webhook.session_ids, Only::Everything);
+    assert_eq!(webhook.user_ids, Only::Everything);
     assert_eq!((webhook.timeout, webhook.max_retries), (Duration::from_secs(10), 8));
 }
 
@@ -68,6 +69,7 @@ fn every_field_has_its_own_error_and_all_are_reported_at_once() {
         ("types[1]", json!(["actions", null])),
         ("types[1]", json!(["actions", [["hush"]]])),
         ("session_ids[0]", json!(["a\nb"])),
+        ("user_ids[1]", json!(["a", ""])),
         ("timeout", json!(10)),
         ("timeout", json!("10")),
         ("timeout", json!("601s")),
@@ -169,7 +171,7 @@ fn an_answer_has_the_documented_fields_and_can_be_sent_back() {
     assert_eq!(
         answer,
         json!({ "id": "crm", "product_id": "p", "url": "https://h/e?key=hush", "types": ["actions"],
-            "session_ids": ["a", "b"],
+            "session_ids": ["a", "b"], "user_ids": [], "headers": {},
             "timeout": "10s", "max_retries": 8, "initial_backoff": "2s", "max_backoff": "5m", "max_in_flight": 16,
             "secret": MASK })
     );
@@ -189,6 +191,46 @@ fn a_secret_is_in_the_store_and_nowhere_else() {
     assert!(webhook.to_stored().contains("sesame"));
 }
 
+#[test]
+fn headers_are_texts_that_are_stored_and_shown_as_masks() {
+    let given = json!({"X-Gateway-Key": "open sesame", "X-Tenant": "a"});
+    let webhook = read(&with("headers", given), None).unwrap();
+    assert_eq!(webhook.headers.to_fields().len(), 2);
+    assert!(!format!("{webhook:?}").contains("sesame"));
+    let shown = serde_json::to_value(webhook.to_json()).unwrap();
+    assert_eq!(shown["headers"], json!({"X-Gateway-Key": MASK, "X-Tenant": MASK}));
+    assert_eq!(WebhookConfig::from_stored(&webhook.to_stored()).as_ref(), Ok(&webhook));
+    // What was shown is no value, and a change removes what it does not repeat.
+    let fields = ["headers.X-Gateway-Key", "headers.X-Tenant"];
+    assert_eq!(refused_fields(&shown, Some(&webhook)), fields);
+    let changed = read(&json!({"url": "https://h/e"}), Some(&webhook)).unwrap();
+    assert_eq!(changed.headers, WebhookHeaders::default());
+}
+
+#[test]
+fn headers_cannot_name_variables_or_files_of_the_relay() {
+    for value in [
+        json!({"env": "HOME"}),
+        json!({"file": "/etc/passwd"}),
+        json!({}),
+        json!(7),
+        json!(null),
+        json!(["a"]),
+        json!("a\nb"),
+    ] {
+        let refused = refused_fields(&with("headers", json!({"X-A": value})), None);
+        assert_eq!(refused, ["headers.X-A"], "{value}");
+    }
+    let named = read(&with("headers", json!({"X-A": {"env": "HOME"}})), None).unwrap_err();
+    assert_eq!(named[0].message, "must be a text");
+    let refused = |headers: Value| refused_fields(&with("headers", headers), None);
+    assert_eq!(refused(json!({"Host": "h"})), ["headers.Host"]);
+    assert_eq!(refused(json!({"x-a": "1", "X-A": "2"})).len(), 1, "no name twice");
+    assert_eq!(refused(json!("X-A: 1")), ["headers"]);
+    let many: serde_json::Map<_, _> = (0..33).map(|n| (format!("X-{n}"), json!("v"))).collect();
+    assert_eq!(refused(many.into()), ["headers"]);
+}
+
 fn only_of<T: Ord>(values: Vec<T>) -> Only<T> {
     if values.is_empty() { Only::Everything } else { Only::These(values.into_iter().collect()) }
 }
@@ -201,6 +243,7 @@ prop_compose! {
         secret in "[!-~]{9,40}",
         types in prop::collection::vec("\\PC{1,9}|.{1,9}", 0..3),
         sessions in prop::collection::vec("[^\r\n\0]{1,9}", 0..3),
+        users in prop::collection::vec("[^\r\n\0]{1,9}", 0..3),
         times in prop::array::uniform3(1_u64..600_000_000_000),
         max_retries in 0_u32..=100,
         max_in_flight in 1_usize..=1024,
@@ -213,6 +256,8 @@ prop_compose! {
             secret: Secret::inline(secret),
             types: only_of(types),
             session_ids: only_of(sessions.iter().map(|session| SessionId::new(session).unwrap()).collect()),
+            user_ids: only_of(users.iter().map(|user| UserId::new(user).unwrap()).collect()),
+            headers: WebhookHeaders::default(),
             timeout,
             max_retries,
             initial_backoff: one.min(other),

@@ -1,4 +1,4 @@
-// The live tail: events as they arrive, newest first. Payload and session of an event are in the page only while it is open.
+// The live tail: events as they arrive, newest first. Payload, session and user of an event are in the page only while it is open.
 //
 // The page keeps a bounded number of events at any event rate, and parses and draws no more than it shows.
 
@@ -22,7 +22,7 @@ let isDue = false
 let drawn = 0
 
 export const prepare = () => {
-  for (const id of ['tail-form', 'tail-product', 'tail-session', 'tail-type', 'tail-pause', 'tail-list', 'tail-state', 'tail-count']) {
+  for (const id of ['tail-form', 'tail-product', 'tail-session', 'tail-user', 'tail-type', 'tail-pause', 'tail-list', 'tail-state', 'tail-count']) {
     view[id.slice(5)] = byId(id)
   }
   view.form.addEventListener('submit', (submission) => {
@@ -61,6 +61,7 @@ const begin = () => {
   if (!view.product.value) return say(byId('tail-empty'), 'There is no product to follow yet.')
   const query = new URLSearchParams()
   for (const session of values(view.session)) query.append('session_id', session)
+  for (const user of values(view.user)) query.append('user_id', user)
   for (const type of values(view.type)) query.append('type', type)
   stop = follow(`/api/v1/stream/${encodeURIComponent(view.product.value)}?${query}`, { event: receive, state: turn })
 }
@@ -170,7 +171,7 @@ const tell = () => {
   if (isPaused) parts.unshift(`Paused: ${count(waiting.length)} waiting`)
   if (leftOut) parts.push(`${count(leftOut)} left out: more than the list holds`)
   say(view.count, parts.join(', '))
-  const hint = values(view.session).length + values(view.type).length
+  const hint = values(view.session).length + values(view.user).length + values(view.type).length
     ? 'No event has matched the filter since it was set. Clear it to see all events.'
     : 'Waiting for the next event. Events show here as they arrive; earlier ones are not shown.'
   say(byId('tail-empty'), hint)
@@ -192,6 +193,7 @@ const inspect = (event, type, button) => {
   say(byId('inspector-id'), event.id || '–')
   say(byId('inspector-type'), type)
   say(byId('inspector-session'), typeof fields?.session_id === 'string' ? fields.session_id : '–')
+  say(byId('inspector-user'), typeof fields?.user_id === 'string' ? fields.user_id : '–')
   say(byId('inspector-at'), event.at.toISOString())
   say(byId('inspector-size'), `${count(event.data.length)} characters`)
   const text = pretty(event.data)
@@ -212,7 +214,7 @@ const inspect = (event, type, button) => {
 
 const closeInspector = () => {
   show(byId('inspector'), false)
-  for (const part of ['id', 'type', 'session', 'at', 'size', 'payload']) byId(`inspector-${part}`).textContent = ''
+  for (const part of ['id', 'type', 'session', 'user', 'at', 'size', 'payload']) byId(`inspector-${part}`).textContent = ''
   byId('inspector-more').onclick = null // its closure holds the whole payload
   opened?.removeAttribute('aria-current')
   const back = opened?.isConnected ? opened : rows[0]?.button

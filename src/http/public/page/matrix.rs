@@ -282,8 +282,7 @@ impl Schedule {
         let rng = &mut self.rng;
         let products: BTreeSet<_> =
             (0..1 + rng.usize(..2)).map(|_| PRODUCTS[rng.usize(..PRODUCTS.len())]).collect();
-        // No claim limits a token to users yet.
-        let granted = ScopeModel { users: None, ..ScopeModel::random(rng) };
+        let granted = ScopeModel::random(rng);
         let permissions = [
             None,
             Some(json!(["subscribe"])),
@@ -302,6 +301,7 @@ impl Schedule {
         };
         claim("product_id", &products);
         granted.sessions.iter().for_each(|names| claim("session_id", names));
+        granted.users.iter().for_each(|names| claim("user_id", names));
         granted.kinds.iter().for_each(|names| claim("type", names));
         permissions.into_iter().for_each(|it| claims["permissions"] = it);
         let token = signed(&claims);
