@@ -230,7 +230,7 @@ def test_a_websocket_of_a_page_is_limited_by_its_token_and_gets_the_close_reason
         socket.wait_for(lambda: socket.texts("error"), "a filter beyond the grant is refused")
         page.say("ws", {"subscribe": {"session_ids": ["second"], "types": ["own"]}})
         socket.wait_for(lambda: socket.texts("subscribed"), "the filter is changed")
-        assert socket.texts("subscribed")[0]["data"] == {"session_ids": ["second"], "types": ["own"]}
+        assert socket.texts("subscribed")[0]["data"] == {"session_ids": ["second"], "user_ids": [], "types": ["own"]}
         here.publish([4], "mine")
         here.publish([5], "second", kind="summary")
         here.publish([6], "second")

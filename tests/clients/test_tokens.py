@@ -47,6 +47,10 @@ def check(relay, algorithm, good, bad):
         status, body = page(relay, limited)
         assert status == 200 and body["events"] == [], f"{algorithm}: {status} {body}"
         assert page(relay, limited, "?session_id=other")[0] == 403
+        of_user = jwt.encode(claims(aud="relay", user_id="nobody"), key, algorithm)
+        status, body = page(relay, of_user)
+        assert status == 200 and body["events"] == [], f"{algorithm}: {status} {body}"
+        assert page(relay, of_user, "?user_id=other")[0] == 403
         refused = [claims(aud="relay", exp=int(time.time()) - 1), claims(), claims(aud="relay", nbf=time.time() + 60)]
         bodies = {page(relay, jwt.encode(wrong, key, algorithm)) for wrong in refused}
         assert len(bodies) == 1 and bodies.pop()[0] == 401

@@ -160,7 +160,8 @@ def test_a_filter_changes_while_connected(client):
             connection.send({"subscribe": {"session_ids": [session], "types": ["actions"]}})
             while (answer := connection.receive())["event"] != "subscribed":
                 assert answer["event"] == "message", answer
-            assert answer == {"event": "subscribed", "data": {"session_ids": [session], "types": ["actions"]}}
+            in_force = {"session_ids": [session], "user_ids": [], "types": ["actions"]}
+            assert answer == {"event": "subscribed", "data": in_force}
             for event in receive_events(connection, 3):
                 assert (event["data"]["session_id"], event["data"]["type"]) == (session, "actions"), event
             connection.send({"subscribe": {"nonsense": []}})
