@@ -79,7 +79,7 @@ impl Problem {
     /// Returns the 414 of a target over its bound.
     pub(crate) fn target_too_long() -> Self {
         let detail = "a path and query may have 60 KiB here: for a longer filter open the WebSocket \
-                      and send {\"subscribe\":{\"session_ids\":[…],\"types\":[…]}}";
+                      and send {\"subscribe\":{\"session_ids\":[…],\"user_ids\":[…]}}";
         Self::new(StatusCode::URI_TOO_LONG, detail)
     }
 

@@ -103,17 +103,22 @@ fn sessions(names: &[&str]) -> Only<SessionId> {
     Only::These(names.iter().map(|name| SessionId::new(name).unwrap()).collect())
 }
 
+fn users(names: &[&str]) -> Only<UserId> {
+    Only::These(names.iter().map(|name| UserId::new(name).unwrap()).collect())
+}
+
 #[test]
 fn a_good_token_grants_what_it_says() {
     let least = verify(&hs256_token(GOOD_CLAIMS)).unwrap();
     assert_eq!(least.scope, Scope::EVERYTHING);
     assert_eq!(least.permissions, BTreeSet::from([Permission::Subscribe]));
     assert!(least.seconds_left > 0.4 && least.seconds_left < 0.6, "{least:?}");
-    let more = json!({"product_id": ["p", "q"], "session_id": "s", "type": ["summary", "own"], "permissions": ["publish"],
-                      "nbf": 1_800_000_000, "iat": "whatever", "sub": "7"});
+    let more = json!({"product_id": ["p", "q"], "session_id": "s", "user_id": ["u", "v"], "type": ["summary", "own"],
+                      "permissions": ["publish"], "nbf": 1_800_000_000, "iat": "whatever", "sub": "7"});
     let more = verify_claims(&more).unwrap();
     assert_eq!(more.products, ["p", "q"].map(|name| ProductId::new(name).unwrap()).into());
     assert_eq!(more.scope.sessions, sessions(&["s"]));
+    assert_eq!(more.scope.users, users(&["u", "v"]));
     assert_eq!(more.scope.kinds, Only::These([Kind::Summary, Kind::new("own")].into()));
     assert_eq!(more.permissions, BTreeSet::from([Permission::Publish]));
     let fraction = verify_claims(&json!({"exp": 1_800_000_000.75})).unwrap();
@@ -243,7 +248,7 @@ fn a_claim_of_the_wrong_type_is_never_taken_for_one_that_is_missing() {
             );
         }
     }
-    for name in ["product_id", "session_id", "type", "permissions", "aud"] {
+    for name in ["product_id", "session_id", "user_id", "type", "permissions", "aud"] {
         for value in [
             json!(null),
             json!([]),
@@ -265,6 +270,9 @@ fn a_claim_of_the_wrong_type_is_never_taken_for_one_that_is_missing() {
         ("product_id", json!(["p", ""])),
         ("session_id", json!("")),
         ("session_id", json!("a\nb")),
+        ("user_id", json!("")),
+        ("user_id", json!(["u", ""])),
+        ("user_id", json!("a\nb")),
         ("type", json!("")),
         ("permissions", json!("subscribe")),
         ("permissions", json!(["subscribe", "admin"])),
@@ -279,6 +287,7 @@ fn a_claim_of_the_wrong_type_is_never_taken_for_one_that_is_missing() {
     for twice in [
         r#"{"exp":1,"exp":1800000100,"product_id":"p"}"#,
         r#"{"exp":1800000100,"product_id":"p","session_id":"a","session_id":"b"}"#,
+        r#"{"exp":1800000100,"product_id":"p","user_id":"a","user\u005fid":["b"]}"#,
         r#"{"exp":1800000100,"product_id":"p","type":"a","\u0074ype":"b"}"#,
     ] {
         assert_eq!(verify(&hs256_token(twice)), Err(TokenError::Malformed), "{twice}");
@@ -293,14 +302,16 @@ fn a_star_is_no_wildcard_in_claims() {
         Err(Denial::Forbidden)
     );
     let grant = grant_for_claims(
-        verify_claims(&json!({"session_id": "*", "type": ["*"]})).unwrap(),
+        verify_claims(&json!({"session_id": "*", "user_id": "*", "type": ["*"]})).unwrap(),
         [0; 32],
         b"",
     );
-    assert_eq!(
-        grant.narrow(Scope { sessions: sessions(&["s"]), ..Scope::EVERYTHING }),
-        Err(Denial::Forbidden)
-    );
+    for wider in [
+        Scope { sessions: sessions(&["s"]), ..Scope::EVERYTHING },
+        Scope { users: users(&["u"]), ..Scope::EVERYTHING },
+    ] {
+        assert_eq!(grant.narrow(wider), Err(Denial::Forbidden));
+    }
 }
 
 #[test]
@@ -424,8 +435,8 @@ fn a_minted_token_is_accepted_with_its_limits() {
         .verify(token.as_bytes(), token::unix_now())
         .unwrap();
     assert_eq!(read.products, [ProductId::new("p").unwrap()].into());
-    let users = Only::These([UserId::new("u").unwrap()].into());
-    assert_eq!(read.scope, Scope { sessions: sessions(&["s"]), users, ..Scope::EVERYTHING });
+    let scope = Scope { sessions: sessions(&["s"]), users: users(&["u"]), ..Scope::EVERYTHING };
+    assert_eq!(read.scope, scope);
     assert!(read.seconds_left > 55.0 && read.seconds_left < 61.1, "{read:?}");
 }
 

@@ -1,5 +1,7 @@
 //! Webhooks of the file that are added, changed and removed at run time.
 
+use std::ops::Range;
+
 use crate::common::{
     PRODUCT,
     connector::Connector,
@@ -55,6 +57,55 @@ fn a_changed_webhook_keeps_its_position_and_signs_with_its_former_secret_too() {
     let signatures =
         ["another-secret", SECRET].map(|secret| signature(&pushed[0], secret.as_bytes()));
     assert_eq!(pushed[0].field("webhook-signature"), signatures.join(" "));
+}
+
+#[test]
+fn a_webhook_whose_users_change_gets_later_events_of_the_new_users_only() {
+    let (connector, receiver) = (Connector::new(), Receiver::accepting());
+    let setup = |lines: &str| {
+        Setup::behind(&connector).more(&format!("{}{LOOPBACK}", table("crm", &receiver, lines)))
+    };
+    let relay = setup("user_ids = ['ada']").start();
+    let mut of_api = json!({"id": "made", "product_id": PRODUCT, "url": url(&receiver, "made"),
+        "secret": SECRET, "user_ids": ["ada"]});
+    assert_eq!(relay.call("POST", "/api/v1/webhooks", &of_api).status(), 201);
+    let mut link = connector.stream();
+    let mut witness = relay.subscribe();
+    let mut show = |numbers: Range<usize>| {
+        for number in numbers {
+            let user = ["ada", "bob"][number % 2];
+            link.event(format!(
+                r#"{{"type":"actions","session_id":"s","user_id":"{user}","count":{number}}}"#
+            ));
+            witness.event();
+        }
+    };
+    // Deliveries that the other webhook's count covers may still be under way.
+    let delivered = |count: usize| {
+        receiver.wait_for_accepted(2 * count);
+        ["crm", "made"].map(|id| {
+            relay.wait_until_settled(id);
+            let mut accepted = receiver.accepted();
+            accepted.retain(|request| request.head.path() == format!("/hooks/{id}"));
+            accepted.iter().map(|request| request.number()).collect::<Vec<_>>()
+        })
+    };
+    let mut change = |users: &[&str]| {
+        setup(&format!("user_ids = {users:?}")).reload(&relay);
+        of_api["user_ids"] = json!(users);
+        assert_eq!(relay.call("PUT", "/api/v1/webhooks/made", &of_api).status(), 200);
+        for id in ["crm", "made"] {
+            assert_eq!(relay.webhook(id)["user_ids"], json!(users), "{id}");
+        }
+    };
+    show(0..4);
+    assert_eq!(delivered(2), [[0, 2], [0, 2]]);
+    change(&["bob"]);
+    show(4..8);
+    assert_eq!(delivered(4), [[0, 2, 5, 7], [0, 2, 5, 7]]);
+    change(&[]);
+    show(8..10);
+    assert_eq!(delivered(6), [[0, 2, 5, 7, 8, 9], [0, 2, 5, 7, 8, 9]]);
 }
 
 #[test]

@@ -72,12 +72,15 @@ fn an_unknown_id_is_not_found_and_a_taken_id_is_a_conflict() {
 }
 
 #[test]
-fn webhooks_together_name_a_bounded_number_of_sessions() {
+fn webhooks_together_name_a_bounded_number_of_sessions_and_users() {
     let (relay, _link) = relay();
-    let sessions = |count: usize| (0..count).map(|n| format!("s{n}")).collect::<Vec<_>>();
-    let naming = |id: &str, count| {
-        let mut webhook = webhook("http://127.0.0.1:1/");
-        (webhook["id"], webhook["session_ids"]) = (id.into(), json!(sessions(count)));
+    let names = |count: usize| (0..count).map(|n| format!("n{n}")).collect::<Vec<_>>();
+    // A third of the names, rounded up, are users.
+    let naming = |id: &str, count: usize| {
+        let (users, mut webhook) = (count.div_ceil(3), webhook("http://127.0.0.1:1/"));
+        webhook["id"] = id.into();
+        webhook["session_ids"] = json!(names(count - users));
+        webhook["user_ids"] = json!(names(users));
         webhook
     };
     for n in 0..65 {
@@ -350,6 +353,7 @@ fn a_registration_survives_a_restart() {
     let _link = connector.stream();
     let mut body = webhook("http://127.0.0.1:1/?key=of-the-receiver");
     body["session_ids"] = json!(["ä\u{7}\"", "b"]);
+    body["user_ids"] = json!(["ada", "ö\"\u{7}"]);
     let created = send(&relay, "POST", WEBHOOKS, &body).json();
     relay.stop();
     let relay = setup.start();

@@ -184,6 +184,16 @@ fn an_answer_has_the_documented_fields_and_can_be_sent_back() {
 }
 
 #[test]
+fn a_webhook_that_an_earlier_relay_stored_is_of_all_users() {
+    let stored = r#"{"id":"crm","product_id":"p","url":"https://h/e","types":["actions"],
+        "session_ids":["a"],"timeout":"10s","max_retries":8,"initial_backoff":"2s",
+        "max_backoff":"5m","max_in_flight":16,"secret":"sesame"}"#;
+    let webhook = WebhookConfig::from_stored(stored).unwrap();
+    let sessions = Only::These([SessionId::new("a").unwrap()].into());
+    assert_eq!((webhook.session_ids, webhook.user_ids), (sessions, Only::Everything));
+}
+
+#[test]
 fn a_secret_is_in_the_store_and_nowhere_else() {
     let webhook = read(&with("secret", json!("sesame")), None).unwrap();
     assert!(!format!("{webhook:?}").contains("sesame"));
