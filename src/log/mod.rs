@@ -46,7 +46,7 @@ use self::{
     upstream_link::{UpstreamLink, infer_numbering},
 };
 use crate::{
-    event::{Entry, ErasureScope, EventId, GapReason, ProductId, SessionId, UserId},
+    event::{Entry, ErasureScope, EventId, GapReason, ProductId, UserId},
     log_limit::LogRateLimit,
     metrics::LogMetrics,
     wall_clock,

@@ -3,8 +3,6 @@
 //!
 //! May use: `event`.
 
-use std::collections::BTreeSet;
-
 use rusqlite::{Connection, Params, params};
 
 use super::{

@@ -17,7 +17,7 @@ use self::harness::{
 };
 use super::*;
 use crate::{
-    event::{EventId, SessionId, StartPosition, VisitorId},
+    event::{ErasureScope, EventId, SessionId, StartPosition, VisitorId},
     log::{Hole, ReplayClient, ResolvedStart, backing::ReadRequest},
     store::reader::{Indices, StoreReader},
 };

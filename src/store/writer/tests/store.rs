@@ -57,7 +57,9 @@ async fn without_a_directory_the_same_commands_are_executed_in_memory() {
         3
     );
     let session = SessionId::new("s").unwrap();
-    let (_, in_memory) = log.erase(&mut [session.clone()].into(), &BTreeSet::new());
+    let sessions = [session.clone()].into();
+    let mut scope = ErasureScope { sessions, ..ErasureScope::default() };
+    let in_memory = log.erase(&mut scope, &BTreeSet::new());
     assert_eq!(
         in_memory + handle.erase(product(), VisitorId::Session(session)).await.unwrap(),
         in_memory + 2,

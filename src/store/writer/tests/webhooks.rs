@@ -341,7 +341,9 @@ fn erasing_a_session_takes_its_dead_letters_too() {
         )
         .unwrap();
     let session = SessionId::new("s").unwrap();
-    let (_, in_memory) = harness.log.erase(&mut [session.clone()].into(), &BTreeSet::new());
+    let sessions = [session.clone()].into();
+    let mut scope = ErasureScope { sessions, ..ErasureScope::default() };
+    let in_memory = harness.log.erase(&mut scope, &BTreeSet::new());
     assert_eq!(in_memory, 0, "the store has them");
     let erased = harness.writer.handle.erase(product(), VisitorId::Session(session));
     harness.writer.run_round();
